@@ -200,7 +200,7 @@ class _Reader:
             if name in _BY_NAME:
                 givens[name] = _Given(parse_value(_BY_NAME[name], raw, where), where)
             elif name not in self.other_names:
-                raise unknown_name(name, {*_BY_NAME, *self.other_names, "versions"}, where)
+                raise unknown_name(str(name), {*_BY_NAME, *self.other_names, "versions"}, where)
         return givens
 
 

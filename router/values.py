@@ -146,8 +146,9 @@ def parse_value(setting: Setting, raw: object, where: str = "") -> Any:
 def unknown_name(name: str, known: Iterable[str], where: str = "") -> SettingsError:
     """The error for a setting that does not exist, with the nearest name that does. Its value stays out: a misspelt
     `primary_key` is a key all the same."""
-    near = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    spellings = {spelling.lower(): spelling for spelling in sorted(known)}
+    near = difflib.get_close_matches(name.lower(), spellings, n=1, cutoff=0.6)
+    hint = f"; did you mean {spellings[near[0]]}?" if near else ""
     return SettingsError(name, None, f"no such setting{hint}", where)
 
 

@@ -1,0 +1,271 @@
+"""Settings of the router process itself.
+
+Lives here: their table (`ROUTER_SETTINGS`) and how defaults, the file's `router:` section, the environment and flags
+are laid over one another. Must not live here: settings of services (`service_settings`), reading of files
+(`cluster.local.file`), command-line syntax (`cli`).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
+
+ENVIRONMENT_PREFIX = "AZUREML_FE_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSettings:
+    """What the processes of one router go by; each field is explained in `ROUTER_SETTINGS`.
+
+    `workers` is None where the number follows the CPU quota; `access_log` is the share of requests that are logged.
+    """
+
+    host: str
+    port: int
+    admin_host: str
+    admin_port: int
+    peer_port: int
+    workers: int | None
+    state_dir: Path
+    log_level: str
+    access_log: float
+    server_timing: bool
+    max_payload_bytes: int
+    max_head_bytes: int
+    max_headers: int
+    max_client_connections: int
+    client_head_timeout_seconds: float
+    client_body_timeout_seconds: float
+    body_min_rate_bytes: int
+    client_idle_timeout_seconds: float
+    connect_timeout_ms: int
+    replica_idle_connection_seconds: float
+    drain_seconds: float
+
+
+def _router(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
+    return Setting(name=name, kind=kind, scope=Scope.ROUTER, about=about, **facts)
+
+
+_HOST: dict[str, Any] = {"pattern": r"[^\s/]{1,255}", "pattern_means": "an address or a host name"}
+
+ROUTER_SETTINGS: tuple[Setting, ...] = (
+    _router("host", Kind.TEXT, "Address that clients connect to.", default="127.0.0.1", flag=True, **_HOST),
+    _router(
+        "port",
+        Kind.INT,
+        "Port that clients connect to; 0 picks a free one.",
+        default=8080,
+        maximum=65535,
+        flag=True,
+    ),
+    _router("admin_host", Kind.TEXT, "Address of metrics, health and status.", default="127.0.0.1", **_HOST),
+    _router(
+        "admin_port",
+        Kind.INT,
+        "Port of metrics, health and status; 0 picks a free one.",
+        default=9090,
+        maximum=65535,
+        flag=True,
+    ),
+    _router("peer_port", Kind.INT, "Port for other router pods.", default=9091, maximum=65535, flag=True),
+    _router(
+        "workers",
+        Kind.INT,
+        "Processes that forward requests.",
+        default_means="CPU quota",
+        minimum=1,
+        maximum=1024,
+        flag=True,
+    ),
+    _router(
+        "state_dir",
+        Kind.TEXT,
+        "Folder of generated keys and other state; in a file, relative to that file.",
+        default_means="`$XDG_STATE_HOME/azureml-fe`, else `~/.local/state/azureml-fe`",
+        pattern=r"[^\x00]+",
+        pattern_means="a path",
+        flag=True,
+    ),
+    _router(
+        "log_level",
+        Kind.TEXT,
+        "Least severe messages that are logged.",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        flag=True,
+    ),
+    _router(
+        "access_log",
+        Kind.RATE,
+        "Share of the requests that are logged, one line each.",
+        default=0.0,
+        default_means="off",
+        flag=True,
+    ),
+    _router("server_timing", Kind.BOOL, "Answers say in Server-Timing where their time went.", default=True),
+    _router(
+        "max_payload_bytes",
+        Kind.INT,
+        "Largest request body, then 413.",
+        unit="bytes",
+        default=104_857_600,
+        minimum=1,
+        maximum=2**50,
+    ),
+    _router(
+        "max_head_bytes",
+        Kind.INT,
+        "Largest request line and headers together, then 431.",
+        unit="bytes",
+        default=65_536,
+        minimum=1024,
+        maximum=2**24,
+    ),
+    _router("max_headers", Kind.INT, "Most headers, then 431.", default=100, minimum=1, maximum=10_000),
+    _router(
+        "max_client_connections",
+        Kind.INT,
+        "Client connections that one router holds open.",
+        default=20_000,
+        minimum=1,
+    ),
+    _router(
+        "client_head_timeout_seconds",
+        Kind.FLOAT,
+        "Longest time for a request's head to arrive, then 408.",
+        unit="s",
+        default=10.0,
+        above=0,
+    ),
+    _router(
+        "client_body_timeout_seconds",
+        Kind.FLOAT,
+        "Longest silence within a request's body, then 408.",
+        unit="s",
+        default=30.0,
+        above=0,
+    ),
+    _router(
+        "body_min_rate_bytes",
+        Kind.INT,
+        "Slowest upload: a body may take client_body_timeout_seconds and one second for each such number of bytes "
+        "received, then 408.",
+        unit="bytes/s",
+        default=500,
+        minimum=1,
+    ),
+    _router(
+        "client_idle_timeout_seconds",
+        Kind.FLOAT,
+        "A client's connection without a request is closed after this time.",
+        unit="s",
+        default=75.0,
+        above=0,
+    ),
+    _router(
+        "connect_timeout_ms",
+        Kind.INT,
+        "Longest time to connect to a replica.",
+        unit="ms",
+        default=1000,
+        minimum=1,
+    ),
+    _router(
+        "replica_idle_connection_seconds",
+        Kind.FLOAT,
+        "An unused connection to a replica is closed after this time.",
+        unit="s",
+        default=60.0,
+    ),
+    _router(
+        "drain_seconds",
+        Kind.FLOAT,
+        "Time that open requests get to finish when the router stops.",
+        unit="s",
+        default=60.0,
+    ),
+)
+
+_BY_NAME = {setting.name: setting for setting in ROUTER_SETTINGS}
+
+# Kubernetes sets such variables for every Service of the namespace, and the router's own is called azureml-fe.
+_SERVICE_LINK_NAME = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://\S+")
+
+
+def environment_name(name: str) -> str:
+    """The environment variable of a setting: `AZUREML_FE_ADMIN_PORT` for `admin_port`."""
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+def flag_name(name: str) -> str:
+    """The flag of a setting that has one: `--admin-port` for `admin_port`."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_router_values(mapping: Mapping[str, object], locate: Callable[[str], str]) -> dict[str, Any]:
+    """Typed values of a mapping by setting names; `locate` says where a name's value was written.
+
+    Raises `SettingsError` for an unknown name or a value outside its limits.
+    """
+    values: dict[str, Any] = {}
+    for name, raw in mapping.items():
+        if name not in _BY_NAME:
+            raise unknown_name(name, _BY_NAME, locate(name))
+        values[name] = parse_value(_BY_NAME[name], raw, locate(name))
+    return values
+
+
+def load_settings(
+    *,
+    environ: Mapping[str, str],
+    file: Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> RouterSettings:
+    """Settings from defaults, overridden by `file` (the `router:` section), that by `environ`, that by `flags`.
+
+    `environ` also gives the user's folders for the default of `state_dir`. Variables without the `AZUREML_FE_` prefix
+    and those that Kubernetes makes for Services are passed over. Raises `SettingsError`.
+    """
+    values: dict[str, Any] = {setting.name: setting.default for setting in ROUTER_SETTINGS}
+    values |= parse_router_values(file or {}, lambda _: "router section")
+    values |= _from_environment(environ)
+    values |= parse_router_values(flags or {}, lambda name: f"flag {flag_name(name)}")
+    values["state_dir"] = _state_dir(values["state_dir"], environ)
+    return _check_ports(RouterSettings(**values))
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    names = {environment_name(setting.name): setting for setting in ROUTER_SETTINGS}
+    values: dict[str, Any] = {}
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if variable in names:
+            if not (variable.endswith("_PORT") and _SERVICE_LINK_VALUE.fullmatch(text)):
+                setting = names[variable]
+                values[setting.name] = parse_value(setting, text, f"environment {variable}")
+        elif not _SERVICE_LINK_NAME.fullmatch(variable.removeprefix(ENVIRONMENT_PREFIX)):
+            raise unknown_name(variable, names, "environment")
+    return values
+
+
+def _state_dir(given: str | None, environ: Mapping[str, str]) -> Path:
+    if given is not None:
+        try:
+            return Path(given).expanduser()
+        except RuntimeError as error:
+            raise SettingsError("state_dir", given, "must not begin with the home of an unknown user") from error
+    base = environ.get("XDG_STATE_HOME", "")
+    # The XDG base directory specification says to ignore a relative path.
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "state") / "azureml-fe"
+
+
+def _check_ports(settings: RouterSettings) -> RouterSettings:
+    if settings.port and (settings.host, settings.port) == (settings.admin_host, settings.admin_port):
+        raise SettingsError("admin_port", settings.admin_port, "must differ from port")
+    return settings
