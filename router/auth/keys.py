@@ -1,0 +1,32 @@
+"""Key authentication: is this Authorization header one of a service's two keys?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hmac import compare_digest
+
+_SCHEME = b"bearer "
+CHALLENGE = 'Bearer realm="azureml-fe"'
+INVALID_CHALLENGE = 'Bearer realm="azureml-fe", error="invalid_token"'  # RFC 6750 section 3.1
+
+
+class KeyCheck:
+    """Checks keys in constant time: every key of the service is compared, whichever matches and however early."""
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, keys: Iterable[str | None]) -> None:
+        self._keys = tuple(key.encode() for key in keys if key)
+
+    def __repr__(self) -> str:
+        return f"KeyCheck({len(self._keys)} keys)"
+
+    def allows(self, authorization: bytes | None) -> bool:
+        """Whether the value of an Authorization header carries one of the keys."""
+        if authorization is None or authorization[:7].lower() != _SCHEME:
+            return False
+        given = authorization[7:].strip(b" \t")
+        found = False
+        for key in self._keys:
+            found |= compare_digest(given, key)
+        return found

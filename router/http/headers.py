@@ -1,0 +1,120 @@
+"""Which header goes where. Lives here: the rules for each name. Not here: parsing (llhttp) and connections.
+
+A header is one of three things: passed on as it is, dropped, or kept aside because the router itself reads or rewrites
+it. The answer for a name as it was spelt is remembered, so that the common case costs one dictionary look-up.
+
+Sources: RFC 9110 section 7.6.1 (hop-by-hop fields), RFC 9112 sections 6 and 7 (message framing), the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+PASS = b""
+DROP = b"-"
+UNDERSCORE = b"_"
+
+# Hop-by-hop by definition, whether or not Connection names them.
+_HOP_BY_HOP = frozenset((b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te"))
+_FRAMING = frozenset((b"connection", b"content-length", b"transfer-encoding", b"upgrade"))
+
+# The router makes these itself; what a client or a replica says in them would be taken for the router's word.
+_REQUEST_KEPT = _FRAMING | {
+    b"authorization",
+    b"azureml-model-deployment",
+    b"expect",
+    b"host",
+    b"origin",
+    b"access-control-request-method",
+    b"traceparent",
+    b"x-forwarded-for",
+    b"x-ms-client-request-id",
+}
+_REQUEST_DROPPED = _HOP_BY_HOP | {b"x-forwarded-host", b"x-forwarded-proto", b"x-ms-request-id", b"x-request-id"}
+_ANSWER_KEPT = _FRAMING
+_ANSWER_DROPPED = _HOP_BY_HOP | {
+    b"azureml-fe-error",
+    b"azureml-model-deployment",
+    b"x-ms-client-request-id",
+    b"x-ms-request-id",
+    b"x-request-id",
+}
+
+# Fields that must never arrive after the body (RFC 9110 section 6.5.1): framing, routing, authentication, and ours.
+_NOT_IN_TRAILERS = (
+    _FRAMING
+    | _REQUEST_KEPT
+    | _REQUEST_DROPPED
+    | _ANSWER_DROPPED
+    | {
+        b"content-encoding",
+        b"content-range",
+        b"content-type",
+        b"cache-control",
+        b"set-cookie",
+        b"trailer",
+        b"www-authenticate",
+    }
+)
+
+_REMEMBERED_NAMES = 4096  # bounds the memory that clients with ever new header names could claim
+
+
+class HeaderKinds:
+    """What to do with a header, by its name as spelt: `PASS`, `DROP`, `UNDERSCORE`, or its lower-case name if kept."""
+
+    __slots__ = ("_dropped", "_kept", "known")
+
+    def __init__(self, kept: Iterable[bytes], dropped: Iterable[bytes]) -> None:
+        self._kept = frozenset(kept)
+        self._dropped = frozenset(dropped)
+        self.known: dict[bytes, bytes] = {}
+
+    def classify(self, name: bytes) -> bytes:
+        """Work out, and remember, the kind of a name that is not in `known`."""
+        lower = name.lower()
+        if lower in self._kept:
+            kind = lower
+        elif lower in self._dropped:
+            kind = DROP
+        elif b"_" in name:
+            kind = UNDERSCORE
+        else:
+            kind = PASS
+        if len(self.known) < _REMEMBERED_NAMES and len(name) <= 64:
+            self.known[name] = kind
+        return kind
+
+
+def request_kinds() -> HeaderKinds:
+    """The rules for what a client sends. One object per worker."""
+    return HeaderKinds(_REQUEST_KEPT, _REQUEST_DROPPED)
+
+
+def answer_kinds() -> HeaderKinds:
+    """The rules for what a replica sends. One object per worker."""
+    return HeaderKinds(_ANSWER_KEPT, _ANSWER_DROPPED)
+
+
+def may_be_trailer(name: bytes) -> bool:
+    """Whether a field may follow the body."""
+    return name.lower() not in _NOT_IN_TRAILERS and b"_" not in name
+
+
+def connection_options(value: bytes) -> frozenset[bytes]:
+    """The options of a Connection header, lower-case."""
+    return frozenset(option for part in value.split(b",") if (option := part.strip().lower()))
+
+
+def without_fields(parts: list[bytes], names: frozenset[bytes]) -> list[bytes]:
+    """Drop fields from a list of (b"\\r\\n", name, b": ", value) groups that follow its first element."""
+    kept = parts[:1]
+    for start in range(1, len(parts), 4):
+        if parts[start + 1].lower() not in names:
+            kept += parts[start : start + 4]
+    return kept
+
+
+def is_chunked(value: bytes) -> bool:
+    """Whether a Transfer-Encoding is the one coding that this router speaks."""
+    return value.strip().lower() == b"chunked"
