@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Mapping, Set
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TextIO
 
 REDACTED = "[redacted]"
@@ -62,7 +63,13 @@ def set_level(level: int | str) -> None:
 
 def rfc3339(epoch: float) -> str:
     """Seconds since the epoch as RFC 3339 in UTC with milliseconds: `2024-05-01T12:00:00.250Z`."""
-    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    second = int(epoch)
+    return f"{_rfc3339_second(second)}.{int((epoch - second) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=2)  # the access log asks thousands of times within one second
+def _rfc3339_second(epoch: int) -> str:
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class JsonFormatter(logging.Formatter):
