@@ -25,6 +25,7 @@ __all__ = [
     "Version",
     "VersionKey",
     "parse_service",
+    "place_text",
 ]
 
 VersionKey = tuple[str, str]
@@ -161,6 +162,12 @@ def parse_service(
     return Service(name=name, versions=_settle_default(reader, versions), **values)
 
 
+def place_text(source: str, service: str, path: SettingPath) -> str:
+    """What errors say of the value at `path` of a service: `models.yaml, line 7: service iris, version blue`."""
+    version = f", version {path[1]}" if path[:1] == ("versions",) and len(path) > 1 else ""
+    return (f"{source}: " if source else "") + f"service {service}{version}"
+
+
 _SERVICE_NAMES = frozenset(setting.name for setting in SERVICE_SETTINGS)
 _VERSION_NAMES = frozenset(setting.name for setting in VERSION_SETTINGS)
 _BY_NAME = {setting.name: setting for setting in (*SERVICE_SETTINGS, *VERSION_SETTINGS)}
@@ -189,9 +196,7 @@ class _Reader:
         return self.locate(path) if self.locate else self.where
 
     def place(self, path: SettingPath) -> str:
-        version = f", version {path[1]}" if path[:1] == ("versions",) and len(path) > 1 else ""
-        source = self.source(path)
-        return (f"{source}: " if source else "") + f"service {self.service}{version}"
+        return place_text(self.source(path), self.service, path)
 
     def read(self, mapping: Mapping[str, object], path: SettingPath) -> _Givens:
         givens: _Givens = {}

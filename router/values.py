@@ -67,7 +67,7 @@ class Setting:
     """The facts of one setting: what the parser checks and the documentation prints.
 
     `minimum` and `maximum` are inclusive, `above` is an exclusive minimum; all three are in `unit`. `pattern` must
-    match a whole text, or each item of a list, and `pattern_means` says so in words.
+    match a whole text, each item of a list or each name of a mapping, and `pattern_means` says so in words.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Setting:
             case Kind.LIST:
                 return f"a list of {self.pattern_means}"
             case Kind.MAPPING:
-                return "a mapping of names to text"
+                return f"a mapping of {self.pattern_means} to text"
         return "one of " + ", ".join(self.choices) if self.choices else self.pattern_means
 
     @property
@@ -205,6 +205,8 @@ def _within_limits(setting: Setting, value: Any) -> bool:
             if setting.above is not None:
                 return bool(setting.above < value <= setting.maximum)
             return bool(setting.minimum <= value <= setting.maximum)
+        case Kind.MAPPING:
+            return all(re.fullmatch(setting.pattern, name) for name in value)
         case Kind.TEXT | Kind.LIST:
             texts = (value,) if setting.kind is Kind.TEXT else value
             if setting.choices:
