@@ -1,0 +1,158 @@
+"""The command `azureml-fe`: its syntax, its exit codes and how errors are shown.
+
+Lives here: one small handler for each command, which calls the part that does the work. Must not live here: that work.
+Parts are imported by the handler that needs them, so that `check` and `--help` load no event loop.
+
+Exit codes: 0 done, 1 failed while running, 2 bad usage or settings. An error is one line on standard error.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from router import __version__
+from router.cluster.local.file import Launch, LocalConfig, load_local
+from router.services import Service, Version
+from router.settings import ROUTER_SETTINGS, flag_name, parse_router_values
+from router.values import Kind, SettingsError
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+_METAVARS = {Kind.INT: "N", Kind.RATE: "on|off|RATE"}
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+class _UsageError(Exception):
+    """Bad words on the command line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage text before it."""
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__(**facts)
+        # A flag added later must not change what an abbreviation in someone's script means.
+        self.allow_abbrev = False
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` is the command line without the program, by default the process's own. Returns the exit
+    code. `--help` and `--version` raise `SystemExit`, as argparse has it."""
+    try:
+        arguments = _parser().parse_args(argv)
+        handler: Handler = arguments.handler
+        return handler(arguments)
+    except (SettingsError, _UsageError) as error:
+        _complain(str(error))
+        return EXIT_USAGE
+    except OSError as error:
+        _complain(str(error))
+        return EXIT_FAILED
+
+
+def _complain(message: str) -> None:
+    print("azureml-fe:", " ".join(message.split()), file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="azureml-fe", description="An inference router in front of deployed models.")
+    parser.add_argument("--version", action="version", version=f"azureml-fe {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    local = commands.add_parser(
+        "local",
+        help="serve models on this machine",
+        description="Start the replicas that FILE describes on this machine and route requests to them.",
+    )
+    local.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="the services; the shipped example without it"
+    )
+    _add_shared_flags(local)
+    local.set_defaults(handler=_local)
+
+    check = commands.add_parser(
+        "check", help="validate settings", description="Validate FILE and say what it sets up; nothing is started."
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="the services")
+    check.set_defaults(handler=_check)
+    return parser
+
+
+def _add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    flags = parser.add_argument_group("settings of the router", "Each overrides the environment and FILE.")
+    for setting in ROUTER_SETTINGS:
+        if setting.flag:
+            default = setting.default_means.replace("`", "") or setting.default
+            flags.add_argument(
+                flag_name(setting.name),
+                dest=setting.name,
+                metavar=_METAVARS.get(setting.kind, setting.name.rpartition("_")[2].upper()),
+                default=argparse.SUPPRESS,
+                help=f"{setting.about} Allowed: {setting.range_text}; default: {default}".replace("%", "%%"),
+            )
+
+
+def _local(arguments: argparse.Namespace) -> int:
+    given = {setting.name: getattr(arguments, setting.name) for setting in ROUTER_SETTINGS if setting.name in arguments}
+    flags = parse_router_values(given, lambda name: f"flag {flag_name(name)}")
+
+    from router.supervisor import run_local
+
+    return run_local(arguments.file, flags)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    for line in _summary(load_local(arguments.file)):
+        print(line)
+    return EXIT_DONE
+
+
+def _summary(config: LocalConfig) -> list[str]:
+    """What a local file sets up, in a few lines for people; no key or argument is shown."""
+    lines = []
+    for service in config.services.values():
+        lines.append(f"service {service.name}: {_authentication(service)}")
+        for version, share in service.shares():
+            launch = config.launches[service.name, version.name]
+            facts = (f"{share} % of traffic", _scaling(version, launch), _concurrency(version), _launching(launch))
+            lines.append(f"  version {version.name}: {'; '.join(facts)}")
+    return lines
+
+
+def _authentication(service: Service) -> str:
+    if service.token_auth_enabled:
+        return "tokens"
+    if not service.auth_enabled:
+        return "no authentication"
+    keys = (("primary", service.primary_key), ("secondary", service.secondary_key))
+    return "keys (" + ", ".join(f"{name} {'given' if key else 'generated'}" for name, key in keys) + ")"
+
+
+def _scaling(version: Version, launch: Launch) -> str:
+    if launch.addresses:
+        return f"{len(launch.addresses)} replicas, not scaled"
+    if not version.autoscale_enabled:
+        return f"{version.num_replicas} replicas"
+    least, most = version.autoscale_min_replicas, version.autoscale_max_replicas
+    return f"{least} to {most} replicas at {version.autoscale_target_utilization} % utilization"
+
+
+def _concurrency(version: Version) -> str:
+    limit = version.replica_max_concurrent_requests
+    return f"at most {limit} at a time each" if limit else "any number of requests at a time each"
+
+
+def _launching(launch: Launch) -> str:
+    if launch.entry_script:
+        return f"entry script {launch.entry_script}"
+    if launch.command:
+        return f"command {launch.command[0]}"
+    return "at " + ", ".join(f"{host}:{port}" for host, port in launch.addresses)
