@@ -90,7 +90,10 @@ def registry(read: Callable[[], MetricsView]) -> CollectorRegistry:
 
 def exposition(view: MetricsView, accept: str) -> tuple[bytes, str]:
     """Body and content type of a scrape: OpenMetrics or Prometheus text, as the header `Accept` asks."""
-    encoder, content_type = choose_encoder(accept)
+    try:
+        encoder, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a format version that is not made of numbers
+        encoder, content_type = choose_encoder("")
     return encoder(registry(lambda: view)), content_type
 
 

@@ -175,7 +175,9 @@ def test_open_metrics_is_served_to_who_asks_for_it_and_is_valid() -> None:
     assert body.endswith(b"# EOF\n")
 
 
-@pytest.mark.parametrize("accept", ["", "*/*", "text/html"])
+@pytest.mark.parametrize(
+    "accept", ["", "*/*", "text/html", "text/plain; version=new", "application/openmetrics-text; version=x"]
+)
 def test_text_is_served_to_everyone_else(accept: str) -> None:
     _, content_type = exposition(view(GatewayCounters()), accept)
     assert content_type.startswith("text/plain")
