@@ -114,7 +114,7 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
         unit="bytes",
         default=104_857_600,
         minimum=1,
-        maximum=2**50,
+        maximum=2**40,
     ),
     _router(
         "max_head_bytes",

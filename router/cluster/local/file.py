@@ -54,7 +54,7 @@ LAUNCH_SETTINGS: tuple[Setting, ...] = (
     _launch(
         "environment",
         Kind.MAPPING,
-        "Environment variables of the replica, added to the router's own; a version adds to those of its service.",
+        "Environment variables that its replicas get; a version adds to those of its service.",
         default={},
         default_means="none",
         pattern=r"[A-Za-z_][A-Za-z0-9_]*",

@@ -1,0 +1,125 @@
+"""`docs/settings.md`, made from the tables of settings: `python -m router.settings_doc > docs/settings.md`.
+
+Lives here: how the tables are printed. Must not live here: a fact about a setting.
+"""
+
+from collections.abc import Iterable
+
+from router.cluster.local.file import LAUNCH_SETTINGS
+from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
+from router.settings import ROUTER_SETTINGS, environment_name, flag_name
+from router.values import LARGEST_NUMBER, Setting
+
+_INTRODUCTION = f"""\
+# Settings
+
+Made by `python -m router.settings_doc` from the tables that the router itself checks values against.
+
+A number without an upper limit here is at most {LARGEST_NUMBER}. Written as text (annotations, environment variables,
+flags) a number has digits and at most one point (`70`, `0.5`; not `+70`, `1_000`, `1e3`), a bool is `true` or `false`.
+A value that breaks a rule is refused with its place, its limits and, for an unknown name, the nearest known one.
+"Extension" marks what goes beyond Azure ML's SDK.
+"""
+
+_SERVICE_RULES = """\
+`auth_enabled: true` and `token_auth_enabled: true` exclude each other.
+"""
+
+_VERSION_RULES = """\
+In a service with `versions`, what stands beside them is a default for each version. A version that sets `num_replicas`
+inherits no `autoscale_*`, one that sets `autoscale_*` inherits no `num_replicas`; `traffic_percentile` and `is_default`
+are set within a version only.
+
+- `autoscale_enabled: true` with `num_replicas`, `autoscale_enabled: false` without it, and any other `autoscale_*`
+  while autoscaling is off are errors.
+- `autoscale_min_replicas` must not exceed `autoscale_max_replicas`; a limit of CPU or memory must not be below its
+  request.
+- One version is the default: the one with `is_default: true`, else the first. It gets the traffic that the others
+  leave, whatever its own `traffic_percentile`; the others may claim 100 percent together. A=20 (default) alone: A gets
+  100. Add B=10: 90 and 10. Make B=40 and the default: A 20, B 80.
+- Names of services and versions: 1 to 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit.
+"""
+
+_LAUNCH_RULES = """\
+Each version in a local file has exactly one of `entry_script`, `command` and `addresses`, its own or its service's.
+With `addresses`, `num_replicas` and `autoscale_*` are errors. In the file every scalar is read as text, so that `0123`
+and `no` stay what they are; a name given twice, a YAML tag, or a file above 1 MiB is an error.
+"""
+
+_ROUTER_RULES = """\
+A flag overrides the environment, which overrides the `router:` section of the file. Variables that Kubernetes makes
+for a Service called `azureml-fe` (`AZUREML_FE_SERVICE_HOST`, `AZUREML_FE_PORT=tcp://...`) are passed over; another
+unknown `AZUREML_FE_` variable is an error.
+"""
+
+
+def render() -> str:
+    """The whole text of `docs/settings.md`."""
+    sections = (
+        _INTRODUCTION,
+        "## A service",
+        _SERVICE_RULES,
+        _table(SERVICE_SETTINGS),
+        "## A version of a service",
+        _VERSION_RULES,
+        _table(VERSION_SETTINGS),
+        "## How a version is launched (local file)",
+        _LAUNCH_RULES,
+        _table(LAUNCH_SETTINGS),
+        "## The router",
+        _ROUTER_RULES,
+        _router_table(),
+    )
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def _table(settings: Iterable[Setting]) -> str:
+    head = ("Setting", "Meaning", "Unit", "Default", "Allowed")
+    rows = (
+        (f"`{setting.name}`", _plain(setting.about), setting.unit, _default(setting), _plain(setting.range_text))
+        for setting in settings
+    )
+    return _rows(head, rows)
+
+
+def _router_table() -> str:
+    head = ("In the file", "Environment", "Flag", "Meaning", "Unit", "Default", "Allowed")
+    rows = (
+        (
+            f"`{setting.name}`",
+            f"`{environment_name(setting.name)}`",
+            f"`{flag_name(setting.name)}`" if setting.flag else "",
+            _plain(setting.about),
+            setting.unit,
+            _default(setting),
+            _plain(setting.range_text),
+        )
+        for setting in ROUTER_SETTINGS
+    )
+    return _rows(head, rows)
+
+
+def _rows(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _default(setting: Setting) -> str:
+    if setting.default_means:
+        return setting.default_means
+    match setting.default:
+        case None | ():
+            return "none"
+        case bool():
+            return str(setting.default).lower()
+        case int() | float():
+            return f"{setting.default:.15g}"
+    return f"`{setting.default}`"
+
+
+def _plain(text: str) -> str:
+    return text.replace("*", r"\*").replace("|", r"\|")
+
+
+if __name__ == "__main__":
+    print(render(), end="")
