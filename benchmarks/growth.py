@@ -1,0 +1,85 @@
+"""Cost as load grows: throughput and memory of the router with 1 to 1,000 services and with 1 to 1,000 replicas.
+
+wrk sends to every service in turn over 32 connections. Each replica is a loopback address of its own, all served by one
+nginx, so that the work behind the router is the same in every cell. Rounds are interleaved.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from benchmarks.harness.backends import loopback_addresses, nginx_backend
+from benchmarks.harness.engines import Running, Target, running
+from benchmarks.harness.session import Session, parser, session
+from benchmarks.harness.wrk import measure, script, verify
+
+ENGINES: Final = ("router",)
+CONNECTIONS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How many services the router knows, and how many replicas each has."""
+
+    services: int
+    replicas: int
+
+
+SHAPES: Final = (Shape(1, 1), Shape(10, 1), Shape(1000, 1), Shape(1, 10), Shape(1, 100), Shape(1, 1000))
+QUICK_SHAPES: Final = (Shape(1, 1), Shape(10, 1), Shape(1, 10))
+
+
+def memory(engine: Running) -> dict[str, int]:
+    """Bytes of the main process (the supervisor) and of all it started (the workers); nothing on the direct path."""
+    if engine.child is None:
+        return {}
+    main, *others = [process.memory_full_info() for process in engine.child.tree()]
+    return {
+        "main_rss": main.rss,
+        "main_pss": main.pss,
+        "workers": len(others),
+        "workers_rss": sum(info.rss for info in others),
+        "workers_pss": sum(info.pss for info in others),
+    }
+
+
+def measure_shape(name: str, shape: Shape, port: int, current: Session) -> dict[str, object]:
+    """One engine in one shape, one round."""
+    hosts = loopback_addresses(shape.replicas)
+    target = Target(
+        backends=tuple(f"{host}:{port}" for host in hosts),
+        key=current.key,
+        services=tuple(f"bench{number}" for number in range(shape.services)),
+    )
+    lua = script(current.directory, target, cycle=True)
+    with running(name, target, cpus=current.cpus, directory=current.directory) as engine:
+        verify(engine, target)
+        measure(engine, target, lua=lua, connections=CONNECTIONS, seconds=1, cpus=current.cpus)
+        rate = measure(engine, target, lua=lua, connections=CONNECTIONS, seconds=current.seconds, cpus=current.cpus)
+        return {**asdict(shape), "ready_seconds": engine.ready_seconds, **asdict(rate), **memory(engine)}
+
+
+def main() -> None:
+    """Command line."""
+    parsed = parser(__doc__, engines=ENGINES, rounds=3, seconds=3).parse_args()
+    shapes = QUICK_SHAPES if parsed.quick else SHAPES
+    hosts = loopback_addresses(max(shape.replicas for shape in shapes))
+    with (
+        session("growth", parsed) as current,
+        nginx_backend(cpus=current.cpus, directory=current.directory, hosts=hosts) as port,
+    ):
+        cells: list[dict[str, object]] = []
+        for number in range(1, current.rounds + 1):
+            current.say(f"round {number} of {current.rounds}")
+            for name in current.engines:
+                for shape in shapes:
+                    found = measure_shape(name, shape, port, current)
+                    cells.append({"round": number, "engine": name, **found})
+                    current.say(
+                        f"  {name:8} {shape.services:5} services, {shape.replicas:5} replicas each: "
+                        f"{found['requests_per_second']:9,.0f} requests/s"
+                    )
+        current.store(cells)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Child processes of a benchmark: started on given CPUs, watched, measured as whole trees, ended without remainder.
+
+Nothing here knows what the processes do.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+STOP_SECONDS = 15.0  # more than the router's drain of idle connections takes
+LOG_TAIL_BYTES = 4_000
+
+
+class BenchmarkError(RuntimeError):
+    """Something could not be started or measured; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpus:
+    """Which CPUs the engine under test has, and which back-end, load generator and harness share."""
+
+    engine: tuple[int, ...]
+    load: tuple[int, ...]
+
+    @classmethod
+    def choose(cls, pin: bool) -> "Cpus":
+        """The first usable CPU for the engine, the others for the load; no split when off or when there is just one."""
+        usable = tuple(sorted(os.sched_getaffinity(0)))
+        return cls(usable[:1], usable[1:]) if pin and len(usable) > 1 else cls(usable, usable)
+
+    def __str__(self) -> str:
+        if self.engine == self.load:
+            return f"no pinning: everything on CPUs {_join(self.engine)}"
+        return (
+            f"pinned with taskset: the engine under test (all its processes) on CPU {_join(self.engine)}; "
+            f"back-end, load generator and harness on CPU {_join(self.load)}"
+        )
+
+
+def _join(cpus: Sequence[int]) -> str:
+    return ",".join(map(str, cpus))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a process tree: RSS counts shared pages in every process, PSS counts each page once."""
+
+    rss: int
+    pss: int
+
+
+class Child:
+    """A started process with whatever it starts itself."""
+
+    def __init__(self, name: str, popen: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.name = name
+        self.popen = popen
+        self.log = log
+        self.process = psutil.Process(popen.pid)
+
+    def tree(self) -> list[psutil.Process]:
+        """The process and its living descendants, itself first. Raises BenchmarkError when it has ended."""
+        self.check()
+        return [self.process, *self.process.children(recursive=True)]
+
+    def check(self) -> None:
+        """Raises BenchmarkError with the end of its log when the process has ended."""
+        code = self.popen.poll()
+        if code is not None:
+            tail = self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+            raise BenchmarkError(f"{self.name} ended with exit code {code}; its log ends:\n{tail}")
+
+    def memory(self) -> Memory:
+        """Memory of the whole tree now."""
+        infos = [process.memory_full_info() for process in self.tree()]
+        return Memory(sum(info.rss for info in infos), sum(info.pss for info in infos))
+
+    def reset_peaks(self) -> None:
+        """Make the kernel forget the tree's peak RSS; see clear_refs in proc(5)."""
+        for process in self.tree():
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+    def peak_rss(self) -> int:
+        """Sum of the processes' peak RSS since the reset, in bytes: never less than the peak of the sum."""
+        return sum(_peak(process.pid) for process in self.tree())
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds, user and system, that the living tree has used."""
+        times = [process.cpu_times() for process in self.tree()]
+        return float(sum(time.user + time.system for time in times))
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL for whatever of the tree is left after ``STOP_SECONDS``."""
+        if self.popen.poll() is None:
+            known = [self.process, *self.process.children(recursive=True)]
+            self.popen.terminate()
+            try:
+                self.popen.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+            for process in psutil.wait_procs(known, timeout=2)[1]:
+                process.kill()
+
+
+def _peak(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@contextmanager
+def started(
+    argv: Sequence[str], *, name: str, cpus: Sequence[int], directory: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Child]:
+    """Run ``argv`` on ``cpus`` for as long as the block lasts; its output goes to a file in ``directory``.
+
+    A session of its own keeps Ctrl-C away from it (the block ends it in order); ``setpriv`` ends it should the
+    harness be killed.
+    """
+    log = directory / f"{name}.log"
+    command = ["setpriv", "--pdeathsig", "TERM", "--", "taskset", "-c", _join(cpus), *argv]
+    with log.open("ab") as output:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+    child = Child(name, popen, log)
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+def run_json(argv: Sequence[str], *, job: str, cpus: Sequence[int], timeout: float) -> str:
+    """Run a load tool with ``job`` on its standard input; its output. Raises BenchmarkError when it fails."""
+    command = ["setpriv", "--pdeathsig", "TERM", "--", "taskset", "-c", _join(cpus), *argv]
+    try:
+        done = subprocess.run(command, input=job, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise BenchmarkError(f"{' '.join(argv)}: not done after {timeout:.0f} s") from error
+    if done.returncode:
+        raise BenchmarkError(f"{' '.join(argv)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def wait_until(ready: Callable[[], bool], *, child: Child, seconds: float) -> float:
+    """Wait until ``ready``; the seconds it took. Raises BenchmarkError when ``child`` ends first or time is up."""
+    start = time.monotonic()
+    while not ready():
+        child.check()
+        if time.monotonic() - start > seconds:
+            raise BenchmarkError(f"{child.name} is not ready after {seconds:.0f} s; see {child.log}")
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def leave_in_order() -> None:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that every block ends what it started."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        sys.exit(128 + signum)
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, leave)

@@ -1,0 +1,129 @@
+"""One benchmark's run: command line, CPUs, private directory, key, and the results on disk with their circumstances."""
+
+import argparse
+import json
+import os
+import platform
+import secrets
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from benchmarks.harness.engines import ENGINES, TEMPLATES, nginx_version, wrk_version
+from benchmarks.harness.processes import ROOT, BenchmarkError, Cpus, leave_in_order
+
+DEFAULT_OUT: Final = ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What a benchmark needs to know of its run. ``directory`` is private and vanishes at the end."""
+
+    benchmark: str
+    quick: bool
+    rounds: int
+    seconds: int
+    engines: tuple[str, ...]
+    out: Path
+    cpus: Cpus
+    directory: Path
+    key: str = field(repr=False)
+
+    def say(self, message: str) -> None:
+        """Progress, for who watches."""
+        print(message, flush=True)
+
+    def store(self, cells: Sequence[object], **more: object) -> Path:
+        """Write ``cells`` and what the report must know about the run to ``<out>/<benchmark>.json``."""
+        document = {
+            "benchmark": self.benchmark,
+            "command": command_line(),
+            "taken": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "quick": self.quick,
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "cpus": str(self.cpus),
+            "machine": machine(self.cpus),
+            "tools": {"back-end": nginx_version(), "load": wrk_version()},
+            "versions": {name: ENGINES[name].version() for name in self.engines},
+            "settings": {name: _settings(name) for name in self.engines},
+            **more,
+            "cells": cells,
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / f"{self.benchmark}.json"
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        self.say(f"results: {path}")
+        return path
+
+
+def _settings(engine: str) -> dict[str, str]:
+    return {name: (TEMPLATES / name).read_text() for name in ENGINES[engine].settings}
+
+
+def command_line() -> str:
+    """The command that is running, as one would type it."""
+    main = sys.modules["__main__"].__spec__
+    return shlex.join(["python", "-m", main.name if main else sys.argv[0], *sys.argv[1:]])
+
+
+def machine(cpus: Cpus) -> dict[str, str]:
+    """What the figures depend on."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return {
+        "CPU": f"{model}, {len({*cpus.engine, *cpus.load})} cores used",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+    }
+
+
+def parser(description: str, *, engines: Sequence[str], rounds: int, seconds: int) -> argparse.ArgumentParser:
+    """The arguments that every benchmark has."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    result.add_argument("--quick", action="store_true", help="smoke run of seconds: one short round, smaller numbers")
+    result.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where the JSON results go")
+    result.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds; the median is reported")
+    result.add_argument("--seconds", type=int, default=seconds, help="duration of one measurement")
+    result.add_argument("--engines", nargs="+", default=list(engines), choices=list(ENGINES), help="what to measure")
+    result.add_argument("--no-pin", action="store_true", help="do not give the engine a CPU of its own")
+    return result
+
+
+@contextmanager
+def session(benchmark: str, arguments: argparse.Namespace) -> Iterator[Session]:
+    """Run a benchmark; a BenchmarkError becomes one line on standard error and exit code 1."""
+    leave_in_order()
+    cpus = Cpus.choose(pin=not arguments.no_pin)
+    os.sched_setaffinity(0, cpus.load)
+    try:
+        with tempfile.TemporaryDirectory(prefix="azureml-fe-benchmark-") as directory:
+            current = Session(
+                benchmark=benchmark,
+                quick=arguments.quick,
+                rounds=1 if arguments.quick else arguments.rounds,
+                seconds=1 if arguments.quick else arguments.seconds,
+                engines=tuple(arguments.engines),
+                out=arguments.out,
+                cpus=cpus,
+                directory=Path(directory),
+                key=secrets.token_urlsafe(24),
+            )
+            current.say(f"{benchmark}: {cpus}")
+            yield current
+    except BenchmarkError as error:
+        sys.exit(f"{benchmark}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

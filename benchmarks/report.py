@@ -1,0 +1,264 @@
+"""Write the measured figures into README.md, between its markers, and draw plots/throughput.png.
+
+Reads what the other scripts stored; measures nothing, and writes nothing that was not measured: a benchmark without
+results leaves its section as it is, and results of a ``--quick`` run are refused.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.harness.engines import ENGINES
+from benchmarks.harness.processes import ROOT
+from benchmarks.harness.session import DEFAULT_OUT
+
+README: Final = ROOT / "benchmarks" / "README.md"
+PLOT: Final = ROOT / "benchmarks" / "plots" / "throughput.png"
+FLOORS: Final = {"envoy": 1.25, "aiohttp": 4.0, "haproxy": 0.4}  # router/engine at 32 connections
+FLOOR_CONNECTIONS: Final = 32
+GROWTH_LIMIT_BYTES: Final = 64 * 2**20
+TOP_FUNCTIONS: Final = 20
+MIB: Final = 2**20
+
+Document = Mapping[str, Any]
+
+
+def values(document: Document, figure: str, **where: object) -> list[float]:
+    """A figure of every cell that fits, one per round."""
+    fits = [cell for cell in document["cells"] if all(cell[name] == value for name, value in where.items())]
+    return [float(cell[figure]) for cell in fits if cell.get(figure) is not None]
+
+
+def spread(found: list[float]) -> str:
+    """The median, and the lowest and highest round."""
+    return f"{median(found):,.0f} ({min(found):,.0f} to {max(found):,.0f})" if found else "-"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    ruler = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows))
+
+
+def rounds(document: Document) -> str:
+    """What the medians are of."""
+    return f"median of {document['rounds']} rounds of {document['seconds']} s"
+
+
+def engines(document: Document) -> list[str]:
+    """The engines measured, in the order of their table."""
+    measured = {cell["engine"] for cell in document["cells"]}
+    return [name for name in ENGINES if name in measured]
+
+
+def circumstances(document: Document) -> str:
+    """How the figures came about."""
+    machine = ", ".join(f"{name}: {value}" for name, value in document["machine"].items())
+    tools = ", ".join(f"{name}: {value}" for name, value in document["tools"].items())
+    versions = "; ".join(f"{name}: {value}" for name, value in document["versions"].items() if value != "-")
+    return (
+        f"Command: `{document['command']}`, {document['taken']}. {machine}. {tools}. CPUs: {document['cpus']}.\n"
+        f"Engines: {versions}."
+    )
+
+
+def throughput(document: Document) -> str:
+    """Requests per second and the floors."""
+    connections = sorted({cell["connections"] for cell in document["cells"]})
+
+    def rate(engine: str, count: int) -> float:
+        return median(values(document, "requests_per_second", engine=engine, connections=count))
+
+    names = engines(document)
+    rows = []
+    for name in names:
+        cells = [spread(values(document, "requests_per_second", engine=name, connections=n)) for n in connections]
+        cpu = values(document, "engine_cpu", engine=name, connections=FLOOR_CONNECTIONS)
+        ratios = [f"{rate('router', n) / rate(name, n):.2f}" for n in connections] if "router" in names else []
+        rows.append([ENGINES[name].title, *cells, f"{median(cpu):.0%}" if cpu else "-", *ratios])
+    header = ["engine", *(f"{n} connections" for n in connections), f"engine's CPU at {FLOOR_CONNECTIONS}"]
+    if "router" in names:
+        header += [f"router/engine at {n}" for n in connections]
+    text = f"Requests per second, {rounds(document)} (lowest to highest):\n\n" + table(header, rows)
+    if "router" in names and FLOOR_CONNECTIONS in connections:
+        floors = [
+            [ENGINES[name].title, f"{floor:.2f}", f"{rate('router', 32) / rate(name, 32):.2f}"]
+            for name, floor in FLOORS.items()
+            if name in names
+        ]
+        text += "\n\n" + table(["router against", "floor", "measured at 32 connections"], floors)
+    stolen = max(values(document, "stolen_cpu"))
+    return text + f"\n\nMost CPU time that a hypervisor kept back during one measurement: {stolen:.2f} s per second."
+
+
+def latency(document: Document) -> str:
+    """Latency and what each engine adds to it."""
+    rows = []
+    for name in engines(document):
+        row = [ENGINES[name].title]
+        for figure in ("p50", "p99"):
+            found = values(document, figure, engine=name)
+            direct = values(document, figure, engine="direct")
+            added = median(engine - path for engine, path in zip(found, direct, strict=True))
+            row += [f"{median(found):,.0f}", "-" if name == "direct" else f"{added:+,.0f}"]
+        rows.append(row)
+    header = ["engine", "p50, µs", "added p50, µs", "p99, µs", "added p99, µs"]
+    rate = document["cells"][0]["rate"]
+    text = f"At {rate:,} requests/s, {rounds(document)}:\n\n"
+    return text + table(header, rows)
+
+
+def bodies(document: Document) -> str:
+    """Bytes per second and memory growth."""
+    rows = []
+    for name in engines(document):
+        row = [ENGINES[name].title]
+        for direction in ("upload", "download"):
+            found = median(values(document, "bytes_per_second", engine=name, direction=direction))
+            nginx = values(document, "bytes_per_second", engine="nginx", direction=direction)
+            grown = values(document, "rss_growth", engine=name, direction=direction)
+            row += [f"{found / 1e6:,.0f}", f"{found / median(nginx):.2f}" if nginx else "-"]
+            row += [f"{max(grown) / MIB:.1f}" if grown else "-"]
+        rows.append(row)
+    columns = ("MB/s", "beside nginx", "memory growth, MiB")
+    header = ["engine", *(f"{direction}: {column}" for direction in ("upload", "download") for column in columns)]
+    text = f"16 at once, {document['cells'][0]['bytes']:,} bytes each; MB/s of all together, median of "
+    text += f"{document['rounds']} rounds; memory growth of the worst round:\n\n" + table(header, rows)
+    grown = values(document, "rss_growth", engine="router")
+    if grown:
+        limit = GROWTH_LIMIT_BYTES // MIB
+        text += f"\n\nThe router's memory grew by at most {max(grown) / MIB:.1f} MiB; the limit is {limit} MiB."
+    return text
+
+
+def growth(document: Document) -> str:
+    """Throughput and memory by services and replicas."""
+    cells = [cell for cell in document["cells"] if cell["engine"] == "router"]
+    shapes = list(dict.fromkeys((cell["services"], cell["replicas"]) for cell in cells))
+    services, replicas = shapes[0]
+    first = median(values(document, "requests_per_second", engine="router", services=services, replicas=replicas))
+    rows = []
+    for services, replicas in shapes:
+        where: dict[str, object] = {"engine": "router", "services": services, "replicas": replicas}
+        rates = values(document, "requests_per_second", **where)
+        ready = median(values(document, "ready_seconds", **where))
+        memory = [
+            f"{median(values(document, f'{who}_rss', **where)) / MIB:.0f} / "
+            f"{median(values(document, f'{who}_pss', **where)) / MIB:.0f}"
+            for who in ("main", "workers")
+        ]
+        row = [f"{services:,} x {replicas:,}", spread(rates), f"{median(rates) / first:.2f}", f"{ready:.1f}", *memory]
+        rows.append(row)
+    header = ["services x replicas", "requests/s", "of the first row", "ready after, s"]
+    header += ["supervisor RSS / PSS, MiB", "worker RSS / PSS, MiB"]
+    text = f"32 connections, {rounds(document)} (lowest to highest):\n\n"
+    return text + table(header, rows)
+
+
+def profile(document: Document) -> str:
+    """The functions with the most own time."""
+    cells = sorted(document["cells"], key=lambda cell: -float(cell["own"]))[:TOP_FUNCTIONS]
+    rows = [[f"`{cell['function']}`", f"{cell['own']:.1%}", f"{cell['cumulative']:.1%}"] for cell in cells]
+    text = (
+        f"{document['samples']:,} samples; {document['kernel_share']:.0%} of the worker's CPU time is kernel time.\n\n"
+    )
+    return text + table(["function", "own time", "cumulative"], rows)
+
+
+def settings(document: Document) -> str:
+    """Each engine's settings as they were; ``@NAME@`` is filled in by the harness."""
+    blocks = []
+    for name, files in document["settings"].items():
+        for file, text in files.items():
+            path = f"[`engines/{file}`](engines/{file})"
+            if file.endswith(".py"):
+                blocks.append(f"{ENGINES[name].title}: {path}")
+            else:
+                summary = f"<summary>{ENGINES[name].title}: engines/{file}</summary>"
+                blocks.append(f"<details>{summary}\n\n```\n{text.strip()}\n```\n\n</details>")
+    return "\n\n".join(blocks)
+
+
+SECTIONS: Final[Mapping[str, Callable[[Document], str]]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "bodies": bodies,
+    "growth": growth,
+    "profile": profile,
+}
+
+
+def replace(readme: str, section: str, text: str) -> str:
+    """Put ``text`` between the section's markers. Raises ValueError when README.md lacks them."""
+    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"README.md has no {begin} … {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def draw(document: Document, path: Path) -> None:
+    """Bars of requests per second, grouped by connections; whiskers from the lowest to the highest round."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    names = engines(document)
+    connections = sorted({cell["connections"] for cell in document["cells"]})
+    width = 0.8 / len(names)
+    colours = {"router": "#d1495b", "bare": "#e8a5ad", "direct": "#bbbbbb"}
+    others = iter(("#1f4e79", "#2e86ab", "#66a5c9", "#a9cce3"))
+    figure, axes = pyplot.subplots(figsize=(10, 5))
+    for index, name in enumerate(names):
+        rates = [values(document, "requests_per_second", engine=name, connections=n) for n in connections]
+        places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(connections))]
+        middles = [median(rate) for rate in rates]
+        reach = [
+            [middle - min(rate) for middle, rate in zip(middles, rates, strict=True)],
+            [max(rate) - middle for middle, rate in zip(middles, rates, strict=True)],
+        ]
+        colour = colours.get(name) or next(others)
+        axes.bar(places, middles, width * 0.92, yerr=reach, capsize=2, color=colour, label=ENGINES[name].title)
+    axes.set_xticks(range(len(connections)), [f"{n} connections" for n in connections])
+    axes.set_ylabel("requests/s")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_title("Small JSON POST through one worker or thread, same nginx behind all")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Command line."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    arguments.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where the JSON results are")
+    arguments.add_argument("--readme", type=Path, default=README, help="the file with the markers")
+    arguments.add_argument("--plot", type=Path, default=PLOT, help="the plot to draw")
+    parsed = arguments.parse_args()
+    readme = parsed.readme.read_text()
+    for section, write in SECTIONS.items():
+        path = parsed.out / f"{section}.json"
+        if not path.exists():
+            print(f"{section}: no results in {parsed.out}, left as it is")
+            continue
+        document = json.loads(path.read_text())
+        if document["quick"]:
+            sys.exit(f"{path}: results of a --quick run are not for the report")
+        readme = replace(readme, section, f"{circumstances(document)}\n\n{write(document)}")
+        if section == "throughput":
+            readme = replace(readme, "settings", settings(document))
+            draw(document, parsed.plot)
+        print(f"{section}: written")
+    parsed.readme.write_text(readme)
+
+
+if __name__ == "__main__":
+    main()
