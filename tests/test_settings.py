@@ -1,0 +1,162 @@
+"""Settings of the process: their defaults, which source wins, and what is refused."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from router.settings import ROUTER_SETTINGS, RouterSettings, environment_name, flag_name, load_settings
+from router.values import Kind, SettingsError
+
+SETTING_NAMES = [setting.name for setting in ROUTER_SETTINGS]
+
+
+def load(
+    environ: Mapping[str, str] | None = None,
+    file: Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> RouterSettings:
+    return load_settings(environ={"XDG_STATE_HOME": "/state"} | dict(environ or {}), file=file, flags=flags)
+
+
+def fault(
+    environ: Mapping[str, str] | None = None,
+    file: Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(environ, file, flags)
+    return str(caught.value)
+
+
+def test_defaults() -> None:
+    assert load() == RouterSettings(
+        host="127.0.0.1",
+        port=8080,
+        admin_host="127.0.0.1",
+        admin_port=9090,
+        peer_port=9091,
+        workers=None,
+        state_dir=Path("/state/azureml-fe"),
+        log_level="info",
+        access_log=0.0,
+        server_timing=True,
+        max_payload_bytes=104_857_600,
+        max_head_bytes=65_536,
+        max_headers=100,
+        max_client_connections=20_000,
+        client_head_timeout_seconds=10,
+        client_body_timeout_seconds=30,
+        body_min_rate_bytes=500,
+        client_idle_timeout_seconds=75,
+        connect_timeout_ms=1000,
+        replica_idle_connection_seconds=60,
+        drain_seconds=60,
+    )
+
+
+def test_every_field_has_a_setting_and_every_setting_a_field() -> None:
+    assert sorted(field.name for field in dataclasses.fields(RouterSettings)) == sorted(SETTING_NAMES)
+
+
+def test_flags_are_the_shared_ones() -> None:
+    assert {flag_name(setting.name) for setting in ROUTER_SETTINGS if setting.flag} == {
+        "--host",
+        "--port",
+        "--admin-port",
+        "--peer-port",
+        "--workers",
+        "--log-level",
+        "--access-log",
+        "--state-dir",
+    }
+
+
+def test_flag_overrides_environment_overrides_file_overrides_default() -> None:
+    file, environ, flags = {"port": "1"}, {"AZUREML_FE_PORT": "2"}, {"port": 3}
+    assert load(environ, file, flags).port == 3
+    assert load(environ, file).port == 2
+    assert load(file=file).port == 1
+
+
+@pytest.mark.parametrize("name", SETTING_NAMES)
+def test_every_setting_can_come_from_file_and_environment(name: str) -> None:
+    setting = next(setting for setting in ROUTER_SETTINGS if setting.name == name)
+    texts = {Kind.INT: "2048", Kind.FLOAT: "2.5", Kind.BOOL: "false", Kind.RATE: "0.25", Kind.TEXT: "elsewhere"}
+    text = {"workers": "3", "log_level": "error"}.get(name, texts[setting.kind])
+    by_file = load(file={name: text})
+    assert by_file == load({environment_name(name): text})
+    assert by_file != load()
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("host", ["", "a b", "http://x"]),
+        ("port", [-1, 65536, "80a"]),
+        ("workers", [0, "none", 1025]),
+        ("log_level", ["INFO", "trace"]),
+        ("access_log", ["sometimes", 2]),
+        ("max_payload_bytes", [0, "100MB"]),
+        ("max_head_bytes", [1023]),
+        ("max_headers", [0]),
+        ("client_head_timeout_seconds", [0, "inf"]),
+        ("body_min_rate_bytes", [0]),
+        ("connect_timeout_ms", [0, 1.5]),
+        ("drain_seconds", [-1]),
+        ("state_dir", ["", "a\0b"]),
+    ],
+)
+def test_limits(name: str, bad: list[object]) -> None:
+    for raw in bad:
+        assert f"router section: {name}" in fault(file={name: raw})
+
+
+def test_errors_name_the_source() -> None:
+    assert fault({"AZUREML_FE_PORT": "x"}) == (
+        "environment AZUREML_FE_PORT: port = 'x': must be a whole number from 0 to 65535"
+    )
+    assert fault(flags={"admin_port": "x"}).startswith("flag --admin-port: admin_port = 'x': must be")
+    assert fault(file={"prot": 1}) == "router section: prot: no such setting; did you mean port?"
+
+
+def test_unknown_variable_with_the_prefix_is_an_error_that_does_not_show_its_value() -> None:
+    message = fault({"AZUREML_FE_WORKER": "s3cret"})
+    assert message == "environment: AZUREML_FE_WORKER: no such setting; did you mean AZUREML_FE_WORKERS?"
+
+
+def test_other_variables_are_passed_over() -> None:
+    assert load({"PATH": "/bin", "AZUREML_MODEL_DIR": "/model", "PORT": "x"}) == load()
+
+
+def test_variables_that_kubernetes_makes_for_the_routers_own_service_are_passed_over() -> None:
+    links = {
+        "AZUREML_FE_SERVICE_HOST": "10.0.0.1",
+        "AZUREML_FE_SERVICE_PORT": "80",
+        "AZUREML_FE_SERVICE_PORT_HTTPS": "443",
+        "AZUREML_FE_PORT": "tcp://10.0.0.1:80",
+        "AZUREML_FE_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "AZUREML_FE_PORT_80_TCP_ADDR": "10.0.0.1",
+        "AZUREML_FE_PORT_80_TCP_PORT": "80",
+        "AZUREML_FE_PORT_80_TCP_PROTO": "tcp",
+        "AZUREML_FE_INT_HTTP_SERVICE_HOST": "10.0.0.2",
+        "AZUREML_FE_INT_HTTP_PORT": "tcp://10.0.0.2:9001",
+        "AZUREML_FE_INT_HTTP_PORT_9001_TCP_ADDR": "10.0.0.2",
+    }
+    assert load(links) == load()
+
+
+def test_clients_and_operators_need_two_ports() -> None:
+    assert fault(flags={"port": 9090}) == "admin_port = 9090: must differ from port"
+    assert load(flags={"port": 0, "admin_port": 0}).admin_port == 0
+    assert load(flags={"port": 9090, "host": "10.0.0.1"}).port == 9090
+
+
+def test_state_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_settings(environ={}).state_dir == Path("/home/me/.local/state/azureml-fe")
+    assert load({"XDG_STATE_HOME": "relative"}).state_dir == Path("/home/me/.local/state/azureml-fe")
+    assert load(file={"state_dir": "~/s"}).state_dir == Path("/home/me/s")
+    assert load(flags={"state_dir": "here"}).state_dir == Path("here")
+    assert "state_dir" in fault(file={"state_dir": "~nobody-of-that-name/s"})
