@@ -1,4 +1,4 @@
-"""Run every benchmark one after the other, then write the report. About twenty minutes; ``--quick``: about one.
+"""Run every benchmark one after the other, then write the report. A quarter of an hour; ``--quick``: two minutes.
 
 A quick run stops short of the report, as its figures mean nothing.
 """
