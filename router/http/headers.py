@@ -13,23 +13,15 @@ from collections.abc import Iterable
 PASS = b""
 DROP = b"-"
 UNDERSCORE = b"_"
+READ = b"+"  # stands before the name: passed on, and read by the router as well
 
 # Hop-by-hop by definition, whether or not Connection names them.
 _HOP_BY_HOP = frozenset((b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te"))
 _FRAMING = frozenset((b"connection", b"content-length", b"transfer-encoding", b"upgrade"))
 
 # The router makes these itself; what a client or a replica says in them would be taken for the router's word.
-_REQUEST_KEPT = _FRAMING | {
-    b"authorization",
-    b"azureml-model-deployment",
-    b"expect",
-    b"host",
-    b"origin",
-    b"access-control-request-method",
-    b"traceparent",
-    b"x-forwarded-for",
-    b"x-ms-client-request-id",
-}
+_REQUEST_KEPT = _FRAMING | {b"authorization", b"expect", b"host", b"x-forwarded-for", b"x-ms-client-request-id"}
+_REQUEST_READ = frozenset((b"access-control-request-method", b"azureml-model-deployment", b"origin", b"traceparent"))
 _REQUEST_DROPPED = _HOP_BY_HOP | {b"x-forwarded-host", b"x-forwarded-proto", b"x-ms-request-id", b"x-request-id"}
 _ANSWER_KEPT = _FRAMING
 _ANSWER_DROPPED = _HOP_BY_HOP | {
@@ -61,13 +53,17 @@ _REMEMBERED_NAMES = 4096  # bounds the memory that clients with ever new header 
 
 
 class HeaderKinds:
-    """What to do with a header, by its name as spelt: `PASS`, `DROP`, `UNDERSCORE`, or its lower-case name if kept."""
+    """What to do with a header, by its name as spelt: `PASS`, `DROP`, `UNDERSCORE`, or its lower-case name if kept.
 
-    __slots__ = ("_dropped", "_kept", "known")
+    A kept name has `READ` before it where the header is passed on all the same.
+    """
 
-    def __init__(self, kept: Iterable[bytes], dropped: Iterable[bytes]) -> None:
+    __slots__ = ("_dropped", "_kept", "_read", "known")
+
+    def __init__(self, kept: Iterable[bytes], dropped: Iterable[bytes], read: Iterable[bytes] = ()) -> None:
         self._kept = frozenset(kept)
         self._dropped = frozenset(dropped)
+        self._read = frozenset(read)
         self.known: dict[bytes, bytes] = {}
 
     def classify(self, name: bytes) -> bytes:
@@ -77,6 +73,8 @@ class HeaderKinds:
             kind = lower
         elif lower in self._dropped:
             kind = DROP
+        elif lower in self._read:
+            kind = READ + lower
         elif b"_" in name:
             kind = UNDERSCORE
         else:
@@ -88,7 +86,7 @@ class HeaderKinds:
 
 def request_kinds() -> HeaderKinds:
     """The rules for what a client sends. One object per worker."""
-    return HeaderKinds(_REQUEST_KEPT, _REQUEST_DROPPED)
+    return HeaderKinds(_REQUEST_KEPT, _REQUEST_DROPPED, _REQUEST_READ)
 
 
 def answer_kinds() -> HeaderKinds:

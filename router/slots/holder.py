@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from router.slots.messages import Grant, Hello, Recall, Return, Revoke, ToHolder, ToLedger, Wants
 
@@ -31,6 +31,17 @@ class Waiter(Protocol):
 
 W = TypeVar("W", bound=Waiter)
 T = TypeVar("T")
+
+
+class Totals(NamedTuple):
+    """Counts and integrals over time that only grow: the difference of two tells what happened in between."""
+
+    busy_seconds: float  # requests in flight, integrated
+    queued_seconds: float  # requests waiting, integrated
+    arrivals: int
+    refused: int
+    completed: int
+    service_seconds: float  # times that completed requests held their slots, summed
 
 
 class HeldReplica(Generic[T]):
@@ -93,7 +104,7 @@ class VersionHolder(Generic[W, T]):
         self._returns: dict[str, int] = {}
         self._recall = Recall(0, 0)
         self.news = False  # whether `flush` may have something to say
-        # For the control loop: integrals and counts since the last `take_demand`.
+        # For the control loop: integrals and counts, which only grow.
         self.busy = 0
         self._since = now
         self.busy_seconds = 0.0
@@ -119,10 +130,9 @@ class VersionHolder(Generic[W, T]):
         """Leases in hand, busy and idle, by replica."""
         return {r.id: r.busy + r.idle for r in self._replicas.values() if r.busy + r.idle}
 
-    @property
-    def has_replicas(self) -> bool:
-        """Whether a replica is known that may be sent requests."""
-        return bool(self._replicas)
+    def has_other(self, replica_id: str) -> bool:
+        """Whether there is another replica that accepts connections, as far as is known."""
+        return any(r.id != replica_id and not r.suspended and not r.revoked for r in self._replicas.values())
 
     # The hot path.
 
@@ -154,6 +164,11 @@ class VersionHolder(Generic[W, T]):
         replica.busy += 1
         return replica
 
+    def acquire_again(self, now: float) -> HeldReplica[T] | None:
+        """Take a lease for a request that had one before, of a replica that turned out to be gone."""
+        self.arrivals -= 1
+        return self.acquire(now)
+
     def release(self, replica: HeldReplica[T], now: float, seconds: float) -> W | None:
         """End a request that held its slot for `seconds`. The waiter returned, if any, has the lease now: start it."""
         self.completed += 1
@@ -173,7 +188,7 @@ class VersionHolder(Generic[W, T]):
         if self._unlimited:
             return None
         if replica.idle:
-            self._levels[replica.busy + 1].pop(replica.id, None)
+            self._unshelve(replica, replica.busy + 1)
         if replica.revoked or self._recall.count:
             self._give_back(replica, 1)
         else:
@@ -218,7 +233,7 @@ class VersionHolder(Generic[W, T]):
         if not replica.suspended:
             replica.suspended = True
             if replica.idle:
-                self._levels[replica.busy].pop(replica.id, None)
+                self._unshelve(replica, replica.busy)
             self._choose()
 
     def resume(self, replica: HeldReplica[T], now: float) -> list[tuple[W, HeldReplica[T]]]:
@@ -309,15 +324,12 @@ class VersionHolder(Generic[W, T]):
         self._cancelled.clear()
         return messages
 
-    def take_demand(self, now: float) -> tuple[float, float, int, int, int, float]:
-        """Busy-seconds, queued-seconds, arrivals, refused, completed, service-seconds since the last call."""
+    def totals(self, now: float) -> Totals:
+        """What this holder has counted since it was made."""
         self._advance(now)
-        taken = (
-            self.busy_seconds, self.queued_seconds, self.arrivals, self.refused, self.completed, self.service_seconds,
-        )  # fmt: skip
-        self.busy_seconds = self.queued_seconds = self.service_seconds = 0.0
-        self.arrivals = self.refused = self.completed = 0
-        return taken
+        return Totals(
+            self.busy_seconds, self.queued_seconds, self.arrivals, self.refused, self.completed, self.service_seconds
+        )
 
     # Inside.
 
@@ -338,6 +350,10 @@ class VersionHolder(Generic[W, T]):
         levels[level][replica.id] = replica
         if level < self._lowest:
             self._lowest = level
+
+    def _unshelve(self, replica: HeldReplica[T], level: int) -> bool:
+        """Take a replica off its level; False if it was not there, as a suspended one is not."""
+        return level < len(self._levels) and self._levels[level].pop(replica.id, None) is not None
 
     def _choose(self) -> None:
         if self._unlimited:
@@ -361,7 +377,7 @@ class VersionHolder(Generic[W, T]):
     def _start_oldest(self, replica: HeldReplica[T], now: float) -> W:
         self._advance(now)
         self.busy += 1
-        if replica.idle and self._levels[replica.busy].pop(replica.id, None) is not None:
+        if replica.idle and self._unshelve(replica, replica.busy):
             self._shelve(replica, replica.busy + 1)
         replica.busy += 1
         return self.waiters.popitem(last=False)[1]
@@ -386,6 +402,6 @@ class VersionHolder(Generic[W, T]):
         """Give back the idle leases of a replica now, and the busy ones as they end."""
         replica.revoked = True
         if replica.idle:
-            self._levels[replica.busy].pop(replica.id, None)
+            self._unshelve(replica, replica.busy)
             self._give_back(replica, replica.idle)
             replica.idle = 0

@@ -1,0 +1,256 @@
+"""One worker's gateway: holds the parts of the data plane together and talks with whoever runs it.
+
+From above it gets settings, services, replicas and ledger messages (`apply`, `set_replicas`, `deliver`); it hands up
+what its holders say to ledgers (`send`) and what it has counted. Sockets are opened by others and passed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from router.gateway.downstream import ClientConnection
+from router.gateway.table import ServiceRoute, VersionRoute
+from router.gateway.upstream import ReplicaPool
+from router.http.headers import answer_kinds, request_kinds
+from router.http.ids import RequestIds
+from router.services import Replica, Service, Version, VersionKey
+from router.settings import RouterSettings
+from router.slots.holder import HeldReplica
+from router.slots.messages import ToHolder, ToLedger
+from router.telemetry.access_log import AccessLog
+from router.telemetry.counters import GatewayCounters
+from router.telemetry.log import event
+
+_log = logging.getLogger("router.gateway")
+
+Send = Callable[[VersionKey, Sequence[ToLedger]], None]
+
+_SWEEP_SECONDS = 0.25
+_TICK_SECONDS = 1.0
+_ACCESS_LOG_SECONDS = 0.2
+_BACKLOG = 4096
+# A replica that refuses connections is left alone this long, doubling with each further refusal.
+_SUSPENSION_SECONDS = 0.1
+_LONGEST_SUSPENSION_SECONDS = 5.0
+
+
+class Gateway:
+    """The data plane of one process. Every method must be called in its event loop."""
+
+    def __init__(self, settings: RouterSettings, access_log: AccessLog, send: Send) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.settings = settings
+        self.access_log = access_log
+        self.counters = GatewayCounters()
+        self.ids = RequestIds()
+        self.request_kinds = request_kinds()
+        self.services: dict[bytes, ServiceRoute] = {}
+        self.versions: dict[VersionKey, VersionRoute] = {}
+        self.draining = False
+        self.wall_clock = time.time
+        self._answer_kinds = answer_kinds()
+        self._send = send
+        self._replicas: dict[VersionKey, tuple[tuple[Replica, ...], frozenset[str]]] = {}
+        self._changed: dict[VersionRoute, None] = {}
+        self._clients: set[ClientConnection] = set()
+        self._servers: list[asyncio.Server] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._drained = asyncio.Event()
+        self._every(_SWEEP_SECONDS, self._sweep)
+        self._every(_TICK_SECONDS, self._tick)
+        if access_log.rate:
+            self._every(_ACCESS_LOG_SECONDS, self._write_access_log)
+
+    # What is served.
+
+    def apply(self, services: Mapping[str, Service]) -> None:
+        """Make `services` the complete set. Requests under way go on as they began."""
+        keys = {(service.name, version.name) for service in services.values() for version in service.versions}
+        for key in [key for key in self.versions if key not in keys]:
+            self.versions.pop(key).retire()
+        self._replicas = {key: known for key, known in self._replicas.items() if key in keys}
+        for service in services.values():
+            for version in service.versions:
+                self._apply_version((service.name, version.name), version)
+        self.services = {
+            service.name.encode(): ServiceRoute(
+                service, {v.name.encode(): self.versions[service.name, v.name] for v in service.versions}
+            )
+            for service in services.values()
+        }
+        self.counters.retain(keys)
+
+    def _apply_version(self, key: VersionKey, settings: Version) -> None:
+        route = self.versions.get(key)
+        unlimited = settings.replica_max_concurrent_requests == 0
+        if route is not None and unlimited == (route.settings.replica_max_concurrent_requests == 0):
+            route.change(settings)
+            return
+        if route is not None:  # the limit came or went: begin anew, so that nothing is counted by the other rule
+            route.retire()
+            self._send_news(route)
+        counters = self.counters.version(key)
+        self.versions[key] = route = VersionRoute(key, settings, counters, self._loop, self.slots_changed)
+        self._send(key, [route.holder.hello()])
+        if key in self._replicas:
+            self.set_replicas(key, *self._replicas[key])
+
+    def set_replicas(self, key: VersionKey, replicas: tuple[Replica, ...], cordoned: Collection[str]) -> None:
+        """Make `replicas` the complete set of a version's; those `cordoned` finish what they have."""
+        self._replicas[key] = (replicas, frozenset(cordoned))
+        route = self.versions.get(key)
+        if route is not None:
+            route.set_replicas(replicas, cordoned, self._make_pool)
+
+    def _make_pool(self, replica: Replica) -> ReplicaPool:
+        return ReplicaPool(
+            self._loop,
+            replica.id,
+            replica.host,
+            replica.port,
+            kinds=self._answer_kinds,
+            connect_timeout_seconds=self.settings.connect_timeout_ms / 1000,
+        )
+
+    # Slots.
+
+    def slots_changed(self, route: VersionRoute) -> None:
+        """A holder may have something to say; it says it once this turn of the event loop is over."""
+        if not self._changed:
+            self._loop.call_soon(self._flush)
+        self._changed[route] = None
+
+    def _flush(self) -> None:
+        changed, self._changed = self._changed, {}
+        for route in changed:
+            if self.versions.get(route.key) is route:
+                self._send_news(route)
+
+    def _send_news(self, route: VersionRoute) -> None:
+        messages = route.holder.flush()
+        if messages:
+            self._send(route.key, messages)
+
+    def deliver(self, key: VersionKey, message: ToHolder) -> None:
+        """Take in what a ledger says."""
+        route = self.versions.get(key)
+        if route is None:
+            return
+        now = time.monotonic()
+        for waiter, lease in route.holder.handle(message, now):
+            waiter.start(lease, now)
+        if route.holder.news:
+            self.slots_changed(route)
+
+    def replica_refused(self, route: VersionRoute, lease: HeldReplica[ReplicaPool], error: BaseException) -> None:
+        """A replica does not accept connections: spare it for a while."""
+        if lease.suspended:
+            return
+        failures = lease.target.failures
+        seconds = min(_SUSPENSION_SECONDS * 2 ** min(failures - 1, 10), _LONGEST_SUSPENSION_SECONDS)
+        route.holder.suspend(lease)
+        self._loop.call_later(seconds, self._resume, route, lease)
+        level = logging.WARNING if failures == 1 else logging.DEBUG
+        event(
+            _log, level, "replica refuses connections",
+            service=route.key[0], version=route.key[1], replica=lease.id, error=str(error) or type(error).__name__,
+        )  # fmt: skip
+
+    def _resume(self, route: VersionRoute, lease: HeldReplica[ReplicaPool]) -> None:
+        now = time.monotonic()
+        for waiter, replica in route.holder.resume(lease, now):
+            waiter.start(replica, now)
+        self.slots_changed(route)
+
+    def log_garbled(self, route: VersionRoute | None, replica_id: str, error: Exception) -> None:
+        """A replica answers with something that is not HTTP."""
+        service, version = route.key if route is not None else ("", "")
+        event(
+            _log, logging.WARNING, "replica sent an invalid answer",
+            service=service, version=version, replica=replica_id, error=str(error),
+        )  # fmt: skip
+
+    # Clients.
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Accept clients from a bound socket."""
+        server = await self._loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=_BACKLOG)
+        self._servers.append(server)
+
+    def admit(self, client: ClientConnection) -> bool:
+        """Count a new connection; False if there are too many."""
+        if len(self._clients) >= self.settings.max_client_connections:
+            self.counters.connections_refused += 1
+            return False
+        self.counters.connections_accepted += 1
+        self.counters.connections_open += 1
+        self._clients.add(client)
+        return True
+
+    def forget(self, client: ClientConnection) -> None:
+        """A connection has closed."""
+        if client in self._clients:
+            self._clients.discard(client)
+            self.counters.connections_open -= 1
+            if self.draining and not self._clients:
+                self._drained.set()
+
+    # Time.
+
+    def _every(self, seconds: float, action: Callable[[], None]) -> None:
+        def again() -> None:
+            self._timers[action.__name__] = self._loop.call_later(seconds, again)
+            action()
+
+        self._timers[action.__name__] = self._loop.call_later(seconds, again)
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for client in tuple(self._clients):
+            client.check(now)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        old = self._loop.time() - self.settings.replica_idle_connection_seconds
+        for route in self.versions.values():
+            route.tick(now)
+            for pool in route.pools():
+                pool.close_idle(old)
+
+    def _write_access_log(self) -> None:
+        if self.access_log.flush():
+            self._loop.call_later(0.005, self._write_access_log)
+
+    # The end.
+
+    async def drain(self, seconds: float) -> bool:
+        """Accept no more, let requests under way finish, then close. False if some did not within `seconds`."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for client in tuple(self._clients):
+            if client.idle:
+                client.transport.close()
+        if self._clients:
+            try:
+                await asyncio.wait_for(self._drained.wait(), seconds)
+            except TimeoutError:
+                pass
+        unfinished = tuple(self._clients)
+        for client in unfinished:
+            client.transport.abort()
+        await asyncio.sleep(0)
+        self.close()
+        return not unfinished
+
+    def close(self) -> None:
+        """Stop the timers and close the connections to replicas."""
+        for timer in self._timers.values():
+            timer.cancel()
+        for route in self.versions.values():
+            route.retire()
+        self.access_log.close()

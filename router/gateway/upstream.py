@@ -1,0 +1,317 @@
+"""The side towards replicas: pooled connections and the parser of their answers.
+
+Callbacks stand in the order in which data arrives. What an answer means for the request is the exchange's business:
+this file turns bytes into heads, pieces of body and ends, and notices when a connection breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from router.gateway.proof import unacknowledged
+from router.http.headers import DROP, PASS, HeaderKinds, is_chunked, may_be_trailer
+
+if TYPE_CHECKING:
+    from router.gateway.exchange import Exchange
+
+# A body with a length of at least this is counted instead of parsed: llhttp would copy each piece once more.
+RAW_BODY_BYTES = 65536
+_WRITE_BUFFER_BYTES = 262144
+
+NO_BODY = 0
+LENGTH = 1
+CHUNKED = 2
+UNTIL_CLOSE = 3
+
+
+class ReplicaConnection(asyncio.Protocol):
+    """One connection to a replica. Serves one exchange at a time, and rests in its pool in between."""
+
+    __slots__ = (
+        "_complete", "_framing", "_kept", "_kinds", "_left", "_parser", "_parts", "_raw_left", "_reason", "_reusable",
+        "_trailers", "_unacknowledged", "answer_begun", "closed", "exchange", "out", "pool", "served", "transport",
+        "tunnelled",
+    )  # fmt: skip
+
+    def __init__(self, pool: ReplicaPool) -> None:
+        self.pool = pool
+        self._kinds = pool.kinds
+        self._parser = httptools.HttpResponseParser(self)
+        self.transport: asyncio.Transport
+        self.exchange: Exchange | None = None
+        self.closed = False
+        self.served = 0  # answers that came over this connection
+        self.tunnelled = False
+        self._unacknowledged = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._parts: list[bytes] = []
+        self._kept: dict[bytes, bytes] = {}
+        self._reason = b""
+        self._framing = -1  # not known before the head is complete
+        self._trailers: list[bytes] = []
+        self._left = 0  # of a body with a length, as far as the parser has come
+        self._raw_left = 0  # the same, once the rest passes without being parsed
+        self._complete = False
+        self._reusable = False
+        self.answer_begun = False
+        self.out: list[bytes] = []  # for the client, written in one go when the data at hand is parsed
+
+    # Life of the connection.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.replica_stalled()
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.replica_flows()
+
+    def eof_received(self) -> bool:
+        self._unacknowledged = unacknowledged(self.transport)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        exchange = self.exchange
+        if exchange is None:
+            self.pool.forget(self)
+            return
+        if self._framing == UNTIL_CLOSE and exc is None and not self._complete:
+            self._end_answer()
+            return
+        self.exchange = None
+        exchange.replica_lost(self, exc, self._unacknowledged)
+
+    def abort(self) -> None:
+        """Drop the connection and whatever goes on over it."""
+        self.exchange = None
+        self.closed = True
+        self.transport.abort()
+
+    # Data, in the order in which it arrives.
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:  # a replica that speaks unasked
+            self.abort()
+            self.pool.forget(self)
+            return
+        self.answer_begun = True
+        if self.tunnelled:
+            exchange.to_client(data)
+        elif self._raw_left:
+            self._pass_raw(exchange, data)
+        else:
+            self._parse(exchange, data)
+
+    def _parse(self, exchange: Exchange, data: bytes) -> None:
+        rest = b""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            if not self._complete:  # after the answer's end, it only tells that this connection is of no more use
+                self.flush(exchange)
+                exchange.replica_garbled(self, error)
+                return
+            self._reusable = False
+        if self.exchange is not exchange:  # what was parsed has ended the exchange
+            return
+        self.flush(exchange)
+        if self.tunnelled and rest:
+            exchange.to_client(rest)
+        if self._complete:
+            self._end_answer()
+        elif self._framing == LENGTH and self._left >= RAW_BODY_BYTES:
+            self._raw_left = self._left
+
+    def _pass_raw(self, exchange: Exchange, data: bytes) -> None:
+        if len(data) > self._raw_left:
+            data = data[: self._raw_left]
+            self._reusable = False  # more than was announced
+        self._raw_left -= len(data)
+        exchange.answer_piece(data)
+        exchange.to_client(data)
+        if not self._raw_left and self.exchange is exchange:
+            self._parser = httptools.HttpResponseParser(self)  # the old one still waits for these bytes
+            self._end_answer()
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._framing >= 0:
+            if may_be_trailer(name):
+                self._trailers += (name, b": ", value, b"\r\n")
+            return
+        kind = self._kinds.known.get(name)
+        if kind is None:
+            kind = self._kinds.classify(name)
+        if kind == PASS or kind == b"_":
+            self._parts += (b"\r\n", name, b": ", value)
+        elif kind != DROP:
+            if kind in self._kept:
+                value = self._kept[kind] + b", " + value
+            self._kept[kind] = value
+
+    def on_headers_complete(self) -> None:
+        exchange = self.exchange
+        if self._complete or exchange is None:  # a second answer to one request
+            self._reusable = False
+            return
+        status = self._parser.get_status_code()
+        if status < 200 and status != 101:
+            exchange.interim_answer(status, self._reason, self._parts)
+            return
+        kept = self._kept
+        coding = kept.get(b"transfer-encoding")
+        length = -1
+        if status == 101:
+            self._framing = NO_BODY
+        elif status == 204 or status == 304:
+            self._framing = NO_BODY
+            length = int(kept.get(b"content-length", b"-1")) if status == 304 else -1
+        elif coding is not None:
+            self._framing = CHUNKED
+            if not is_chunked(coding):
+                raise ValueError("transfer coding other than chunked")
+        elif b"content-length" in kept:
+            self._framing = LENGTH
+            length = int(kept[b"content-length"])
+        else:
+            self._framing = UNTIL_CLOSE
+        self._left = length
+        self._reusable = self._parser.should_keep_alive()
+        exchange.answer_head(self, status, self._reason, self._parts, kept, self._framing, length)
+
+    def on_body(self, data: bytes) -> None:
+        if self.exchange is None or self._complete:
+            return
+        self._left -= len(data)
+        self.exchange.answer_body(self.out, data)
+
+    def on_message_complete(self) -> None:
+        if self._framing < 0:  # an interim answer: the real one is still to come
+            self._parts = []
+            self._kept = {}
+            self._reason = b""
+            return
+        self._complete = True
+
+    def flush(self, exchange: Exchange) -> None:
+        """Write what the parser has made of the data at hand to the client."""
+        out = self.out
+        if out:
+            exchange.to_client(out[0] if len(out) == 1 else b"".join(out))
+            self.out = []
+
+    def _end_answer(self) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            return
+        exchange.answer_end(self._trailers)
+        self.exchange = None
+        reusable = self._reusable and exchange.body_complete and not self.closed and not self.tunnelled
+        self.served += 1
+        self._reset()
+        if reusable:
+            self.pool.put(self)
+        else:
+            self.closed = True
+            self.transport.close()
+        exchange.finish()
+
+
+class ReplicaPool:
+    """Connections to one replica. The one that rested least is used next, so that those too many grow old and close."""
+
+    __slots__ = ("_idle", "_loop", "_tasks", "_timeout", "failures", "host", "kinds", "port", "replica_id", "retired")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        replica_id: str,
+        host: str,
+        port: int,
+        *,
+        kinds: HeaderKinds,
+        connect_timeout_seconds: float,
+    ) -> None:
+        self._loop = loop
+        self.replica_id = replica_id
+        self.host = host
+        self.port = port
+        self.kinds = kinds
+        self._timeout = connect_timeout_seconds
+        self._idle: dict[ReplicaConnection, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failures = 0  # refused connections in a row
+        self.retired = False
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def take(self) -> ReplicaConnection | None:
+        """An idle connection; None if there is none."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if not connection.closed and not connection.transport.is_closing():
+                return connection
+        return None
+
+    def put(self, connection: ReplicaConnection) -> None:
+        """Take back a connection on which nothing is under way."""
+        if self.retired:
+            connection.closed = True
+            connection.transport.close()
+        else:
+            self._idle[connection] = self._loop.time()
+
+    def forget(self, connection: ReplicaConnection) -> None:
+        """Drop an idle connection that has closed."""
+        self._idle.pop(connection, None)
+
+    def connect(self, exchange: Exchange) -> None:
+        """Open a connection for an exchange, which hears of it by `connected` or `connect_failed`."""
+        task = self._loop.create_task(self._connect(exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, exchange: Exchange) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                _, connection = await self._loop.create_connection(
+                    lambda: ReplicaConnection(self), self.host, self.port
+                )
+        except (OSError, TimeoutError) as error:
+            self.failures += 1
+            exchange.connect_failed(self, error)
+            return
+        self.failures = 0
+        if not exchange.connected(self, connection):
+            self.put(connection)
+
+    def close_idle(self, before: float) -> None:
+        """Close the connections that rest since before a time of the loop's clock."""
+        while self._idle:
+            connection, since = next(iter(self._idle.items()))
+            if since > before:
+                return
+            del self._idle[connection]
+            connection.closed = True
+            connection.transport.close()
+
+    def retire(self) -> None:
+        """Close what is idle now, and the rest as soon as it is: the replica is gone."""
+        self.retired = True
+        self.close_idle(float("inf"))
