@@ -140,14 +140,16 @@ def _scaling(version: Version, launch: Launch) -> str:
     if launch.addresses:
         return f"{len(launch.addresses)} replicas, not scaled"
     if not version.autoscale_enabled:
-        return f"{version.num_replicas} replicas"
+        return f"{version.num_replicas} replicas, fixed"
     least, most = version.autoscale_min_replicas, version.autoscale_max_replicas
     return f"{least} to {most} replicas at {version.autoscale_target_utilization} % utilization"
 
 
 def _concurrency(version: Version) -> str:
     limit = version.replica_max_concurrent_requests
-    return f"at most {limit} at a time each" if limit else "any number of requests at a time each"
+    if not limit:
+        return "any number of requests at a time each"
+    return f"at most {limit} request{'s' if limit > 1 else ''} at a time each"
 
 
 def _launching(launch: Launch) -> str:
