@@ -141,29 +141,19 @@ def test_bad_usage_is_one_line(
 
 def test_check_says_what_the_file_sets_up_and_no_secret(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(file)]) == 0
-    script = file.parent / "score.py"
+    script = f"entry script {file.parent / 'score.py'}"
+    one, many = "at most 1 request at a time each", "at most 8 requests at a time each"
+    any_number = "any number of requests at a time each"
     assert capsys.readouterr().out.splitlines() == [
         "service iris: keys (primary given, secondary generated)",
-        (
-            "  version default: 100 % of traffic; 1 to 4 replicas at 70 % utilization; at most 1 request at a time each; "
-            f"entry script {script}"
-        ),
+        f"  version default: 100 % of traffic; 1 to 4 replicas at 70 % utilization; {one}; {script}",
         "service remote: no authentication",
-        (
-            "  version default: 100 % of traffic; 2 replicas, not scaled; any number of requests at a time each; "
-            "at 127.0.0.1:9001, 127.0.0.1:9002"
-        ),
+        f"  version default: 100 % of traffic; 2 replicas, not scaled; {any_number}; at 127.0.0.1:9001, 127.0.0.1:9002",
         "service tokens: tokens",
-        "  version default: 100 % of traffic; 2 replicas, fixed; at most 1 request at a time each; command serve",
+        f"  version default: 100 % of traffic; 2 replicas, fixed; {one}; command serve",
         "service ab: keys (primary generated, secondary generated)",
-        (
-            "  version blue: 90 % of traffic; 1 to 10 replicas at 70 % utilization; at most 1 request at a time each; "
-            f"entry script {script}"
-        ),
-        (
-            "  version green: 10 % of traffic; 1 to 10 replicas at 70 % utilization; at most 8 requests at a time each; "
-            f"entry script {script}"
-        ),
+        f"  version blue: 90 % of traffic; 1 to 10 replicas at 70 % utilization; {one}; {script}",
+        f"  version green: 10 % of traffic; 1 to 10 replicas at 70 % utilization; {many}; {script}",
     ]
 
 
