@@ -134,6 +134,7 @@ class Autoscaler:
         `replicas` is held until a whole window has been watched, so call this only once the replicas are known.
         """
         before = replicas if self._desired is None else self._desired
+        utilization = (demand.busy + demand.queued) / (max(replicas, 1) * _slots(self._version))
         if demand.seconds:
             self._hold_over_silence(now - demand.seconds, before)
             self._seen = now
@@ -141,11 +142,12 @@ class Autoscaler:
             raw = self._replicas_for(need)
             wanted, why_not_fewer = self._within_window(now, need, raw)
             desired = self._clamp(wanted)
-            reason = f"{self._describe(demand)}: {self._verdict(before, raw, wanted, desired, why_not_fewer)}"
+            verdict = self._verdict(before, raw, wanted, desired, why_not_fewer)
+            reason = f"{self._describe(demand, utilization)}: {verdict}"
         else:
             raw, desired = before, self._clamp(before)
             reason = f"no front-end reported: {_step(before, desired)}"
-        decision = Decision(desired, self._utilization(demand, replicas), reason, raw)
+        decision = Decision(desired, utilization, reason, raw)
         self._desired = desired
         self._record(now, demand, replicas, decision)
         return decision
@@ -194,13 +196,11 @@ class Autoscaler:
         least, most = _limits(self._version)
         return min(max(replicas, least), most)
 
-    def _utilization(self, demand: Demand, replicas: int) -> float:
-        return (demand.busy + demand.queued) / (max(replicas, 1) * _slots(self._version))
-
-    def _describe(self, demand: Demand) -> str:
+    def _describe(self, demand: Demand, utilization: float) -> str:
         return (
-            f"{demand.busy:.2f} busy, {demand.queued:.2f} queued, {self._refused(demand):.2f} refused; "
-            f"target {self._version.autoscale_target_utilization} % of {_slots(self._version)} per replica"
+            f"utilization {utilization:.0%} against a target of {self._version.autoscale_target_utilization}% "
+            f"({demand.busy:.2f} busy, {demand.queued:.2f} queued, {self._refused(demand):.2f} refused, "
+            f"{_slots(self._version)} per replica)"
         )
 
     def _verdict(self, before: int, raw: int, wanted: int, desired: int, why_not_fewer: str) -> str:
@@ -255,7 +255,8 @@ class _SlidingMaximum:
 
 def _replicas_for_need(need: float, target_percent: float, max_concurrent: int) -> int:
     # Percent stay whole and are multiplied first: 7 / 0.7 is 10.000000000000002, 7 * 100 / 70 is 10.
-    return math.ceil(need * 100 / (target_percent * max(max_concurrent, 1)) * (1 - _HAIR))
+    exact = need * 100 / (target_percent * max(max_concurrent, 1))
+    return max(math.ceil(exact * (1 - _HAIR)), need > 0)
 
 
 def _step(before: int, desired: int) -> str:
