@@ -91,8 +91,9 @@ def throughput(document: Document) -> str:
             if name in names
         ]
         text += "\n\n" + table(["router against", "floor", "measured at 32 connections"], floors)
-    stolen = max(values(document, "stolen_cpu"))
-    return text + f"\n\nMost CPU time that a hypervisor kept back during one measurement: {stolen:.2f} s per second."
+    others = values(document, "others_cpu")
+    text += "\n\nCPU time that processes outside the benchmark (or a hypervisor) took during a measurement: "
+    return text + f"{median(others):.2f} CPUs in the median, {max(others):.2f} at most."
 
 
 def latency(document: Document) -> str:

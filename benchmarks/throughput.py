@@ -28,7 +28,9 @@ def measure_engine(name: str, target: Target, current: Session, connections: lis
             rate = measure(engine, target, lua=lua, connections=count, seconds=current.seconds, cpus=current.cpus)
             cells.append({"engine": name, "connections": count, **asdict(rate)})
             busy = "" if rate.engine_cpu is None else f", engine CPU {rate.engine_cpu:.0%}"
-            current.say(f"  {name:8} {count:4} connections: {rate.requests_per_second:9,.0f} requests/s{busy}")
+            current.say(
+                f"  {name:8} {count:4} connections: {rate.requests_per_second:9,.0f} requests/s{busy}{rate.disturbance}"
+            )
     return cells
 
 

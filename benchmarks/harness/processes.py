@@ -4,6 +4,7 @@ Nothing here knows what the processes do.
 """
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -119,6 +120,19 @@ def _peak(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def others_cpu_seconds() -> float:
+    """CPU seconds since boot that neither this process nor anything it started has used, stolen ones included.
+
+    Only differences mean something, and only while no child but short-lived load tools is started or ended.
+    """
+    machine = psutil.cpu_times()
+    busy = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return float(busy - sum(time.user + time.system for time in times) - ended.ru_utime - ended.ru_stime)
 
 
 @contextmanager

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from benchmarks.harness.backends import ANSWER
 from benchmarks.harness.engines import Running, Target, scoring_path
-from benchmarks.harness.processes import ROOT, BenchmarkError, Cpus, run_json
+from benchmarks.harness.processes import ROOT, BenchmarkError, Cpus, others_cpu_seconds, run_json
 
 BODY: Final = '{"data": [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]}'
 SCRIPTS: Final = ROOT / "benchmarks" / "load"
+DISTURBED_CPUS: Final = 0.15  # a quiet machine's clock ticks, kernel threads and rounding stay below it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +21,17 @@ class Rate:
     """What wrk measured, and two facts that tell whether to believe it.
 
     ``engine_cpu`` is the engine's CPU seconds per second: well below 1.0, the engine was not what limited the rate.
-    ``stolen_cpu`` is CPU seconds per second that a hypervisor kept from this machine.
+    ``others_cpu`` is CPU seconds per second that went to processes outside the benchmark or that a hypervisor kept.
     """
 
     requests_per_second: float
     engine_cpu: float | None
-    stolen_cpu: float
+    others_cpu: float
+
+    @property
+    def disturbance(self) -> str:
+        """A remark for who watches, when others took so much that the figure means little."""
+        return f"  (disturbed: others used {self.others_cpu:.2f} CPUs)" if self.others_cpu > DISTURBED_CPUS else ""
 
 
 def verify(engine: Running, target: Target) -> None:
@@ -65,7 +69,7 @@ def wrk_argv(engine: Running, target: Target, *, lua: Path, connections: int, se
 def measure(engine: Running, target: Target, *, lua: Path, connections: int, seconds: int, cpus: Cpus) -> Rate:
     """Run wrk. Raises BenchmarkError when one answer was not a success or one connection failed."""
     argv = wrk_argv(engine, target, lua=lua, connections=connections, seconds=seconds)
-    stolen = psutil.cpu_times().steal
+    others = others_cpu_seconds()
     before = engine.child.cpu_seconds() if engine.child else 0.0
     output = run_json(argv, job="", cpus=cpus.load, timeout=seconds + 30)
     after = engine.child.cpu_seconds() if engine.child else 0.0
@@ -79,7 +83,7 @@ def measure(engine: Running, target: Target, *, lua: Path, connections: int, sec
     return Rate(
         requests_per_second=result["requests"] / elapsed,
         engine_cpu=(after - before) / elapsed if engine.child else None,
-        stolen_cpu=(psutil.cpu_times().steal - stolen) / elapsed,
+        others_cpu=max(0.0, others_cpu_seconds() - others) / elapsed,
     )
 
 
