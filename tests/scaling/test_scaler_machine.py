@@ -37,11 +37,15 @@ class Pod:
     name: str
     started_at: float
     state: ReplicaState = ReplicaState.STARTING
+    is_reported: bool = False
 
 
 @dataclass
 class SimulatedCluster:
-    """Converges to the count it was last asked for when `reconcile` is called; has no will to hurry."""
+    """Converges to the count it was last asked for when `reconcile` is called, and not before.
+
+    A replica becomes ready only after it was reported as starting.
+    """
 
     takes_unready_first: bool
     count: int = 0
@@ -96,7 +100,8 @@ class ScalerMachine(RuleBasedStateMachine):
         self.wanted = pods
         self.closed: set[str] = set()  # what the scaler's actions add up to
         self.named: set[str] = set()
-        self.an_ordinary_second(pods)
+        for _ in range(3):
+            self.an_ordinary_second(pods)
 
     # The world
 
@@ -126,7 +131,7 @@ class ScalerMachine(RuleBasedStateMachine):
         for pod in list(self.cluster.pods.values()):
             if pod.state is ReplicaState.DRAINING:
                 self._gone(pod.name)
-            elif they_become_ready:
+            elif they_become_ready and pod.is_reported:
                 pod.state = ReplicaState.READY
 
     @precondition(lambda self: self.cluster.pods)
@@ -137,6 +142,8 @@ class ScalerMachine(RuleBasedStateMachine):
 
     @rule()
     def cluster_reports(self) -> None:
+        for pod in self.cluster.pods.values():
+            pod.is_reported = True
         self.reported = {pod.name: replace(pod) for pod in self.cluster.pods.values()}
         for name in self.traffic.cordoned_since.keys() - self.reported.keys():
             del self.traffic.cordoned_since[name]
@@ -164,6 +171,13 @@ class ScalerMachine(RuleBasedStateMachine):
         self.cluster_reports()
         self.ledger_hears(len(self.unsaid))
         self.refresh(1.0, wanted)
+
+    @rule(wanted=st.integers(0, MOST))
+    def made_and_reported_when_no_longer_wanted(self, wanted: int) -> None:
+        self.refresh(1.0, MOST)
+        self.cluster_acts(they_become_ready=False)
+        self.refresh(1.0, wanted)
+        self.cluster_reports()
 
     def _gone(self, name: str) -> None:
         del self.cluster.pods[name]
