@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed while running, 2 bad usage or settings. An error is
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any, NoReturn
 
 from router import __version__
 from router.cluster.local.file import Launch, LocalConfig, load_local
+from router.cluster.local.keys import KeyStore
 from router.services import Service, Version
-from router.settings import ROUTER_SETTINGS, flag_name, parse_router_values
+from router.settings import ROUTER_SETTINGS, flag_name, load_settings, parse_router_values
 from router.values import Kind, SettingsError
 
 EXIT_DONE = 0
@@ -83,6 +85,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("file", type=Path, metavar="FILE", help="the services")
     check.set_defaults(handler=_check)
+
+    keys = commands.add_parser(
+        "keys", help="show and renew keys", description="Keys that `azureml-fe local` has generated for a service."
+    )
+    actions = keys.add_subparsers(title="actions", metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="show a service's keys", description="Print the keys of SERVICE.")
+    show.add_argument("--key", choices=("primary", "secondary"), help="only this one, and nothing else")
+    show.set_defaults(handler=_show_keys)
+    regenerate = actions.add_parser(
+        "regenerate",
+        help="make one of a service's keys anew",
+        description="Replace one key of SERVICE and print the new one. The other stays valid for clients to move to.",
+    )
+    regenerate.add_argument("--key", choices=("primary", "secondary"), required=True, help="which one")
+    regenerate.set_defaults(handler=_regenerate_key)
+    for action in (show, regenerate):
+        action.add_argument("service", metavar="SERVICE")
+        action.add_argument("--state-dir", default=argparse.SUPPRESS, help="where `azureml-fe local` keeps its state")
     return parser
 
 
@@ -104,7 +124,7 @@ def _local(arguments: argparse.Namespace) -> int:
     given = {setting.name: getattr(arguments, setting.name) for setting in ROUTER_SETTINGS if setting.name in arguments}
     flags = parse_router_values(given, lambda name: f"flag {flag_name(name)}")
 
-    from router.supervisor import run_local
+    from router.local import run_local
 
     return run_local(arguments.file, flags)
 
@@ -113,6 +133,28 @@ def _check(arguments: argparse.Namespace) -> int:
     for line in _summary(load_local(arguments.file)):
         print(line)
     return EXIT_DONE
+
+
+def _show_keys(arguments: argparse.Namespace) -> int:
+    keys = _key_store(arguments).existing(arguments.service)
+    if arguments.key is not None:
+        print(keys[arguments.key])
+    else:
+        for name, key in keys.items():
+            print(f"{name}: {key}")
+    return EXIT_DONE
+
+
+def _regenerate_key(arguments: argparse.Namespace) -> int:
+    store = _key_store(arguments)
+    store.existing(arguments.service)  # a misspelt name must not make keys for nobody
+    print(store.regenerate(arguments.service, arguments.key))
+    return EXIT_DONE
+
+
+def _key_store(arguments: argparse.Namespace) -> KeyStore:
+    flags = {"state_dir": arguments.state_dir} if "state_dir" in arguments else {}
+    return KeyStore(load_settings(environ=os.environ, flags=flags).state_dir, tell=_complain)
 
 
 def _summary(config: LocalConfig) -> list[str]:

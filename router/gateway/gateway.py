@@ -32,7 +32,7 @@ Send = Callable[[VersionKey, Sequence[ToLedger]], None]
 _SWEEP_SECONDS = 0.25
 _TICK_SECONDS = 1.0
 _ACCESS_LOG_SECONDS = 0.2
-_BACKLOG = 4096
+BACKLOG = 4096
 # A replica that refuses connections is left alone this long, doubling with each further refusal.
 _SUSPENSION_SECONDS = 0.1
 _LONGEST_SUSPENSION_SECONDS = 5.0
@@ -178,7 +178,7 @@ class Gateway:
 
     async def listen(self, sock: socket.socket) -> None:
         """Accept clients from a bound socket."""
-        server = await self._loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=_BACKLOG)
+        server = await self._loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=BACKLOG)
         self._servers.append(server)
 
     def admit(self, client: ClientConnection) -> bool:

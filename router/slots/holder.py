@@ -126,6 +126,10 @@ class VersionHolder(Generic[W, T]):
         replica = self._replicas.get(replica_id)
         return 0 if replica is None else replica.busy
 
+    def busy_by_replica(self) -> dict[str, int]:
+        """Requests in flight, by replica, where there are any."""
+        return {r.id: r.busy for r in self._replicas.values() if r.busy}
+
     def held(self) -> dict[str, int]:
         """Leases in hand, busy and idle, by replica."""
         return {r.id: r.busy + r.idle for r in self._replicas.values() if r.busy + r.idle}

@@ -66,7 +66,7 @@ def main() -> None:
         try:
             pass_listener(host, int(port))
         except OSError as error:
-            sys.exit(f"cannot listen on {listen}: {error.strerror}")
+            sys.exit(f"cannot listen on {listen}: {os.strerror(error.errno or 0)}")
     try:
         os.execvp(program[0], program)  # noqa: S606 (no shell is the point)
     except OSError as error:

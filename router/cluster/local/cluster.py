@@ -109,10 +109,17 @@ class LocalCluster:
             self._versions[key].scale(replicas, remove)
 
     async def stop(self) -> None:
-        """Stop all processes at once, without draining; on return none is left of any of their groups."""
+        """Stop all processes at once, without draining; on return none is left of any of their groups. When this is
+        cancelled, as by an impatient user, all are killed."""
         if self._ticking is not None:
             self._ticking.cancel()
-        await asyncio.gather(*(version.stop() for version in list(self._versions.values())))
+        versions = list(self._versions.values())
+        try:
+            await asyncio.gather(*(version.stop() for version in versions))
+        except asyncio.CancelledError:
+            for version in versions:
+                version.kill()
+            raise
         # What is left are probes, and drains of addresses.
         self._tasks.cancel()
         await self._tasks.all_ended()
@@ -201,6 +208,10 @@ class _LocalVersion:
         """End all at once."""
         self._addresses.stop()
         await self._processes.stop()
+
+    def kill(self) -> None:
+        """End all with no grace."""
+        self._processes.kill()
 
     def _changed(self) -> None:
         replicas = (*self._addresses.replicas(), *self._processes.replicas())

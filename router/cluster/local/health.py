@@ -66,10 +66,9 @@ class Backoff:
         self._last_failure = now
         if now < self._until:
             return self._until - now
-        if ready_for is not None and self._failures == 0:
-            self._failures = 1
-            return 0.0
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self._failures, 16))
+        if ready_for is None:
+            self._failures = max(1, self._failures)  # only one that was ready is replaced without a delay
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (min(self._failures, 16) - 1)) if self._failures else 0.0
         self._failures += 1
         self._until = now + delay
         return delay

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -51,6 +51,15 @@ class KeyStore:
                 self._write(services)
             self._seen = self._identity()
         return keys["primary"], keys["secondary"]
+
+    def existing(self, service: str) -> Mapping[Which, str]:
+        """The keys that a service has, none made. Raises `SettingsError` for a service that has none."""
+        with self._locked():
+            services = self._read()
+        if service not in services:
+            known = ", ".join(sorted(services)) or "none yet"
+            raise SettingsError("SERVICE", service, f"must be a service with generated keys: {known}", str(self.path))
+        return {which: services[service][which] for which in get_args(Which)}
 
     def regenerate(self, service: str, which: Which) -> str:
         """Make one of a service's keys anew, and tell it. The former one is no longer valid, the other one still is."""

@@ -91,7 +91,7 @@ class Watch:
         health = Health()
         while True:
             version = self._version()
-            reason = await probe(self._host, self._port, self._path(), self._patience(version))
+            reason = await probe(self._host, self._port, self._path(), self.patience(version))
             turned = health.seen(
                 reason is None,
                 success_threshold=version.success_threshold,
@@ -101,7 +101,7 @@ class Watch:
                 self._turned(health.ready, reason or "")
             await asyncio.sleep(version.period_seconds if health.ready else self._interval)
 
-    def _patience(self, version: Version) -> float:
+    def patience(self, version: Version) -> float:
         """Seconds to wait for an answer. A server with one thread, such as gunicorn's sync worker, answers a probe only
         after the request it works on, which may rightly take the scoring timeout: it is busy then and not broken."""
         extra = version.scoring_timeout_ms / 1000 if self._busy() else 0.0

@@ -91,20 +91,20 @@ class Processes:
             member.process.log.cut()
 
     async def stop(self) -> None:
-        """Stop all at once, without waiting for requests. When this is cancelled, all are killed."""
-        self._wanted = 0
-        self._reconcile()
+        """Stop all at once, without waiting for requests."""
+        self.want(0)
         for member in self._members.values():
             if member.draining is not None:
                 member.draining.cancel()
         tasks = [task for member in self._members.values() for task in member.tasks]
-        try:
-            if tasks:
-                await asyncio.wait(tasks)
-        except asyncio.CancelledError:
-            for member in self._members.values():
-                member.process.kill()
-            raise
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def kill(self) -> None:
+        """End all with no grace, and do not wait for it."""
+        self.want(0)
+        for member in self._members.values():
+            member.process.kill()
 
     def _reconcile(self, remove: Collection[str] = ()) -> None:
         now = self._around.clock()

@@ -15,6 +15,7 @@ import random
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from router.cluster.local import child
 from router.cluster.local.log import LogFile
@@ -120,7 +121,7 @@ class ReplicaProcess:
         try:
             # Bounded, as a process may hang in the kernel, where no signal reaches it.
             async with asyncio.timeout(seconds):
-                while not self._is_group_gone(self._process.pid):  # noqa: ASYNC110 (nobody tells)
+                while _group_lives(self._process.pid):  # noqa: ASYNC110 (nobody tells)
                     await asyncio.sleep(_GROUP_POLL_SECONDS)
         except TimeoutError:
             pass
@@ -161,19 +162,32 @@ class ReplicaProcess:
         except PermissionError:
             pass  # macOS says so of a group of zombies
 
-    @staticmethod
-    def _is_group_gone(group: int) -> bool:
-        try:
-            # In a container the router is process 1 and inherits orphans; nobody else would reap them.
-            while os.waitpid(-group, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
+
+def _group_lives(group: int) -> bool:
+    """Whether a process of the group still runs."""
+    try:
+        # In a container the router is process 1 and inherits orphans; nobody else would reap them.
+        while os.waitpid(-group, os.WNOHANG)[0]:
             pass
-        try:
-            os.killpg(group, 0)
-        except (ProcessLookupError, PermissionError):
-            return True
+    except ChildProcessError:
+        pass
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
         return False
+    # Zombies count for the kernel, and where process 1 reaps no orphans they stay for good.
+    stats = list(Path("/proc").glob("[0-9]*/stat"))
+    return not stats or any(_runs_in(group, stat) for stat in stats)
+
+
+def _runs_in(group: int, stat: Path) -> bool:
+    """Whether /proc/PID/stat (proc_pid_stat(5)) is that of a process in the group which is no zombie."""
+    try:
+        # The name in parentheses may hold anything.
+        state, _, its_group, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return False  # it has ended meanwhile
+    return int(its_group) == group and state not in ("Z", "X")
 
 
 def _how(status: int) -> str:

@@ -1,0 +1,75 @@
+"""What the supervisor and a worker say to each other over their channel. Plain facts, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from router.services import Replica, Service, VersionKey
+from router.settings import RouterSettings
+from router.slots.holder import Totals
+from router.slots.messages import ToHolder, ToLedger
+from router.telemetry.counters import GatewaySnapshot
+
+
+class Begin(NamedTuple):
+    """Supervisor to worker, first of all."""
+
+    settings: RouterSettings
+    human_log: bool
+
+
+class Services(NamedTuple):
+    """Supervisor to worker: the complete set of services."""
+
+    services: Mapping[str, Service]
+
+
+class Replicas(NamedTuple):
+    """Supervisor to worker: the complete set of a version's replicas."""
+
+    key: VersionKey
+    replicas: tuple[Replica, ...]
+    cordoned: frozenset[str]
+
+
+class FromLedger(NamedTuple):
+    """Supervisor to worker: what the ledger of a version says to this worker's holder."""
+
+    key: VersionKey
+    message: ToHolder
+
+
+class Drain(NamedTuple):
+    """Supervisor to worker: accept no more, finish within so many seconds, end."""
+
+    seconds: float
+
+
+class ToLedgers(NamedTuple):
+    """Worker to supervisor: what the holder of a version says to its ledger."""
+
+    key: VersionKey
+    messages: Sequence[ToLedger]
+
+
+class VersionReport(NamedTuple):
+    """What a worker has of one version."""
+
+    totals: Totals
+    waiting: int
+    idle: int  # leases
+    busy: Mapping[str, int]  # requests in flight by replica
+
+
+class Report(NamedTuple):
+    """Worker to supervisor, a few times a second: what changed since the last report."""
+
+    seconds: float  # since the last report
+    versions: Mapping[VersionKey, VersionReport]
+    counters: GatewaySnapshot | None
+    access_log_dropped: int
+
+
+class Ready(NamedTuple):
+    """Worker to supervisor: accepting clients."""
