@@ -33,7 +33,8 @@ class Addresses:
     def __init__(
         self, key: VersionKey, version: Version, launch: Launch, around: Around, changed: Callable[[], None]
     ) -> None:
-        """`changed` is called when `replicas()` has become another. None is probed before `update`."""
+        """`changed` is called when `replicas()` has become another by itself, not by a method. None is probed before
+        `update`."""
         self._key = key
         self._version = version
         self._launch = launch
@@ -71,7 +72,6 @@ class Addresses:
         for address, member in former.items():
             if address not in self._members:
                 self._let_go(member)
-        self._changed()
 
     def _begin(self, address: Address) -> _Member:
         member = _Member(self._around.new_id(self._key), address)

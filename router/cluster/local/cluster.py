@@ -26,6 +26,7 @@ from router.services import DEFAULT_VERSION_NAME, Replica, Service, SettingsErro
 _TICK_SECONDS = 1.0
 
 _Report = Callable[[VersionKey, tuple[Replica, ...]], None]
+_Forget = Callable[[VersionKey], None]
 
 
 async def _drains_at_once(replica_id: str, timeout_seconds: float) -> bool:
@@ -70,6 +71,7 @@ class LocalCluster:
         self._versions: dict[VersionKey, _LocalVersion] = {}
         self._listener: ClusterListener | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self, listener: ClusterListener) -> None:
         """Report the services and start the replicas that each is to have at first; does not wait for them. Raises
@@ -83,8 +85,11 @@ class LocalCluster:
         changed.
 
         Changed settings touch no process. A changed launch replaces the replicas of its version one by one: a new one
-        is ready before an old one is drained and stopped. A version that is gone is drained and stopped.
+        is ready before an old one is drained and stopped. A version that is gone is drained and stopped. Does nothing
+        once `stop` has begun.
         """
+        if self._stopping:
+            return
         for key, launch in config.launches.items():
             check_can_run(key, launch)
         services = self._with_keys(config)
@@ -97,20 +102,23 @@ class LocalCluster:
         for key in [key for key in self._versions if key not in versions]:
             self._versions[key].retire()
         for key, version in versions.items():
+            launch = config.launches[key]
             if key not in self._versions:
-                self._versions[key] = _LocalVersion(key, version, config.launches[key], self._around, self._report)
-            self._versions[key].update(version, config.launches[key])
+                self._versions[key] = _LocalVersion(key, version, launch, self._around, self._report, self._forget)
+            self._versions[key].update(version, launch)
 
     def scale(self, key: VersionKey, replicas: int, remove: Collection[str] = ()) -> None:
-        """See `Cluster`. Versions with fixed addresses are not scaled, nor is one that the file no longer has."""
+        """See `Cluster`. Versions with fixed addresses are not scaled, nor is one that the file no longer has, nor any
+        once `stop` has begun."""
         if replicas < 0:
             raise ValueError(f"replicas of {key} = {replicas}: must be at least 0")
-        if key in self._versions:
+        if key in self._versions and not self._stopping:
             self._versions[key].scale(replicas, remove)
 
     async def stop(self) -> None:
         """Stop all processes at once, without draining; on return none is left of any of their groups. When this is
         cancelled, as by an impatient user, all are killed."""
+        self._stopping = True
         if self._ticking is not None:
             self._ticking.cancel()
         versions = list(self._versions.values())
@@ -140,8 +148,9 @@ class LocalCluster:
     def _report(self, key: VersionKey, replicas: tuple[Replica, ...]) -> None:
         if self._listener is not None:
             self._listener.replicas_changed(key, replicas)
-        if not replicas and self._versions[key].retired:
-            del self._versions[key]
+
+    def _forget(self, key: VersionKey) -> None:
+        self._versions.pop(key, None)
 
     def _notice(self, key: VersionKey | None, level: int, message: str, **fields: object) -> None:
         if self._listener is not None:
@@ -169,9 +178,13 @@ class LocalCluster:
 class _LocalVersion:
     """All replicas of one version: processes or addresses, and for a while both when its launch changes kind."""
 
-    def __init__(self, key: VersionKey, version: Version, launch: Launch, around: Around, report: _Report) -> None:
+    def __init__(
+        self, key: VersionKey, version: Version, launch: Launch, around: Around, report: _Report, forget: _Forget
+    ) -> None:
+        """`report` is called when there are other replicas, `forget` when the last one of a retired version is gone."""
         self._key = key
         self._report = report
+        self._forget = forget
         self._reported: tuple[Replica, ...] | None = None
         self._is_scaled = True
         self._processes = Processes(key, version, launch, around, self._changed)
@@ -191,11 +204,11 @@ class _LocalVersion:
         """Have as many processes."""
         if self._is_scaled and not self.retired:
             self._processes.want(replicas, remove)
+            self._changed()
 
     def retire(self) -> None:
         """Drain and end all."""
         self.retired = True
-        self._reported = None  # so that the end is reported even of one that has no replica
         self._addresses.retire()
         self._processes.want(0)
         self._changed()
@@ -207,17 +220,22 @@ class _LocalVersion:
     async def stop(self) -> None:
         """End all at once."""
         self._addresses.stop()
+        self._processes.want(0)
+        self._changed()
         await self._processes.stop()
 
     def kill(self) -> None:
         """End all with no grace."""
         self._processes.kill()
+        self._changed()
 
     def _changed(self) -> None:
         replicas = (*self._addresses.replicas(), *self._processes.replicas())
         if replicas != self._reported:
             self._reported = replicas
             self._report(self._key, replicas)
+        if self.retired and not replicas:
+            self._forget(self._key)
 
 
 def _bounded(version: Version, replicas: int) -> int:

@@ -38,12 +38,9 @@ class LogFile:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def cut(self) -> None:
-        """Keep only the end when the file has become too large. What is printed within that instant may be lost."""
-        try:
-            size = self.path.stat().st_size
-        except FileNotFoundError:
-            return
-        if size <= MAX_BYTES:
+        """Keep only the end when the file has become too large. What is printed within that instant may be lost. Raises
+        OSError when the file is gone or cannot be written."""
+        if self.path.stat().st_size <= MAX_BYTES:
             return
         end = self._end(KEPT_BYTES)
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -54,10 +51,11 @@ class LogFile:
             os.close(fd)
 
     def tail(self) -> str:
-        """The last lines, at most `TAIL_LINES` and `TAIL_BYTES`; empty when nothing was printed."""
+        """The last lines, at most `TAIL_LINES` and `TAIL_BYTES`; empty when nothing was printed or it cannot be
+        read."""
         try:
             end = self._end(TAIL_BYTES)
-        except FileNotFoundError:
+        except OSError:
             return ""
         return "\n".join(end.decode(errors="replace").splitlines()[-TAIL_LINES:]).strip("\n")
 

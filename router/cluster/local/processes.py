@@ -49,7 +49,8 @@ class Processes:
     def __init__(
         self, key: VersionKey, version: Version, launch: Launch, around: Around, changed: Callable[[], None]
     ) -> None:
-        """`changed` is called when `replicas()` has become another. None is started before `want`."""
+        """`changed` is called when `replicas()` has become another by itself, not by a method. None is started before
+        `want`."""
         self._key = key
         self._version = version
         self._launch = launch
@@ -88,11 +89,13 @@ class Processes:
     def cut_logs(self) -> None:
         """Bound the log of each replica."""
         for member in self._members.values():
-            member.process.log.cut()
+            try:
+                member.process.log.cut()
+            except OSError:
+                continue  # no log yet, or somebody removed it; it then takes no space that could be given back
 
     async def stop(self) -> None:
-        """Stop all at once, without waiting for requests."""
-        self.want(0)
+        """Wait until all are gone, after `want(0)`; without waiting for their requests."""
         for member in self._members.values():
             if member.draining is not None:
                 member.draining.cancel()
@@ -116,8 +119,11 @@ class Processes:
         for _ in range(step.start):
             self._start_one()
         self._set_timer(now)
-        if step.stop or step.start:
-            self._changed()
+
+    def _go_on(self) -> None:
+        """Something has happened: take the next step, and tell what is new."""
+        self._reconcile()
+        self._changed()
 
     def _set_timer(self, now: float) -> None:
         if self._timer is not None:
@@ -125,23 +131,23 @@ class Processes:
             self._timer = None
         if self._held_until and self._wanted:
             delay = min(self._held_until) - now
-            self._timer = asyncio.get_running_loop().call_later(delay, self._reconcile)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._go_on)
 
     def _start_one(self) -> None:
         around, now = self._around, self._around.clock()
         replica_id = around.new_id(self._key)
         service, version = self._key
         model_dir = around.state_dir / "models" / service / version
+        log_dir = around.state_dir / "logs" / service / version
         try:
             model_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            forget_old_logs(log_dir, frozenset(member.process.log.path for member in self._members.values()))
             port = around.ports.take()
         except OSError as error:
             self._replace_later(replica_id, now, None, str(error), "")
             return
-        directory = around.state_dir / "logs" / service / version
-        forget_old_logs(directory, frozenset(member.process.log.path for member in self._members.values()))
         program = program_of(self._key, self._launch, host=around.host, port=port, model_dir=model_dir)
-        log = LogFile(directory / f"{replica_id}.log")
+        log = LogFile(log_dir / f"{replica_id}.log")
         process = ReplicaProcess(program, host=around.host, port=port, log=log)
         member = _Member(replica_id, self._launch, process, now)
         self._members[replica_id] = member
@@ -185,8 +191,7 @@ class Processes:
         else:
             self._tell(logging.WARNING, "replica no longer answers", member, reason=reason)
             self._let_go(member, drained=False)
-        self._changed()
-        self._reconcile()
+        self._go_on()
 
     def _give_up_start(self, member: _Member) -> None:
         if member.state is ReplicaState.STARTING:
@@ -223,8 +228,7 @@ class Processes:
             if member.too_slow:
                 how = f"not ready within {self._version.initial_delay_seconds} s"
             self._replace_later(member.id, now, member.ready_for(now), how, member.process.log.tail())
-        self._changed()
-        self._reconcile()
+        self._go_on()
 
     def _replace_later(self, replica_id: str, now: float, ready_for: float | None, how: str, output: str) -> None:
         delay = self._backoff.died(now, ready_for)
