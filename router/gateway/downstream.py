@@ -142,12 +142,13 @@ class ClientConnection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         """Parse data, and begin or continue the exchanges that it belongs to."""
-        size = len(data)
         while data:
             if len(data) > _SLICE_BYTES and self._parsing is None:
                 piece, data = data[:_SLICE_BYTES], data[_SLICE_BYTES:]
             else:
                 piece, data = data, b""
+            if self._parsing is None:
+                self._head_bytes += len(piece)
             self._parse(piece)
             if self._broken:
                 return
@@ -164,9 +165,12 @@ class ClientConnection(asyncio.Protocol):
             if self._pending or self._rest:
                 self._pump()
             elif parsing is None:
-                self._watch_head(size)
+                self._watch_head()
         elif current.state == NEW:
-            self._pump()
+            if self._pending or self._rest or self._pumping:
+                self._pump()
+            else:
+                current.begin()
         elif parsing is current or current.body:
             current.advance()
         if self._pending or self._rest:
@@ -204,11 +208,8 @@ class ClientConnection(asyncio.Protocol):
         if rest and not self._broken:
             self._feed(rest)
 
-    def on_message_begin(self) -> None:
-        self._target = b""
-
     def on_url(self, url: bytes) -> None:
-        self._target += url
+        self._target = self._target + url if self._target else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._parsing is not None:
@@ -236,14 +237,15 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         parts, self._parts = self._parts, [b""]
         kept, self._kept = self._kept, {}
-        underscored, self._underscored = self._underscored, []
+        target, self._target = self._target, b""
         settings = self.gateway.settings
         self._served = True
         self._head_since = 0.0
-        self._head_bytes = 0
+        received, self._head_bytes = self._head_bytes, 0  # with what came of the body in the same piece
         self._paused_seconds = 0.0
-        if len(parts) + len(underscored) > 4 * settings.max_headers or (
-            sum(map(len, parts)) + len(self._target) > settings.max_head_bytes
+        if len(parts) + 4 * len(kept) + len(self._underscored) > 4 * settings.max_headers or (
+            received > settings.max_head_bytes
+            and sum(map(len, (target, *parts, *kept.values(), *self._underscored))) > settings.max_head_bytes
         ):
             raise Refusal(answers.head_too_large(settings.max_head_bytes, settings.max_headers))
         parser = self._parser
@@ -254,8 +256,9 @@ class ClientConnection(asyncio.Protocol):
             if not is_chunked(kept[b"transfer-encoding"]):
                 raise Refusal(answers.bad_request("a transfer coding other than chunked"))
             length = CHUNKED_BODY
-        exchange = Exchange(self, parser.get_method(), self._target, parts, kept, length)
-        exchange.underscored = underscored
+        exchange = Exchange(self, parser.get_method(), target, parts, kept, length)
+        if self._underscored:
+            exchange.underscored, self._underscored = self._underscored, []
         if not parser.should_keep_alive():
             exchange.keep_alive = False
         if not exchange.keep_alive or b"connection" in kept or b"host" not in kept:
@@ -323,9 +326,8 @@ class ClientConnection(asyncio.Protocol):
             self._pumping = False
         self._update_reading()
 
-    def _watch_head(self, received: int) -> None:
+    def _watch_head(self) -> None:
         """A head is on its way and not complete."""
-        self._head_bytes += received
         if not self._head_since:
             self._head_since = monotonic()
         settings = self.gateway.settings

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from router.auth.keys import CHALLENGE, INVALID_CHALLENGE
 from router.gateway.proof import never_ran
-from router.gateway.upstream import CHUNKED, LENGTH, NO_BODY, UNTIL_CLOSE, ReplicaConnection, ReplicaPool
+from router.gateway.upstream import LENGTH, NO_BODY, ReplicaConnection, ReplicaPool
 from router.http import answers
 from router.http.answers import Answer
-from router.http.headers import connection_options, without_fields
+from router.http.headers import fields_named_by, without_fields
 from router.http.ids import clean_client_id
 from router.http.target import origin_form, split_target
 from router.telemetry.access_log import AccessRecord
@@ -52,7 +52,6 @@ class Exchange:
     """A request and its answer. Times are seconds of the monotonic clock."""
 
     __slots__ = (
-        "_answer_framing",
         "_answer_lines",
         "_answered",
         "_attempts",
@@ -68,8 +67,10 @@ class Exchange:
         "_slug",
         "_status",
         "_timeouts",
+        "_until_close",
         "_upstream",
         "answer_bytes",
+        "answer_chunked",
         "began",
         "body",
         "body_bytes",
@@ -126,6 +127,8 @@ class Exchange:
         self.request_id = b""
         self.client_id = b""
         self.answer_bytes = 0
+        self.answer_chunked = False
+        self._until_close = False
         self.waiting_since = 0.0
         self.waiter_number = 0
         self.refusal: Answer | None = None  # what reading it has already led to
@@ -172,12 +175,12 @@ class Exchange:
         if address is None:
             self._begin_elsewhere()
             return
-        service = gateway.services.get(address[0])
+        name, self.target = address
+        service = gateway.services.get(name)
         if service is None:
-            self.refuse(answers.unknown_service(address[0][:64].decode("latin-1")))
+            self.refuse(answers.unknown_service(name[:64].decode("latin-1")))
             return
         self.service = service
-        self.target = address[1]
         if (self.method not in _METHODS or service.origins is not None) and not self._allow_method_and_origin(service):
             return
         check = service.check
@@ -323,14 +326,20 @@ class Exchange:
         if body:
             if self.body_complete and self.body_bytes <= _REPLAYABLE_BYTES:
                 self._head = head  # all of it is in hand, and stays so until the answer begins
-                connection.transport.write(b"".join((head, *self._framed(body), self._body_end())))
+                if self.length != CHUNKED_BODY:
+                    connection.transport.write(b"".join((head, *body)))
+                else:
+                    connection.transport.write(b"".join((head, *self._framed(body), self._body_end())))
             else:
                 connection.transport.write(head)
                 self.body = []
                 self._send_pieces(connection, body)
         else:
             self._head = head
-            connection.transport.write(head + self._body_end() if self.body_complete else head)
+            if self.body_complete and self.length == CHUNKED_BODY:
+                connection.transport.write(head + self._body_end())
+            else:
+                connection.transport.write(head)
         self._sent = now = monotonic()
         version = self.version
         assert version is not None
@@ -348,10 +357,8 @@ class Exchange:
         client = self.client
         host = kept.get(b"host", b"")
         parts[0] = b"%b %b HTTP/1.1\r\nHost: %b" % (self.method, self.target, host)
-        if b"connection" in kept:
-            named = connection_options(kept[b"connection"]) - {b"close", b"keep-alive", b"upgrade"}
-            if named:
-                self._parts = parts = without_fields(parts, named)
+        if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
+            self._parts = parts = without_fields(parts, named)
         service = self.service
         assert service is not None
         if self.underscored and service.keep_underscore_headers:
@@ -496,10 +503,8 @@ class Exchange:
             self._answer_lines += b"\r\nazureml-fe-error: replica-error"
         self._status = status
         version.counters.first_byte.observe(now - self._sent)
-        if b"connection" in kept:
-            named = connection_options(kept[b"connection"]) - {b"close", b"keep-alive", b"upgrade"}
-            if named:
-                parts = without_fields([b"", *parts], named)
+        if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
+            parts = without_fields([b"", *parts], named)
         if (
             self.service is not None
             and self.service.origins is not None
@@ -522,21 +527,18 @@ class Exchange:
         out.append(self._answer_lines + tail + b"\r\n\r\n")
         if status == 101:
             self._open_tunnel(connection, kept)
-        elif self._timeouts is not None:
-            self._timeouts.add(self, now)
 
     def _frame_answer(self, status: int, framing: int, length: int) -> bytes:
         """How the client can tell where the answer ends."""
-        self._answer_framing = framing
         if framing == LENGTH or (framing == NO_BODY and length >= 0):
             tail = b"\r\nContent-Length: %d" % length
         elif framing == NO_BODY:
             tail = b""
         elif self.http11:
-            self._answer_framing = CHUNKED
+            self.answer_chunked = True
             tail = b"\r\nTransfer-Encoding: chunked"
         else:
-            self._answer_framing = UNTIL_CLOSE
+            self._until_close = True
             self.keep_alive = False
             tail = b""
         if status == 101:
@@ -545,25 +547,14 @@ class Exchange:
             return tail + b"\r\nConnection: close"
         return tail if self.http11 else tail + b"\r\nConnection: keep-alive"
 
-    def answer_body(self, out: list[bytes], data: bytes) -> None:
-        """A piece of the answer's body, to be framed into what goes to the client."""
-        self.answer_bytes += len(data)
-        if self._answer_framing == CHUNKED:
-            out += (b"%x\r\n" % len(data), data, b"\r\n")
-        else:
-            out.append(data)
-        if self._timeouts is not None:
-            self._timeouts.add(self, monotonic())
-
-    def answer_piece(self, data: bytes) -> None:
-        """A piece of a long body that passes as it is."""
-        self.answer_bytes += len(data)
+    def replica_spoke(self) -> None:
+        """A piece of the answer has come, and more is to come: the replica has its time anew."""
         if self._timeouts is not None:
             self._timeouts.add(self, monotonic())
 
     def answer_end(self, trailers: list[bytes]) -> None:
         """The answer is complete, as the replica meant it."""
-        if self._answer_framing == CHUNKED and self.state == ANSWERING:
+        if self.answer_chunked and self.state == ANSWERING:
             self.to_client(b"0\r\n%b\r\n" % b"".join(trailers))
 
     def finish(self) -> None:
@@ -626,7 +617,7 @@ class Exchange:
             return
         self._slug = answer.slug
         self._close()
-        self.client.cut_off(hard=self._answer_framing == UNTIL_CLOSE)
+        self.client.cut_off(hard=self._until_close)
 
     def timed_out(self) -> None:
         """The replica has been silent for as long as it may be."""
@@ -715,11 +706,15 @@ class Exchange:
             counters = version.counters
             counters.answers[status, slug] += 1
             counters.duration.observe(now - self.began)
-            counters.queue_wait.observe(self._queued_seconds)
+            queued = self._queued_seconds
+            if queued:
+                counters.queue_wait.observe(queued)
+            else:
+                counters.queue_wait.counts[0] += 1
             counters.request_bytes += self.body_bytes
             counters.response_bytes += self.answer_bytes
         log = self.gateway.access_log
-        if log.wanted():
+        if log.rate and log.wanted():
             log.add(self._record(now))
 
     def _release(self, now: float) -> None:

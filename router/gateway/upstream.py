@@ -128,20 +128,26 @@ class ReplicaConnection(asyncio.Protocol):
         if self.exchange is not exchange:  # what was parsed has ended the exchange
             return
         self.flush(exchange)
-        if self.tunnelled and rest:
-            exchange.to_client(rest)
         if self._complete:
             self._end_answer()
-        elif self._framing == LENGTH and self._left >= RAW_BODY_BYTES:
-            self._raw_left = self._left
+            return
+        if self.tunnelled:
+            if rest:
+                exchange.to_client(rest)
+        elif self._framing >= 0:
+            exchange.replica_spoke()
+            if self._framing == LENGTH and self._left >= RAW_BODY_BYTES:
+                self._raw_left = self._left
 
     def _pass_raw(self, exchange: Exchange, data: bytes) -> None:
         if len(data) > self._raw_left:
             data = data[: self._raw_left]
             self._reusable = False  # more than was announced
         self._raw_left -= len(data)
-        exchange.answer_piece(data)
+        exchange.answer_bytes += len(data)
         exchange.to_client(data)
+        if self._raw_left:
+            exchange.replica_spoke()
         if not self._raw_left and self.exchange is exchange:
             self._parser = httptools.HttpResponseParser(self)  # the old one still waits for these bytes
             self._end_answer()
@@ -195,10 +201,16 @@ class ReplicaConnection(asyncio.Protocol):
         exchange.answer_head(self, status, self._reason, self._parts, kept, self._framing, length)
 
     def on_body(self, data: bytes) -> None:
-        if self.exchange is None or self._complete:
+        exchange = self.exchange
+        if exchange is None or self._complete:
             return
-        self._left -= len(data)
-        self.exchange.answer_body(self.out, data)
+        size = len(data)
+        self._left -= size
+        exchange.answer_bytes += size
+        if exchange.answer_chunked:
+            self.out += (b"%x\r\n" % size, data, b"\r\n")
+        else:
+            self.out.append(data)
 
     def on_message_complete(self) -> None:
         if self._framing < 0:  # an interim answer: the real one is still to come
@@ -212,7 +224,7 @@ class ReplicaConnection(asyncio.Protocol):
         """Write what the parser has made of the data at hand to the client."""
         out = self.out
         if out:
-            exchange.to_client(out[0] if len(out) == 1 else b"".join(out))
+            exchange.client.write(b"".join(out))
             self.out = []
 
     def _end_answer(self) -> None:

@@ -104,6 +104,16 @@ def connection_options(value: bytes) -> frozenset[bytes]:
     return frozenset(option for part in value.split(b",") if (option := part.strip().lower()))
 
 
+_NAMES_NO_FIELD = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade", b"Upgrade"))
+
+
+def fields_named_by(connection: bytes) -> frozenset[bytes]:
+    """The fields that a Connection header declares hop-by-hop, lower-case."""
+    if connection in _NAMES_NO_FIELD:
+        return frozenset()
+    return connection_options(connection) - {b"close", b"keep-alive", b"upgrade"}
+
+
 def without_fields(parts: list[bytes], names: frozenset[bytes]) -> list[bytes]:
     """Drop fields from a list of (b"\\r\\n", name, b": ", value) groups that follow its first element."""
     kept = parts[:1]

@@ -1,0 +1,115 @@
+"""Python's share of one request: the data plane between two transports that do nothing.
+
+No socket, no kernel, no second process: what is left is the router's own work for one small JSON POST over kept-alive
+connections on both sides, key authentication, slots, metrics and all. The figure is steadier than any throughput and
+tells whether a change to the hot path pays; `--profile` tells where the time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import pstats
+import sys
+import time
+from collections.abc import Sequence
+
+import uvloop
+
+from router.gateway.downstream import ClientConnection
+from router.gateway.gateway import Gateway
+from router.gateway.upstream import ReplicaConnection
+from router.services import Replica, ReplicaState, VersionKey, parse_service
+from router.settings import load_settings
+from router.slots.coordinator import Coordinator
+from router.slots.messages import ToLedger
+from router.telemetry.access_log import AccessLog
+
+_KEY = "0123456789abcdef0123456789abcdef"
+_BODY = b'{"data": [[1, 2, 3, 4]]}'
+_REQUEST = (
+    b"POST /api/v1/service/bench/score HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nContent-Type: application/json\r\n"
+    b"Authorization: Bearer " + _KEY.encode() + b"\r\nContent-Length: %d\r\n\r\n" % len(_BODY) + _BODY
+)
+_ANSWER = (
+    b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Mon, 23 Nov 2026 08:00:00 GMT\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 26\r\nConnection: keep-alive\r\n\r\n"
+    b'{"predictions": [1, 2, 3]}'
+)
+
+
+class _Nowhere(asyncio.Transport):
+    """A transport that takes everything and does nothing."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _rounds(client: ClientConnection, replica: ReplicaConnection, count: int) -> None:
+    for _ in range(count):
+        client.data_received(_REQUEST)
+        replica.data_received(_ANSWER)
+
+
+async def _measure(count: int, rounds: int, profile: bool) -> None:
+    coordinator = Coordinator()
+
+    def send(key: VersionKey, messages: Sequence[ToLedger]) -> None:
+        coordinator.receive("bench", key, messages)
+
+    gateway = Gateway(load_settings(environ={}), AccessLog(0.0, sys.stderr), send)
+    coordinator.attach("bench", gateway.deliver)
+    settings = {"primary_key": _KEY, "num_replicas": 1, "replica_max_concurrent_requests": 100}
+    gateway.apply({"bench": parse_service("bench", settings)})
+    key = ("bench", "default")
+    gateway.set_replicas(key, (Replica("r", "127.0.0.1", 1, ReplicaState.READY),), ())
+    coordinator.set_replicas(key, {"r": 100})
+    client = ClientConnection(gateway)
+    client.connection_made(_Nowhere({"peername": ("127.0.0.1", 50000)}))
+    (pool,) = gateway.versions[key].pools()
+    replica = ReplicaConnection(pool)
+    replica.connection_made(_Nowhere())
+    pool.put(replica)
+    client.data_received(_REQUEST)  # the first one has to ask for its lease
+    await asyncio.sleep(0.01)
+    replica.data_received(_ANSWER)
+    _rounds(client, replica, 1000)
+    served = gateway.versions[key].counters.answers[200, ""]
+    if served != 1001:
+        raise RuntimeError(f"{served} of 1001 requests were answered")
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.perf_counter()
+        _rounds(client, replica, count)
+        best = min(best, time.perf_counter() - began)
+        await asyncio.sleep(0)
+    print(f"{best / count * 1e6:.2f} us of Python per request (best of {rounds} rounds of {count})")
+    if profile:
+        with cProfile.Profile() as profiler:
+            _rounds(client, replica, count)
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(32)
+    gateway.close()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--count", type=int, default=5000, help="requests of one round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--profile", action="store_true", help="also say where the time goes")
+    arguments = parser.parse_args()
+    uvloop.run(_measure(arguments.count, arguments.rounds, arguments.profile))
+
+
+if __name__ == "__main__":
+    main()
