@@ -220,6 +220,8 @@ class Processes:
         now = self._around.clock()
         del self._members[member.id]
         self._around.ports.give_back(member.process.port)
+        if member.draining is not None:
+            member.draining.cancel()  # died while it drained: nothing is left to wait for
         if member.state is ReplicaState.DRAINING:
             self._tell(logging.INFO, "replica stopped", member)
         else:

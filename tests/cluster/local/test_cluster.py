@@ -119,6 +119,29 @@ def test_only_replicas_that_nobody_drained_are_drained_before_they_stop(read: Re
     run(scenario())
 
 
+def test_a_drain_ends_with_its_replica(read: Read, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cancelled = asyncio.Event()
+
+        async def drain(replica_id: str, seconds: float) -> bool:
+            try:
+                return await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        async with running(read(), tmp_path / "state", drain=drain) as (cluster, seen):
+            await seen.until(lambda: seen.ready("echo"))
+            (replica,) = seen.ready("echo")
+            cluster.scale(KEY, 0)
+            await asyncio.sleep(0)
+            with pytest.raises(OSError, match=r"."):
+                ask(replica.port, "/crash")
+            await seen.until(lambda: seen.replicas[KEY] == ())
+            await cancelled.wait()
+
+    run(scenario())
+
+
 def test_a_drain_that_fails_is_reported_and_the_replica_goes(read: Read, tmp_path: Path) -> None:
     async def scenario() -> None:
         async def drain(replica_id: str, seconds: float) -> bool:

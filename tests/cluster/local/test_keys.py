@@ -60,6 +60,16 @@ def test_one_key_is_made_anew_and_the_other_stays(tmp_path: Path) -> None:
     assert store.keys_for("iris") == (new_primary, new_secondary)
 
 
+def test_keys_can_be_looked_up_without_making_any(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    with pytest.raises(SettingsError, match="must be a service with generated keys: none yet"):
+        store.existing("iris")
+    primary, secondary = store.keys_for("iris")
+    assert store.existing("iris") == {"primary": primary, "secondary": secondary}
+    with pytest.raises(SettingsError, match="SERVICE = 'iri': must be a service with generated keys: iris"):
+        store.existing("iri")
+
+
 def test_a_removed_file_is_a_change(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     assert not store.changed()
