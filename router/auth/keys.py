@@ -23,10 +23,11 @@ class KeyCheck:
 
     def allows(self, authorization: bytes | None) -> bool:
         """Whether the value of an Authorization header carries one of the keys."""
-        if authorization is None or authorization[:7].lower() != _SCHEME:
+        if authorization is None or (authorization[:7] != b"Bearer " and authorization[:7].lower() != _SCHEME):
             return False
-        given = authorization[7:].strip(b" \t")
+        given = authorization[7:].strip()
         found = False
         for key in self._keys:
-            found |= compare_digest(given, key)
+            if compare_digest(given, key):
+                found = True
         return found

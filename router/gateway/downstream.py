@@ -51,14 +51,41 @@ class ClientConnection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_broken", "_current", "_head_bytes", "_head_since", "_holds_body", "_idle_since", "_kept", "_last_body",
-        "_lingering_since", "_parser", "_parsing", "_parts", "_paused_at", "_paused_seconds", "_pending", "_pumping",
-        "_raw_left", "_reading", "_rest", "_served", "_target", "_tunnel", "_underscored", "_write_paused_since",
-        "address", "closed", "gateway", "scheme", "transport",
-    )  # fmt: skip
+        "_broken",
+        "_current",
+        "_head_bytes",
+        "_head_since",
+        "_holds_body",
+        "_idle_since",
+        "_kept",
+        "_known_kinds",
+        "_last_body",
+        "_lingering_since",
+        "_parser",
+        "_parsing",
+        "_parts",
+        "_paused_at",
+        "_paused_seconds",
+        "_pending",
+        "_pumping",
+        "_raw_left",
+        "_reading",
+        "_rest",
+        "_served",
+        "_target",
+        "_tunnel",
+        "_underscored",
+        "_write_paused_since",
+        "address",
+        "closed",
+        "gateway",
+        "scheme",
+        "transport",
+    )
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
+        self._known_kinds = gateway.request_kinds.known
         self.transport: asyncio.Transport
         self.address = b""
         self.scheme = b"http"
@@ -216,10 +243,9 @@ class ClientConnection(asyncio.Protocol):
             if may_be_trailer(name):
                 self._parsing.trailers += (name, b": ", value, b"\r\n")
             return
-        kinds = self.gateway.request_kinds
-        kind = kinds.known.get(name)
+        kind = self._known_kinds.get(name)
         if kind is None:
-            kind = kinds.classify(name)
+            kind = self.gateway.request_kinds.classify(name)
         if kind == PASS:
             self._parts += (b"\r\n", name, b": ", value)
         elif kind == UNDERSCORE:

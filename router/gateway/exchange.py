@@ -58,6 +58,7 @@ class Exchange:
         "_connected_at",
         "_granted",
         "_head",
+        "_id_lines",
         "_kept",
         "_parts",
         "_passed_checks",
@@ -155,12 +156,12 @@ class Exchange:
         self.began = monotonic()
         self.request_id = request_id = gateway.ids.next()
         kept = self._kept
-        lines = b"\r\nx-ms-request-id: %b\r\nx-request-id: %b" % (request_id, request_id)
+        lines = b"\r\nx-ms-request-id: " + request_id + b"\r\nx-request-id: " + request_id
         if b"x-ms-client-request-id" in kept:
             self.client_id = clean_client_id(kept[b"x-ms-client-request-id"])
             if self.client_id:
                 lines += b"\r\nx-ms-client-request-id: " + self.client_id
-        self._answer_lines = lines
+        self._answer_lines = self._id_lines = lines
         if self.refusal is not None:
             self.refuse(self.refusal)
             return
@@ -374,18 +375,15 @@ class Exchange:
         forwarded_for = client.address
         if b"x-forwarded-for" in kept:
             forwarded_for = kept[b"x-forwarded-for"] + b", " + forwarded_for
-        request_id = self.request_id
-        parts.append(
-            b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b"
-            b"\r\nx-ms-request-id: %b\r\nx-request-id: %b%b\r\n\r\n"
-            % (
-                forwarded_for,
-                client.scheme,
-                host,
-                request_id,
-                request_id,
-                b"\r\nx-ms-client-request-id: " + self.client_id if self.client_id else b"",
-            )
+        parts += (
+            b"\r\nX-Forwarded-For: ",
+            forwarded_for,
+            b"\r\nX-Forwarded-Proto: ",
+            client.scheme,
+            b"\r\nX-Forwarded-Host: ",
+            host,
+            self._id_lines,
+            b"\r\n\r\n",
         )
         return b"".join(parts)
 

@@ -31,14 +31,33 @@ class ReplicaConnection(asyncio.Protocol):
     """One connection to a replica. Serves one exchange at a time, and rests in its pool in between."""
 
     __slots__ = (
-        "_complete", "_framing", "_kept", "_kinds", "_left", "_parser", "_parts", "_raw_left", "_reason", "_reusable",
-        "_trailers", "_unacknowledged", "answer_begun", "closed", "exchange", "out", "pool", "served", "transport",
+        "_complete",
+        "_framing",
+        "_kept",
+        "_kinds",
+        "_known_kinds",
+        "_left",
+        "_parser",
+        "_parts",
+        "_raw_left",
+        "_reason",
+        "_reusable",
+        "_trailers",
+        "_unacknowledged",
+        "answer_begun",
+        "closed",
+        "exchange",
+        "out",
+        "pool",
+        "served",
+        "transport",
         "tunnelled",
-    )  # fmt: skip
+    )
 
     def __init__(self, pool: ReplicaPool) -> None:
         self.pool = pool
         self._kinds = pool.kinds
+        self._known_kinds = pool.kinds.known
         self._parser = httptools.HttpResponseParser(self)
         self.transport: asyncio.Transport
         self.exchange: Exchange | None = None
@@ -160,7 +179,7 @@ class ReplicaConnection(asyncio.Protocol):
             if may_be_trailer(name):
                 self._trailers += (name, b": ", value, b"\r\n")
             return
-        kind = self._kinds.known.get(name)
+        kind = self._known_kinds.get(name)
         if kind is None:
             kind = self._kinds.classify(name)
         if kind == PASS or kind == b"_":
