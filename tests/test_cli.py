@@ -36,9 +36,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def supervise_with(monkeypatch: pytest.MonkeyPatch, run_local: Local) -> None:
-    module = ModuleType("router.supervisor")
+    module = ModuleType("router.local")
     module.run_local = run_local  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "router.supervisor", module)
+    monkeypatch.setitem(sys.modules, "router.local", module)
 
 
 @pytest.fixture
