@@ -33,6 +33,9 @@ _SWEEP_SECONDS = 0.25
 _TICK_SECONDS = 1.0
 _ACCESS_LOG_SECONDS = 0.2
 BACKLOG = 4096
+# While draining, a client that sends one request after another gets its next answer with "Connection: close". To close
+# its connection between two of them would be a race with the next, which it could not safely repeat.
+_FAREWELL_SECONDS = 1.0
 # A replica that refuses connections is left alone this long, doubling with each further refusal.
 _SUSPENSION_SECONDS = 0.1
 _LONGEST_SUSPENSION_SECONDS = 5.0
@@ -232,20 +235,32 @@ class Gateway:
         self.draining = True
         for server in self._servers:
             server.close()
+        began = now = self._loop.time()
+        while self._clients and now < began + seconds:
+            if now >= began + _FAREWELL_SECONDS:
+                self._send_idle_clients_away()
+            await self._all_have_left(min(_SWEEP_SECONDS, began + seconds - now))
+            now = self._loop.time()
+        unfinished = [client for client in self._clients if not client.idle]
         for client in tuple(self._clients):
-            if client.idle:
-                client.transport.close()
-        if self._clients:
-            try:
-                await asyncio.wait_for(self._drained.wait(), seconds)
-            except TimeoutError:
-                pass
-        unfinished = tuple(self._clients)
-        for client in unfinished:
             client.transport.abort()
         await asyncio.sleep(0)
         self.close()
         return not unfinished
+
+    def _send_idle_clients_away(self) -> None:
+        for client in tuple(self._clients):
+            if client.idle:
+                client.transport.close()
+
+    async def _all_have_left(self, seconds: float) -> None:
+        """Wait for the last client to go, at most so long."""
+        self._drained.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._drained.wait()
+        except TimeoutError:
+            pass
 
     def close(self) -> None:
         """Stop the timers and close the connections to replicas."""
