@@ -23,6 +23,7 @@ class Channel(asyncio.Protocol):
         self._closed = closed
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        self.sent = 0  # messages
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -50,6 +51,7 @@ class Channel(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             data = pickle.dumps(message, protocol=5)
             self._transport.write(_LENGTH.pack(len(data)) + data)
+            self.sent += 1
 
     def close(self) -> None:
         """Close this end when all is sent."""

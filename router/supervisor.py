@@ -12,16 +12,18 @@ about requests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from router import __version__
 from router.cluster import Cluster
 from router.cpu import available_cpus
-from router.gateway.control import FromLedger, Replicas, Report, Services, ToLedgers, VersionReport
+from router.gateway.control import FromLedger, Replicas, Report, Services, ToLedgers
 from router.gateway.gateway import BACKLOG
+from router.reports import Reports, Sent
 from router.scaling.demand import Demand
 from router.scaling.loop import ControlLoop, Step
 from router.scaling.scaler import Cordon, SetReplicas, Uncordon
@@ -39,7 +41,6 @@ _log = logging.getLogger("router.supervisor")
 _audit = logging.getLogger("router.scaling")
 
 _TICK_SECONDS = 0.1
-_NOTHING = Totals(0.0, 0.0, 0, 0, 0, 0.0)
 
 
 class Supervisor:
@@ -54,8 +55,7 @@ class Supervisor:
         self._services: Mapping[str, Service] = {}
         self._versions: dict[VersionKey, Version] = {}
         self._replicas: dict[VersionKey, tuple[Replica, ...]] = {}
-        self._reports: dict[str, dict[VersionKey, VersionReport]] = {}  # by worker
-        self._dropped_lines: dict[str, int] = {}
+        self._reports = Reports()
         self._cluster: Cluster | None = None
         self._workers: Workers | None = None
         self._admin: AdminServer | None = None
@@ -63,16 +63,15 @@ class Supervisor:
         self._ticking: asyncio.Task[None] | None = None
         self._config_errors = 0
         self._last_reload_succeeded = True
-        self._changed: Callable[[], None] = lambda: None
+        self._hurried = asyncio.Event()
 
     # Life.
 
-    async def start(self, cluster: Cluster, changed: Callable[[], None] = lambda: None) -> None:
-        """Listen, start workers, follow the cluster. `changed` is called when services or replicas have changed.
+    async def start(self, cluster: Cluster) -> None:
+        """Listen, follow the cluster, start workers. `stop` must follow, also when this fails or is cancelled.
 
         Raises OSError, with the setting's name, when a port cannot be listened on, and what `cluster.start` raises.
         """
-        self._changed = changed
         self._socket = _listen(self._settings.host, self._settings.port)
         self._admin = AdminServer(
             self._settings.admin_host, self._settings.admin_port, metrics=self._metrics, ready=self._not_ready
@@ -88,19 +87,29 @@ class Supervisor:
         """Drain the workers, then end the cluster's replicas. False if requests had to be cut."""
         if self._ticking is not None:
             self._ticking.cancel()
-        complete = True
         if self._socket is not None:
             self._socket.close()
-        if self._workers is not None:
-            complete = await self._workers.stop(self._settings.drain_seconds)
-        if self._cluster is not None:
-            await self._cluster.stop()
-        if self._admin is not None:
-            await self._admin.stop()
-        return complete
+        async with contextlib.AsyncExitStack() as afterwards:  # whatever fails, the rest is done
+            if self._admin is not None:
+                afterwards.push_async_callback(self._admin.stop)
+            if self._cluster is not None:
+                afterwards.push_async_callback(self._stop_cluster, self._cluster)
+            return self._workers is None or await self._workers.stop(self._settings.drain_seconds)
+
+    async def _stop_cluster(self, cluster: Cluster) -> None:
+        stopping, hurried = asyncio.ensure_future(cluster.stop()), asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait((stopping, hurried), return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if stopping.done():
+            stopping.result()
+        else:
+            stopping.cancel()  # it then kills what is left
+            await asyncio.wait((stopping,))
+            await cluster.stop()
 
     def hurry(self) -> None:
-        """While stopping: wait for requests in flight no longer."""
+        """While stopping: wait no longer, neither for requests in flight nor for replicas to end."""
+        self._hurried.set()
         if self._workers is not None:
             self._workers.kill()
 
@@ -131,27 +140,37 @@ class Supervisor:
     # The cluster speaks.
 
     def services_changed(self, services: Mapping[str, Service]) -> None:
+        former = self._versions.keys()
         self._services = dict(services)
         self._versions = {(s.name, v.name): v for s in services.values() for v in s.versions}
         self._loop.services_changed(services, time.monotonic())
         self._coordinator.retain(self._versions)
         self._counters.retain(self._versions)
-        self._replicas = {key: known for key, known in self._replicas.items() if key in self._versions}
+        # Requests of versions that are gone go on; who drains their replicas asks for them.
+        self._replicas = {key: known for key, known in self._replicas.items() if known or key in self._versions}
+        self._reports.retain(self._versions)
         if self._workers is not None:
             self._workers.broadcast(Services(services))
         for key in self._versions:
-            self._set_slots(key)
-        self._changed()
+            if key in former:
+                self._set_slots(key)
+            elif key in self._replicas:  # it was gone, and comes back while its replicas drain
+                self._spread(key)
 
     def replicas_changed(self, key: VersionKey, replicas: tuple[Replica, ...]) -> None:
-        if key not in self._versions:
-            return
+        self._reports.reopen({r.id for r in self._replicas.get(key, ())} - {r.id for r in replicas})
         self._replicas[key] = replicas
-        self._loop.replicas_changed(key, replicas, time.monotonic())
+        if key in self._versions:
+            self._spread(key)
+        elif not replicas:
+            del self._replicas[key]
+
+    def _spread(self, key: VersionKey) -> None:
+        """Tell everyone of a version's replicas."""
+        self._loop.replicas_changed(key, self._replicas[key], time.monotonic())
         if self._workers is not None:
             self._workers.broadcast(self._table(key))
         self._set_slots(key)
-        self._changed()
 
     def notice(self, key: VersionKey | None, level: int, message: str, **fields: object) -> None:
         if key is None:
@@ -175,10 +194,12 @@ class Supervisor:
     # What the cluster asks before it stops a replica.
 
     async def drained(self, replica_id: str, seconds: float) -> bool:
-        """Wait until a replica has no request in flight, at most so long; False when it still has."""
+        """Wait until a replica that is no longer sent requests has none in flight, at most so long; False when it still
+        has."""
         key = self._key_of(replica_id)
+        told = self._sent()
         until = time.monotonic() + seconds
-        while key is not None and self._in_flight(key, replica_id):
+        while key is not None and (self._reports.in_flight(key, replica_id) or not self._reports.come_after(told)):
             if time.monotonic() >= until:
                 return False
             await asyncio.sleep(_TICK_SECONDS)
@@ -187,7 +208,10 @@ class Supervisor:
     def is_busy(self, replica_id: str) -> bool:
         """Whether a replica has requests in flight."""
         key = self._key_of(replica_id)
-        return key is not None and self._in_flight(key, replica_id) > 0
+        return key is not None and self._reports.in_flight(key, replica_id) > 0
+
+    def _sent(self) -> Sent:
+        return self._workers.sent() if self._workers is not None else {}
 
     def _key_of(self, replica_id: str) -> VersionKey | None:
         return next((k for k, replicas in self._replicas.items() if any(r.id == replica_id for r in replicas)), None)
@@ -198,29 +222,28 @@ class Supervisor:
         if self._workers is None:
             return
         workers = self._workers
+        self._reports.began(name)
         self._coordinator.attach(name, lambda key, message: workers.send(name, FromLedger(key, message)))
         workers.send(name, Services(self._services))
-        for key in self._replicas:
-            workers.send(name, self._table(key))
+        for key in self._versions:
+            if key in self._replicas:
+                workers.send(name, self._table(key))
 
     def worker_said(self, name: str, message: ToLedgers | Report) -> None:
         if isinstance(message, ToLedgers):
             if message.key in self._versions:
                 self._coordinator.receive(name, message.key, message.messages)
             return
-        reports = self._reports.setdefault(name, {})
-        for key, report in message.versions.items():
-            before = reports.get(key)
-            if key in self._versions:
-                reports[key] = report
-                self._loop.add_demand(key, _demand(before.totals if before else _NOTHING, report.totals))
-        self._dropped_lines[name] = message.access_log_dropped
+        self._reports.take(name, message, self._versions)
+        demands = {key: _demand(report.seen) for key, report in message.versions.items()}
+        self._loop.add_demands(name, message.seconds, demands)
         if message.counters is not None:
             self._counters.report(name, 0, message.counters)
 
     def worker_ended(self, name: str) -> None:
         self._coordinator.detach(name)
-        self._reports.pop(name, None)
+        self._loop.front_end_gone(name)
+        self._reports.ended(name)
         self._counters.ended(name, 0)
 
     # The control loop.
@@ -229,16 +252,16 @@ class Supervisor:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
-            for step in tuple(self._loop.tick(now, self._in_flight)):
-                self._carry_out(step)
-
-    def _in_flight(self, key: VersionKey, replica_id: str) -> int:
-        """Requests at a replica. Of a cordoned one also leases that are not back yet: a request may be on its way."""
-        busy = sum(reports[key].busy.get(replica_id, 0) for reports in self._reports.values() if key in reports)
-        ledger = self._coordinator.ledger(key)
-        if replica_id in self._loop.cordoned(key) and ledger is not None:
-            return max(busy, ledger.out(replica_id))
-        return busy
+            for key in tuple(self._versions):
+                try:
+                    step = self._loop.step(key, now, self._reports.in_flight)
+                    if step is not None:
+                        self._carry_out(step)
+                except Exception as fault:  # noqa: BLE001  (one version's fault must not stop the scaling of all)
+                    event(
+                        _log, logging.ERROR, "scaling of a version failed",
+                        exception=fault, service=key[0], version=key[1],
+                    )  # fmt: skip
 
     def _carry_out(self, step: Step) -> None:
         key = step.key
@@ -253,11 +276,15 @@ class Supervisor:
                 case Uncordon(ids):
                     cordoned.difference_update(ids)
                     self._coordinator.uncordon(key, ids)
-        if cordoned != self._loop.cordoned(key):
-            self._loop.set_cordoned(key, cordoned)
-            self._coordinator.cordon(key, cordoned)
+        former = self._loop.cordoned(key)
+        self._loop.set_cordoned(key, cordoned)
+        now = self._loop.cordoned(key)
+        if now != former:
+            self._coordinator.cordon(key, now)
             if self._workers is not None:
                 self._workers.broadcast(self._table(key))
+            self._reports.reopen(former - now)
+            self._reports.close(now - former, self._sent())
         if step.changed and step.decision is not None:
             event(
                 _audit, logging.INFO, "scaling decision", service=key[0], version=key[1],
@@ -268,7 +295,7 @@ class Supervisor:
 
     def facts(self, key: VersionKey) -> VersionFacts:
         """A version at this moment, as far as workers have reported."""
-        reports = [reports[key] for reports in self._reports.values() if key in reports]
+        reports = self._reports.of(key)
         in_flight = sum(sum(report.busy.values()) for report in reports)
         slots = self._versions[key].replica_max_concurrent_requests
         ready = self._loop.replicas_by_state(key)[ReplicaState.READY.value]
@@ -303,7 +330,7 @@ class Supervisor:
             versions={key: self.facts(key) for key in self._versions},
             workers=len(self._workers) if self._workers is not None else 0,
             slot_leaks_repaired=0,
-            access_log_dropped=sum(self._dropped_lines.values()),
+            access_log_dropped=self._reports.access_log_dropped,
             config_errors=self._config_errors,
             config_last_reload_success=self._last_reload_succeeded,
         )
@@ -316,16 +343,15 @@ class Supervisor:
         return []
 
 
-def _demand(before: Totals, after: Totals) -> Demand:
-    """What one worker saw between two reports; the control loop knows the time in between."""
+def _demand(seen: Totals) -> Demand:
+    """What one worker saw; for how long is told apart, as it is the same for all versions."""
     return Demand(
-        seconds=0.0,
-        busy_seconds=after.busy_seconds - before.busy_seconds,
-        queued_seconds=after.queued_seconds - before.queued_seconds,
-        arrivals=after.arrivals - before.arrivals,
-        refused=after.refused - before.refused,
-        completed=after.completed - before.completed,
-        service_seconds=after.service_seconds - before.service_seconds,
+        busy_seconds=seen.busy_seconds,
+        queued_seconds=seen.queued_seconds,
+        arrivals=seen.arrivals,
+        refused=seen.refused,
+        completed=seen.completed,
+        service_seconds=seen.service_seconds,
     )
 
 

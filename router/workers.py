@@ -14,47 +14,97 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from router.channel import Channel
-from router.gateway.control import Begin, Drain, Ready, Report, ToLedgers
+from router.gateway.control import Accept, Begin, Drain, Ready, Report, ToLedgers
 from router.settings import RouterSettings
 from router.telemetry.log import event
 
 _log = logging.getLogger("router.workers")
 
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 10.0
-_YOUNG_SECONDS = 10.0  # a worker that dies before this age makes the next pause longer
 _DRAIN_MARGIN_SECONDS = 5.0  # beyond the time it was given, before a draining worker is killed
+_START_SECONDS = 30.0  # a worker that does not accept clients by then never will; it takes less than one
+_LAST_WORDS_SECONDS = 1.0  # for what a worker said before it ended to arrive
 
 
 class WorkersListener(Protocol):
     """Who hears of workers. A name is never used twice."""
 
     def worker_started(self, name: str) -> None:
-        """A worker has begun: tell it what to serve."""
+        """A worker has begun: tell it what to serve. It accepts clients after that."""
 
     def worker_said(self, name: str, message: ToLedgers | Report) -> None:
         """A worker speaks."""
 
     def worker_ended(self, name: str) -> None:
-        """A worker's process is gone, and with it its connections."""
+        """A worker's process is gone, and with it its connections; all that it said was heard before."""
+
+
+class RestartPause:
+    """How long to wait before the successor of a worker that ended unasked is started. Seconds."""
+
+    FIRST = 0.1
+    LONGEST = 10.0
+    YOUNG = 10.0
+    """Who ends before this age makes the next pause longer; who ends later was no bad start."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def after(self, age: float) -> float:
+        """The pause after the end of a worker of this age."""
+        self._last = min(max(self._last * 2, self.FIRST), self.LONGEST) if age < self.YOUNG else 0.0
+        return self._last
 
 
 class _Worker:
-    def __init__(self, name: str, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, listener: WorkersListener) -> None:
         self.name = name
         self.process = process
-        self.channel = channel
+        self.channel = Channel(self._received, self._closed)
         self.started = time.monotonic()
         self.ready = asyncio.Event()
+        self.silent = asyncio.Event()  # its channel is closed
         self.leaving = False
+        self._listener = listener
+        self._bound: asyncio.TimerHandle | None = None
+
+    def kill(self) -> None:
+        try:
+            self.process.kill()
+        except ProcessLookupError:
+            pass  # it ended just now
+
+    def kill_after(self, seconds: float, message: str) -> None:
+        """Kill it and say so, unless it is spared or given another bound before."""
+        self.spare()
+        self._bound = asyncio.get_running_loop().call_later(seconds, self._give_up, message)
+
+    def spare(self) -> None:
+        """Let it live as long as it likes."""
+        if self._bound is not None:
+            self._bound.cancel()
+
+    def _give_up(self, message: str) -> None:
+        event(_log, logging.ERROR, message, worker=self.name)
+        self.kill()
+
+    def _received(self, message: object) -> None:
+        if isinstance(message, Ready):
+            self.ready.set()
+            if not self.leaving:
+                self.spare()
+        elif isinstance(message, ToLedgers | Report):
+            self._listener.worker_said(self.name, message)
+
+    def _closed(self) -> None:
+        self.silent.set()
 
 
 class Workers:
-    """A number of worker processes that share one listening socket."""
+    """A number of worker processes that share the listening sockets."""
 
     def __init__(
         self, settings: RouterSettings, listener: WorkersListener, sockets: Sequence[socket.socket], *, human_log: bool
@@ -64,24 +114,22 @@ class Workers:
         self._sockets = sockets
         self._human_log = human_log
         self._workers: dict[str, _Worker] = {}
+        self._wanted = 0
         self._numbers = itertools.count()
         self._watchers: set[asyncio.Task[None]] = set()
-        self._pause = 0.0
-        self._stopping = False
-        self.restarts = 0  # of workers that ended unasked
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._pause = RestartPause()
+        self._changing = asyncio.Lock()  # one at a time changes how many there are
+        self._stopping = asyncio.Event()
+        self._complete = True
 
     def __len__(self) -> int:
-        return sum(1 for worker in self._workers.values() if not worker.leaving)
+        return len(self._staying())
 
     @property
     def accepting(self) -> bool:
         """Whether a worker accepts clients."""
-        return any(worker.ready.is_set() and not worker.leaving for worker in self._workers.values())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The workers that live, those that drain included."""
-        return tuple(self._workers)
+        return any(worker.ready.is_set() for worker in self._staying())
 
     def send(self, name: str, message: object) -> None:
         """Say something to one worker, if it is still there."""
@@ -94,98 +142,136 @@ class Workers:
         for worker in self._workers.values():
             worker.channel.send(message)
 
+    def sent(self) -> Mapping[str, int]:
+        """How many messages each worker that lives was sent so far; its reports say how many it has heard."""
+        return {name: worker.channel.sent for name, worker in self._workers.items()}
+
     async def resize(self, count: int) -> None:
-        """Have `count` workers, and return once the new ones accept clients. Surplus ones drain in the background."""
-        new = [await self._start() for _ in range(count - len(self))]
-        staying = [worker for worker in self._workers.values() if not worker.leaving]
-        for worker in staying[count:]:
-            self._retire(worker, self._settings.drain_seconds)
-        for worker in new:
-            await self._until_ready(worker)
+        """Have `count` workers, and return once the new ones accept clients, or cannot. Surplus ones drain in the
+        background. Raises OSError when no process can be made."""
+        async with self._changing:
+            self._wanted = count
+            new = [await self._start() for _ in range(count - len(self)) if not self._stopping.is_set()]
+            for worker in self._staying()[count:]:
+                self._retire(worker, self._settings.drain_seconds)
+            await asyncio.gather(*(self._becomes_ready(worker) for worker in new))
 
     async def replace_all(self) -> None:
-        """Replace each worker by a new one, one after another: no moment has fewer than before."""
-        for worker in [worker for worker in self._workers.values() if not worker.leaving]:
-            await self._until_ready(await self._start())
-            self._retire(worker, self._settings.drain_seconds)
+        """Replace each worker by a new one, one after another: no moment has fewer than before. Stops at the first
+        successor that does not accept clients. Raises OSError when no process can be made."""
+        async with self._changing:
+            for worker in self._staying():
+                if self._stopping.is_set() or not await self._becomes_ready(await self._start()):
+                    break
+                self._retire(worker, self._settings.drain_seconds)
 
     async def stop(self, seconds: float) -> bool:
-        """Drain all, at most for `seconds`; whoever has not ended by then is killed. False if one had to be."""
-        self._stopping = True
-        for worker in tuple(self._workers.values()):
-            self._retire(worker, seconds)
-        if self._watchers:
-            await asyncio.wait(self._watchers, timeout=seconds + _DRAIN_MARGIN_SECONDS)
-        left = tuple(self._workers.values())
-        for worker in left:
-            worker.process.kill()
+        """Drain all, at most for `seconds`; whoever has not ended soon after is killed. False if requests were cut."""
+        self._stopping.set()
+        for restart in self._restarts:
+            restart.cancel()
+        async with self._changing:  # who starts one at this moment is done soon, as `_stopping` is set
+            for worker in tuple(self._workers.values()):
+                self._retire(worker, seconds)
         if self._watchers:
             await asyncio.wait(self._watchers)
-        return not left
+        return self._complete
 
     def kill(self) -> None:
         """End all at once."""
         for worker in self._workers.values():
-            worker.process.kill()
+            worker.kill()
+
+    def _staying(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if not worker.leaving]
 
     def _retire(self, worker: _Worker, seconds: float) -> None:
-        worker.leaving = True
-        worker.channel.send(Drain(seconds))
+        if worker.name in self._workers and not worker.leaving:
+            worker.leaving = True
+            worker.channel.send(Drain(seconds))
+            worker.kill_after(seconds + _DRAIN_MARGIN_SECONDS, "worker does not end, it is killed")
 
     async def _start(self) -> _Worker:
         name = f"worker-{next(self._numbers)}"
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         fds = [theirs.fileno(), *(sock.fileno() for sock in self._sockets)]
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "router.gateway.worker", *map(str, fds)),
-                pass_fds=fds,
-                stdin=asyncio.subprocess.DEVNULL,
-                # Ctrl-C in a terminal goes to the whole foreground group: workers must not be in it.
-                start_new_session=True,
-                env=_environment(),
-            )
-        channel = Channel(lambda message: self._received(worker, message), lambda: None)
-        worker = _Worker(name, process, channel)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    # -P: the folder in which the router was started holds no modules of its.
+                    *(sys.executable, "-P", "-m", "router.gateway.worker", *map(str, fds)),
+                    pass_fds=fds,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    # Ctrl-C in a terminal goes to the whole foreground group: workers must not be in it.
+                    start_new_session=True,
+                    env=_environment(),
+                )
+        except BaseException:
+            ours.close()
+            raise
+        worker = _Worker(name, process, self._listener)
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: worker.channel, sock=ours)
+        except BaseException:
+            ours.close()
+            worker.kill()
+            await process.wait()
+            raise
         self._workers[name] = worker
-        await asyncio.get_running_loop().create_connection(lambda: channel, sock=ours)
-        channel.send(Begin(self._settings, self._human_log))
-        self._listener.worker_started(name)
         watcher = asyncio.ensure_future(self._watch(worker))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
+        worker.kill_after(_START_SECONDS, "worker does not accept clients, it is killed")
+        worker.channel.send(Begin(self._settings, self._human_log))
+        self._listener.worker_started(name)
+        worker.channel.send(Accept())
         return worker
 
-    async def _until_ready(self, worker: _Worker) -> None:
-        ended = asyncio.ensure_future(worker.process.wait())
-        ready = asyncio.ensure_future(worker.ready.wait())
-        await asyncio.wait((ended, ready), return_when=asyncio.FIRST_COMPLETED)
-        for task in (ended, ready):
+    async def _becomes_ready(self, worker: _Worker) -> bool:
+        """Wait until a worker accepts clients; False if it ended, or all are to end."""
+        waits = (worker.ready.wait(), worker.silent.wait(), self._stopping.wait())
+        tasks = [asyncio.ensure_future(wait) for wait in waits]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
             task.cancel()
-
-    def _received(self, worker: _Worker, message: object) -> None:
-        if isinstance(message, Ready):
-            worker.ready.set()
-        elif isinstance(message, ToLedgers | Report):
-            self._listener.worker_said(worker.name, message)
+        return worker.ready.is_set()
 
     async def _watch(self, worker: _Worker) -> None:
         code = await worker.process.wait()
-        worker.channel.close()
+        try:
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await worker.silent.wait()
+        except TimeoutError:
+            worker.channel.close()
+        worker.spare()
         del self._workers[worker.name]
         self._listener.worker_ended(worker.name)
-        if worker.leaving or self._stopping:
-            return
-        self.restarts += 1
-        event(_log, logging.ERROR, "worker ended unasked", worker=worker.name, exit_code=code)
-        if time.monotonic() - worker.started < _YOUNG_SECONDS:
-            self._pause = min(max(self._pause * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
-        else:
-            self._pause = 0.0
-        await asyncio.sleep(self._pause)
-        if not self._stopping:
-            await self._start()
+        if not worker.leaving:
+            event(_log, logging.ERROR, "worker ended unasked", worker=worker.name, exit_code=code)
+        elif code:
+            event(_log, logging.WARNING, "worker had to cut requests", worker=worker.name, exit_code=code)
+        if self._stopping.is_set():
+            self._complete = self._complete and code == 0
+        elif not worker.leaving:
+            restart = asyncio.ensure_future(self._restart(time.monotonic() - worker.started))
+            self._restarts.add(restart)
+            restart.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, age: float) -> None:
+        """Start the successor of a worker that ended at this age, if there are too few still."""
+        while True:
+            await asyncio.sleep(self._pause.after(age))
+            async with self._changing:
+                if self._stopping.is_set() or len(self) >= self._wanted:
+                    return
+                try:
+                    await self._start()
+                except OSError as error:
+                    event(_log, logging.ERROR, "worker cannot be started", error=str(error))
+                    age = 0.0
+                else:
+                    return
 
 
 def _environment() -> dict[str, str]:

@@ -11,6 +11,9 @@ from router.slots.holder import Totals
 from router.slots.messages import ToHolder, ToLedger
 from router.telemetry.counters import GatewaySnapshot
 
+EXIT_CUT = 3
+"""Exit code of a worker that ended as it was told, but had to cut requests: their time was up."""
+
 
 class Begin(NamedTuple):
     """Supervisor to worker, first of all."""
@@ -31,6 +34,10 @@ class Replicas(NamedTuple):
     key: VersionKey
     replicas: tuple[Replica, ...]
     cordoned: frozenset[str]
+
+
+class Accept(NamedTuple):
+    """Supervisor to worker: you know all that there is to serve, accept clients."""
 
 
 class FromLedger(NamedTuple):
@@ -54,9 +61,9 @@ class ToLedgers(NamedTuple):
 
 
 class VersionReport(NamedTuple):
-    """What a worker has of one version."""
+    """What a worker has of one version, those requests included that began under settings which are no more."""
 
-    totals: Totals
+    seen: Totals  # since the last report
     waiting: int
     idle: int  # leases
     busy: Mapping[str, int]  # requests in flight by replica
@@ -66,6 +73,7 @@ class Report(NamedTuple):
     """Worker to supervisor, a few times a second: what changed since the last report."""
 
     seconds: float  # since the last report
+    heard: int  # messages of the supervisor's that had their effect before this was made
     versions: Mapping[VersionKey, VersionReport]
     counters: GatewaySnapshot | None
     access_log_dropped: int

@@ -13,19 +13,35 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import uvloop
 
 from router.channel import Channel
-from router.gateway.control import Begin, Drain, FromLedger, Ready, Replicas, Report, Services, ToLedgers, VersionReport
+from router.gateway.control import (
+    EXIT_CUT,
+    Accept,
+    Begin,
+    Drain,
+    FromLedger,
+    Ready,
+    Replicas,
+    Report,
+    Services,
+    ToLedgers,
+    VersionReport,
+)
 from router.gateway.gateway import Gateway
-from router.services import VersionKey
+from router.gateway.table import VersionRoute
+from router.services import Service, VersionKey
+from router.slots.holder import Totals
 from router.telemetry import log
 from router.telemetry.access_log import AccessLog
 
 REPORT_SECONDS = 0.2
 _COUNTERS_EVERY = 5  # reports
+_FAREWELL_SECONDS = 1.0  # for the last report to reach a supervisor that may hang
+_NOTHING = Totals(0.0, 0.0, 0, 0, 0, 0.0)
 
 
 class Worker:
@@ -33,36 +49,58 @@ class Worker:
 
     def __init__(self, listeners: Sequence[socket.socket]) -> None:
         self._listeners = listeners
-        self._channel = Channel(self._received, self._supervisor_gone)
+        self._channel = Channel(self._received, self._channel_closed)
         self._gateway: Gateway | None = None
-        self._reported: dict[VersionKey, VersionReport] = {}
+        self._listening: asyncio.Task[None] | None = None
+        self._routes = _Routes()
+        self._heard = 0
         self._reports = 0
         self._reported_at = time.monotonic()
-        self._ending: asyncio.Task[None] | None = None
-        self._ended = asyncio.Event()
-        self._listening: list[asyncio.Task[None]] = []
         self._drain_seconds = 0.0
+        self._ending = asyncio.Event()
+        self._closed = asyncio.Event()
 
-    async def run(self, channel: socket.socket) -> None:
-        """Serve until told to end."""
+    async def run(self, channel: socket.socket) -> int:
+        """Serve until told to end. Returns the exit code."""
         await asyncio.get_running_loop().create_connection(lambda: self._channel, sock=channel)
-        await self._ended.wait()
+        await self._ending.wait()
+        if self._listening is not None:
+            await self._listening
+        complete = True
+        if self._gateway is not None:
+            complete = await self._gateway.drain(self._drain_seconds)
+            self._report(self._gateway, counters=True)
+        self._channel.close()
+        try:
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await self._closed.wait()
+        except TimeoutError:
+            pass  # it reads no more, so it will not miss the report
+        return 0 if complete else EXIT_CUT
+
+    def _channel_closed(self) -> None:
+        self._closed.set()
+        self._ending.set()
 
     def _received(self, message: object) -> None:
         gateway = self._gateway
         if isinstance(message, Begin):
             self._begin(message)
         elif gateway is None:
-            return
+            raise TypeError(f"{type(message).__name__} came before Begin")
         elif isinstance(message, FromLedger):
             gateway.deliver(message.key, message.message)
         elif isinstance(message, Services):
-            gateway.apply(message.services)
-            self._listen()
+            self._routes.apply(gateway, message.services)
         elif isinstance(message, Replicas):
             gateway.set_replicas(message.key, message.replicas, message.cordoned)
+        elif isinstance(message, Accept):
+            self._listening = asyncio.ensure_future(self._listen(gateway))
+            self._listening.add_done_callback(self._listens)
         elif isinstance(message, Drain):
-            self._end(message.seconds)
+            self._drain_seconds = message.seconds
+            self._ending.set()
+        self._heard += 1
 
     def _begin(self, message: Begin) -> None:
         log.configure(message.settings.log_level, sys.stderr, human=message.human_log)
@@ -73,44 +111,76 @@ class Worker:
             lambda key, messages: self._channel.send(ToLedgers(key, messages)),
         )
 
-    def _listen(self) -> None:
-        """Accept clients as soon as it is known what to serve."""
-        if not self._listening and self._gateway is not None:
-            self._listening = [asyncio.ensure_future(self._gateway.listen(sock)) for sock in self._listeners]
-            self._channel.send(Ready())
-            self._report()
+    async def _listen(self, gateway: Gateway) -> None:
+        for sock in self._listeners:
+            await gateway.listen(sock)
+        self._channel.send(Ready())
+        self._report_again(gateway)
 
-    def _report(self) -> None:
-        gateway = self._gateway
-        if gateway is None or self._ended.is_set():
-            return
+    def _listens(self, listening: asyncio.Task[None]) -> None:
+        if listening.cancelled() or listening.exception() is not None:
+            self._ending.set()  # `run` raises what it was
+
+    def _report_again(self, gateway: Gateway) -> None:
+        if not self._closed.is_set():
+            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report_again, gateway)
+            self._report(gateway, counters=self._reports % _COUNTERS_EVERY == 0)
+            self._reports += 1
+
+    def _report(self, gateway: Gateway, *, counters: bool) -> None:
         now = time.monotonic()
-        changed: dict[VersionKey, VersionReport] = {}
-        for key, route in gateway.versions.items():
-            holder = route.holder
-            report = VersionReport(holder.totals(now), len(holder.waiters), holder.idle, holder.busy_by_replica())
-            if self._reported.get(key) != report:
-                changed[key] = self._reported[key] = report
-        self._reports += 1
-        counters = gateway.counters.snapshot() if self._reports % _COUNTERS_EVERY == 1 or gateway.draining else None
-        self._channel.send(Report(now - self._reported_at, changed, counters, gateway.access_log.dropped))
+        changed = self._routes.changed(gateway, now)
+        snapshot = gateway.counters.snapshot() if counters else None
+        self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, gateway.access_log.dropped))
         self._reported_at = now
-        asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report)
 
-    def _supervisor_gone(self) -> None:
-        self._end(self._drain_seconds)
 
-    def _end(self, seconds: float) -> None:
-        if self._ending is None:
-            self._ending = asyncio.ensure_future(self._drain(seconds))
+class _Routes:
+    """What was told of each route, and those that the gateway no longer has while they still have requests."""
 
-    async def _drain(self, seconds: float) -> None:
-        if self._gateway is not None:
-            await self._gateway.drain(seconds)
-            self._report()
-        self._ended.set()
-        self._channel.close()
-        await asyncio.sleep(0)
+    def __init__(self) -> None:
+        self._retired: list[VersionRoute] = []
+        self._totals: dict[VersionRoute, Totals] = {}
+        self._told: dict[VersionKey, VersionReport] = {}
+
+    def apply(self, gateway: Gateway, services: Mapping[str, Service]) -> None:
+        """Hand services to the gateway, and keep an eye on the routes that it lets go."""
+        former = dict(gateway.versions)
+        gateway.apply(services)
+        self._retired += [route for key, route in former.items() if gateway.versions.get(key) is not route]
+
+    def changed(self, gateway: Gateway, now: float) -> dict[VersionKey, VersionReport]:
+        """What is new of the versions since the last call."""
+        reports = {key: self._look(route, now) for key, route in gateway.versions.items()}
+        for route in self._retired:
+            report = self._look(route, now)
+            reports[route.key] = _both(reports[route.key], report) if route.key in reports else report
+        for route in [route for route in self._retired if not route.holder.busy]:
+            self._retired.remove(route)
+            del self._totals[route]
+        told, self._told = self._told, reports
+        return {
+            key: report
+            for key, report in reports.items()
+            if report.seen != _NOTHING or key not in told or told[key][1:] != report[1:]
+        }
+
+    def _look(self, route: VersionRoute, now: float) -> VersionReport:
+        holder = route.holder
+        before, totals = self._totals.get(route, _NOTHING), holder.totals(now)
+        self._totals[route] = totals
+        seen = _NOTHING if totals == before else Totals._make(n - b for n, b in zip(totals, before, strict=True))
+        return VersionReport(seen, len(holder.waiters), holder.idle, holder.busy_by_replica())
+
+
+def _both(one: VersionReport, other: VersionReport) -> VersionReport:
+    """Two reports of one version as one."""
+    return VersionReport(
+        Totals._make(mine + yours for mine, yours in zip(one.seen, other.seen, strict=True)),
+        one.waiting + other.waiting,
+        one.idle + other.idle,
+        {id_: one.busy.get(id_, 0) + other.busy.get(id_, 0) for id_ in one.busy.keys() | other.busy.keys()},
+    )
 
 
 def main() -> None:
@@ -124,11 +194,11 @@ def main() -> None:
     for sock in (channel, *listeners):
         sock.setblocking(False)
         os.set_inheritable(sock.fileno(), False)
-    uvloop.run(_run(channel, listeners))
+    sys.exit(uvloop.run(_run(channel, listeners)))
 
 
-async def _run(channel: socket.socket, listeners: Sequence[socket.socket]) -> None:
-    await Worker(listeners).run(channel)
+async def _run(channel: socket.socket, listeners: Sequence[socket.socket]) -> int:
+    return await Worker(listeners).run(channel)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ each its demand when its refresh is due, and hands the resulting actions to whoe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from router.scaling.autoscaler import Decision
@@ -33,13 +33,25 @@ class Step:
 class _Scaled:
     """One version under control."""
 
-    __slots__ = ("cordoned", "decisions", "demand", "due", "replicas", "scaler", "since", "started", "version")
+    __slots__ = (
+        "cordoned",
+        "covered",
+        "decisions",
+        "demands",
+        "due",
+        "replicas",
+        "scaler",
+        "since",
+        "started",
+        "version",
+    )  # fmt: skip
 
-    def __init__(self, version: Version, now: float) -> None:
+    def __init__(self, version: Version, now: float, covered: Mapping[str, float]) -> None:
         self.version = version
         self.scaler = VersionScaler(version)
-        self.demand = Demand()
-        self.since = now  # when that demand began
+        self.demands: dict[str, Demand] = {}  # by front-end
+        self.since = now  # when those demands began
+        self.covered = dict(covered)  # by front-end, at that moment
         self.due = now + self.refresh
         self.replicas: tuple[Replica, ...] | None = None  # not known yet
         self.started: dict[str, float] = {}
@@ -51,12 +63,31 @@ class _Scaled:
         """Seconds between two looks."""
         return max(self.version.autoscale_refresh_seconds, SHORTEST_REFRESH_SECONDS)
 
+    def demand_until(self, now: float, covered: Mapping[str, float]) -> Demand:
+        """End the interval: what was seen in it. The next one begins.
+
+        The reports that arrived in it may cover a fifth of a second more or less. A load is an average, so what a
+        front-end saw is brought to the interval's length, unless it began or ended within it.
+        """
+        seconds = now - self.since
+        total = Demand(seconds=seconds)
+        for front_end, demand in self.demands.items():
+            reported = covered.get(front_end, 0.0) - self.covered.get(front_end, 0.0)
+            stayed = front_end in self.covered and front_end in covered
+            total += _stretched(demand, seconds / reported) if stayed and reported > 0 else demand
+        self.demands = {}
+        self.covered = dict(covered)
+        self.since = now
+        self.due = max(self.due + self.refresh, now + self.refresh / 2)
+        return total
+
 
 class ControlLoop:
     """Scales every version. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._scaled: dict[VersionKey, _Scaled] = {}
+        self._covered: dict[str, float] = {}  # seconds that a front-end has reported on
 
     def services_changed(self, services: Mapping[str, Service], now: float) -> None:
         """Make the versions of `services` the complete set."""
@@ -68,7 +99,7 @@ class ControlLoop:
         for key, version in versions.items():
             scaled = self._scaled.get(key)
             if scaled is None:
-                self._scaled[key] = _Scaled(version, now)
+                self._scaled[key] = _Scaled(version, now, self._covered)
             elif scaled.version != version:
                 scaled.version = version
                 scaled.scaler.update(version)
@@ -88,37 +119,40 @@ class ControlLoop:
         return frozenset() if scaled is None else scaled.cordoned
 
     def set_cordoned(self, key: VersionKey, replica_ids: Collection[str]) -> None:
-        """Note which replicas of a version get no new request from now on."""
-        self._scaled[key].cordoned = frozenset(replica_ids)
+        """Note which replicas of a version get no new request from now on; those it has not are ignored."""
+        scaled = self._scaled[key]
+        scaled.cordoned = frozenset(replica_ids) & scaled.started.keys()
 
-    def add_demand(self, key: VersionKey, demand: Demand) -> None:
-        """Add what a front-end saw since it told last; its `seconds` do not matter."""
+    def add_demands(self, front_end: str, seconds: float, demands: Mapping[VersionKey, Demand]) -> None:
+        """Add what a front-end saw in the `seconds` since it told last; a version not among `demands` was at rest."""
+        self._covered[front_end] = self._covered.get(front_end, 0.0) + seconds
+        for key, demand in demands.items():
+            scaled = self._scaled.get(key)
+            if scaled is not None:
+                before = scaled.demands.get(front_end)
+                scaled.demands[front_end] = demand if before is None else before + demand
+
+    def front_end_gone(self, front_end: str) -> None:
+        """A front-end has ended; what it saw still counts."""
+        self._covered.pop(front_end, None)
+
+    def step(self, key: VersionKey, now: float, in_flight: InFlight) -> Step | None:
+        """What a version needs done now, if anything. `in_flight` tells the requests at a replica; of a cordoned one it
+        must not say 0 while a request may be on its way there."""
         scaled = self._scaled.get(key)
-        if scaled is not None:
-            scaled.demand += demand
-
-    def tick(self, now: float, in_flight: InFlight) -> Iterator[Step]:
-        """What is to be done now. `in_flight` tells the requests at a replica, of a cordoned one all leases."""
-        for key, scaled in self._scaled.items():
-            due = now >= scaled.due
-            if scaled.replicas is None or not (due or scaled.cordoned):
-                continue
-            facts = [
-                ReplicaFacts(r.id, r.state, in_flight(key, r.id), r.id in scaled.cordoned, scaled.started[r.id])
-                for r in scaled.replicas
-            ]
-            demand: Demand | None = None
-            if due:
-                demand, scaled.demand = replace(scaled.demand, seconds=now - scaled.since), Demand()
-                scaled.since = now
-                scaled.due = max(scaled.due + scaled.refresh, now + scaled.refresh / 2)
-            before = scaled.scaler.decision
-            actions = scaled.scaler.tick(now, demand, facts)
-            step = Step(key, actions, scaled.scaler.decision, _direction(before, scaled.scaler.decision))
-            if step.changed:
-                scaled.decisions[step.changed] += 1
-            if actions or step.changed:
-                yield step
+        if scaled is None or scaled.replicas is None or not (now >= scaled.due or scaled.cordoned):
+            return None
+        facts = [
+            ReplicaFacts(r.id, r.state, in_flight(key, r.id), r.id in scaled.cordoned, scaled.started[r.id])
+            for r in scaled.replicas
+        ]
+        demand = scaled.demand_until(now, self._covered) if now >= scaled.due else None
+        before = scaled.scaler.decision
+        actions = scaled.scaler.tick(now, demand, facts)
+        step = Step(key, actions, scaled.scaler.decision, _direction(before, scaled.scaler.decision))
+        if step.changed:
+            scaled.decisions[step.changed] += 1
+        return step if actions or step.changed else None
 
     def decision(self, key: VersionKey) -> Decision | None:
         """The last decision about a version."""
@@ -137,6 +171,11 @@ class ControlLoop:
         for replica in (scaled.replicas or ()) if scaled is not None else ():
             counts[replica.state.value] += 1
         return counts
+
+
+def _stretched(demand: Demand, factor: float) -> Demand:
+    """The same load for `factor` times as long; what was counted stays as it is."""
+    return replace(demand, busy_seconds=demand.busy_seconds * factor, queued_seconds=demand.queued_seconds * factor)
 
 
 def _direction(before: Decision | None, after: Decision | None) -> str:
