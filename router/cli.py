@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _complain(str(error))
         return EXIT_FAILED
+    except KeyboardInterrupt:  # before, or without, a part that has its own way to end
+        return EXIT_FAILED
 
 
 def _complain(message: str) -> None:

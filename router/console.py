@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,26 +17,32 @@ if TYPE_CHECKING:
     from router.supervisor import Supervisor
 
 _STATUS_SECONDS = 1.0
+_COLUMNS = 80  # of a terminal that does not tell
 
 
 class Console:
     """Writes for people. On a terminal the last line is a live one; elsewhere only what changes is written."""
 
-    def __init__(self, supervisor: Supervisor, out: TextIO) -> None:
+    def __init__(self, supervisor: Supervisor, out: TextIO, made_here: Callable[[str], bool]) -> None:
+        """`made_here` tells of a service whether its primary key was generated, not given by the file."""
         self._supervisor = supervisor
         self._out = out
-        self._live = out.isatty()
+        self._made_here = made_here
+        self._on_terminal = out.isatty()
         self._live_length = 0
         self._announced: set[str] = set()
         self._replicas: dict[VersionKey, tuple[int, int]] = {}
+        self._base = ""
+        self._file = Path()
         self._sample = ""
         self._state_dir = ""
         self._shown_at = 0.0
 
     def began(self, path: Path, settings: RouterSettings, sample: str) -> None:
         """The router accepts clients; replicas are starting."""
+        self._file = path
         self._sample = sample
-        self._state_dir = str(settings.state_dir)
+        self._state_dir = str(settings.state_dir.absolute())
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._base = f"http://{host}:{self._supervisor.port}"
         self._line(f"azureml-fe serves {path} at {self._base}")
@@ -45,15 +53,18 @@ class Console:
 
     def show(self) -> None:
         """Tell what has changed since the last call."""
-        for service in self._supervisor.services.values():
+        services = self._supervisor.services.values()
+        for service in services:
             if service.name not in self._announced and self._has_ready(service):
                 self._announced.add(service.name)
                 self._announce(service)
             for version in service.versions:
                 self._tell_replicas((service.name, version.name))
-        self._announced &= set(self._supervisor.services)
+        present = {(service.name, version.name) for service in services for version in service.versions}
+        self._announced &= {name for name, _ in present}
+        self._replicas = {key: told for key, told in self._replicas.items() if key in present}
         now = time.monotonic()
-        if self._live and now - self._shown_at >= _STATUS_SECONDS:
+        if self._on_terminal and now - self._shown_at >= _STATUS_SECONDS:
             self._shown_at = now
             self._status()
 
@@ -70,16 +81,19 @@ class Console:
         self._line(f"{service.name} is ready: {url}")
         words = ["curl -s", url, "-H 'Content-Type: application/json'"]
         if service.auth_enabled:
-            words.append(f'-H "Authorization: Bearer {self._key_words(service)}"')
+            words.append(f"-H {self._authorization(service)}")
         words.append(f"-d {self._sample}")
         self._line("  try: " + " ".join(words))
 
-    def _key_words(self, service: Service) -> str:
-        """The key itself on the user's terminal. What is not a terminal may be kept, and no key belongs there."""
-        if self._out.isatty():
-            return service.primary_key or ""
-        state = f" --state-dir {shlex.quote(self._state_dir)}" if self._state_dir else ""
-        return f"$(azureml-fe keys show {service.name} --key primary{state})"
+    def _authorization(self, service: Service) -> str:
+        """The header with the key itself, if this is the user's terminal. What is not one may be kept, and no key
+        belongs there."""
+        if self._on_terminal:
+            return shlex.quote(f"Authorization: Bearer {service.primary_key}")
+        if not self._made_here(service.name):
+            return f'"Authorization: Bearer <primary_key in {self._file}>"'
+        state = shlex.quote(self._state_dir)
+        return f'"Authorization: Bearer $(azureml-fe keys show {service.name} --key primary --state-dir {state})"'
 
     def _has_ready(self, service: Service) -> bool:
         return any(
@@ -103,20 +117,29 @@ class Console:
         parts = [
             f"{_name(key)} {facts.replicas_by_state[ReplicaState.READY.value]}/{facts.desired} replicas, {_load(facts)}"
             for key in self._replicas
-            if key[0] in self._supervisor.services
             for facts in (self._supervisor.facts(key),)
         ]
-        text = " | ".join(parts)[:160]
-        self._out.write("\r" + text.ljust(self._live_length) + "\r")
+        text = " | ".join(parts)[: self._columns() - 1]
+        self._write("\r" + text.ljust(self._live_length) + "\r")
         self._live_length = len(text)
-        self._out.flush()
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._out.fileno()).columns or _COLUMNS
+        except OSError:
+            return _COLUMNS
 
     def _line(self, text: str) -> None:
-        if self._live_length:
-            self._out.write("\r" + " " * self._live_length + "\r")
-            self._live_length = 0
-        self._out.write(text + "\n")
-        self._out.flush()
+        wiped = "\r" + " " * self._live_length + "\r" if self._live_length else ""
+        self._live_length = 0
+        self._write(f"{wiped}{text}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OSError:
+            pass  # nobody reads any more, which must not end the service
 
 
 def _name(key: VersionKey) -> str:

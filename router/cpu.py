@@ -12,7 +12,8 @@ _SELF = Path("/proc/self/cgroup")
 
 def available_cpus(root: Path = _CGROUP, own: Path = _SELF) -> int:
     """CPUs, fractions of one rounded up: the quota of the control group (v2 or v1), at most those of the affinity."""
-    allowed = len(os.sched_getaffinity(0))
+    # Only Linux has affinities, and only there is `azureml-fe serve` at home; `local` runs elsewhere too.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root, own)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 

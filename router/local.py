@@ -29,62 +29,64 @@ from router.telemetry import log
 
 _log = logging.getLogger("router.local")
 
-_WATCH_SECONDS = 0.5
+_Identity = tuple[int, int, int] | None  # of a file; None where there is none
+
+_WATCH_SECONDS = 0.25
 
 
 def run_local(path: Path | None, flags: Mapping[str, object]) -> int:
     """Run until a signal ends it. Returns the exit code. Raises `SettingsError` and OSError before anything runs."""
     path = path or example_path()
+    identity = _identity(path)
     config = load_local(path)
     settings = load_settings(environ=os.environ, file=config.router, flags=flags)
-    human = sys.stderr.isatty()
-    log.configure(settings.log_level, sys.stderr, human=human)
-    return uvloop.run(_Local(path, config, settings, flags, sys.stderr, human).run())
+    log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
+    return uvloop.run(_Local(path, identity, config, settings, flags, sys.stderr).run())
 
 
 class _Local:
     def __init__(
         self,
         path: Path,
+        identity: _Identity,
         config: LocalConfig,
         settings: RouterSettings,
         flags: Mapping[str, object],
         out: TextIO,
-        human: bool,
     ) -> None:
         self._path = path
+        self._in_force = self._last_seen = identity
+        self._config = config
         self._settings = settings
         self._flags = flags
-        self._seen = _identity(path)
         self._out = out
-        self._supervisor = Supervisor(settings, human_log=human)
+        self._on_terminal = out.isatty()
+        self._supervisor = Supervisor(settings, human_log=self._on_terminal)
         self._cluster = LocalCluster(
             config,
             state_dir=settings.state_dir,
             drain=self._supervisor.drained,
             busy=self._supervisor.is_busy,
         )
-        self._console = Console(self._supervisor, out)
+        self._console = Console(self._supervisor, out, self._own_key)
         self._stopping = asyncio.Event()
-        self._replacing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Serve until a signal. Returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._replace_workers)
-        watching: asyncio.Task[None] | None = None
-        complete = True
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             if await self._until_stopped(self._supervisor.start(self._cluster)):
                 self._console.began(self._path, self._settings, self._sample())
-                watching = asyncio.ensure_future(self._watch())
+                self._begin(self._watch())
                 await self._stopping.wait()
             self._console.stopping(self._settings.drain_seconds)
         finally:
-            if watching is not None:
-                watching.cancel()
+            for task in self._tasks:
+                task.cancel()
             complete = await self._supervisor.stop()
         self._console.stopped(complete)
         return 0 if complete else 1
@@ -97,17 +99,39 @@ class _Local:
         stopping.cancel()
         if not working.done():
             working.cancel()
+            await asyncio.wait((working,))
             return False
         working.result()
         return True
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _stop(self) -> None:
         if self._stopping.is_set():
             self._supervisor.hurry()
         self._stopping.set()
 
-    def _replace_workers(self) -> None:
-        self._replacing = asyncio.ensure_future(self._supervisor.replace_workers())
+    def _hang_up(self) -> None:
+        """SIGHUP asks a service for new workers. It also comes when a terminal is closed, and then nobody is left who
+        could stop what was started there."""
+        if self._on_terminal and not self._out.isatty():
+            self._stop()
+        elif not self._stopping.is_set():
+            self._begin(self._replace_workers())
+
+    async def _replace_workers(self) -> None:
+        try:
+            await self._supervisor.replace_workers()
+        except OSError as error:
+            log.event(_log, logging.ERROR, "workers cannot be replaced", error=str(error))
+
+    def _own_key(self, service: str) -> bool:
+        """Whether a service's primary key was made here, and not given by the file."""
+        given = self._config.services.get(service)
+        return given is not None and given.primary_key is None
 
     def _sample(self) -> str:
         """What curl sends: the example's request, or something for the user to put a model's input into."""
@@ -118,11 +142,18 @@ class _Local:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            seen = _identity(self._path)
-            if seen != self._seen:
-                self._seen = seen
-                self._reload()
-            self._console.show()
+            try:
+                self._look_at_file()
+                self._console.show()
+            except Exception as fault:  # noqa: BLE001  (the models are served all the same, and the next look may do)
+                log.event(_log, logging.ERROR, "the file or what is shown of it failed", exception=fault)
+
+    def _look_at_file(self) -> None:
+        """Take a changed file once it is the same at two looks: who writes it may not have finished before."""
+        before, self._last_seen = self._last_seen, _identity(self._path)
+        if before == self._last_seen != self._in_force:
+            self._in_force = self._last_seen
+            self._reload()
 
     def _reload(self) -> None:
         """Take the changed file, or say what is wrong with it and go on as before."""
@@ -134,13 +165,14 @@ class _Local:
             self._supervisor.config_refused()
             log.event(_log, logging.ERROR, "changed file refused, the former one stays in force", error=str(error))
             return
+        self._config = config
         self._supervisor.config_taken()
         log.event(_log, logging.INFO, "changed file in force", file=str(self._path))
         if settings != self._settings:
             log.event(_log, logging.WARNING, "settings of the router section take effect at the next start")
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
+def _identity(path: Path) -> _Identity:
     """Changes whenever the file does, also when it is replaced or a link to it is turned."""
     try:
         facts = path.stat()
