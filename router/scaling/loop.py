@@ -34,16 +34,7 @@ class _Scaled:
     """One version under control."""
 
     __slots__ = (
-        "cordoned",
-        "covered",
-        "decisions",
-        "demands",
-        "due",
-        "replicas",
-        "scaler",
-        "since",
-        "started",
-        "version",
+        "cordoned", "covered", "decisions", "demands", "due", "replicas", "scaler", "since", "started", "version",
     )  # fmt: skip
 
     def __init__(self, version: Version, now: float, covered: Mapping[str, float]) -> None:

@@ -1,0 +1,352 @@
+"""When versions are looked at, what is known of them then, and what becomes of it."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from router.scaling.demand import Demand
+from router.scaling.loop import SHORTEST_REFRESH_SECONDS, ControlLoop, Step
+from router.scaling.scaler import Cordon, SetReplicas, Uncordon
+from router.services import Replica, ReplicaState, Service, VersionKey, parse_service
+
+IRIS: VersionKey = ("iris", "default")
+AT_WILL: Mapping[str, object] = {
+    "autoscale_min_replicas": 1,
+    "autoscale_max_replicas": 100,
+    "autoscale_target_utilization": 100,
+    "autoscale_scale_down_seconds": 1.0,
+}
+
+
+def replica(name: str, state: ReplicaState = ReplicaState.READY) -> Replica:
+    return Replica(name, "127.0.0.1", 1, state)
+
+
+def services(*names: str, **settings: object) -> dict[str, Service]:
+    return {name: parse_service(name, {**AT_WILL, **settings}) for name in names or ("iris",)}
+
+
+class Scene:
+    """A loop, the time, and requests by replica."""
+
+    def __init__(self, *replicas: str, **settings: object) -> None:
+        self.loop = ControlLoop()
+        self.now = 1000.0
+        self.in_flight: dict[str, int] = {}
+        self.loop.services_changed(services(**settings), self.now)
+        if replicas:
+            self.have(*replicas)
+
+    def have(self, *names: str, key: VersionKey = IRIS) -> None:
+        self.loop.replicas_changed(key, tuple(map(replica, names)), self.now)
+
+    def change(self, *names: str, **settings: object) -> None:
+        self.loop.services_changed(services(*names, **settings), self.now)
+
+    def saw(self, front_end: str, busy: float, seconds: float, key: VersionKey = IRIS) -> None:
+        """A front-end reports that on average so many requests were in flight."""
+        self.loop.add_demands(front_end, seconds, {key: Demand(busy_seconds=busy * seconds)})
+
+    def step(self, after: float = 0.0, key: VersionKey = IRIS) -> Step | None:
+        """Look `after` seconds later."""
+        self.now += after
+        return self.loop.step(key, self.now, lambda _, name: self.in_flight.get(name, 0))
+
+    def carry_out(self, step: Step | None) -> None:
+        """Do to the cordons what was asked for."""
+        assert step is not None
+        cordoned = set(self.loop.cordoned(step.key))
+        for action in step.actions:
+            match action:
+                case Cordon(ids):
+                    cordoned.update(ids)
+                case Uncordon(ids):
+                    cordoned.difference_update(ids)
+        self.loop.set_cordoned(step.key, cordoned)
+
+    def steady(self, busy: float, seconds: int = 2) -> None:
+        """So many requests in flight for some seconds."""
+        for _ in range(seconds):
+            self.saw("w0", busy, 1.0)
+            step = self.step(1.0)
+            if step is not None:
+                self.carry_out(step)
+
+    @property
+    def desired(self) -> int:
+        decision = self.loop.decision(IRIS)
+        assert decision is not None
+        return decision.desired
+
+
+# When.
+
+
+def test_a_version_is_looked_at_when_its_refresh_is_due() -> None:
+    scene = Scene("a")
+    scene.saw("w0", 3.0, 0.9)
+    assert scene.step(0.9) is None
+    assert scene.loop.decision(IRIS) is None
+    assert scene.step(0.1) == Step(IRIS, (SetReplicas(3),), scene.loop.decision(IRIS), "")
+    assert scene.step(0.9) is None
+
+
+def test_nothing_is_decided_before_the_replicas_are_known() -> None:
+    scene = Scene(autoscale_scale_down_seconds=60)
+    assert scene.step(5.0) is None
+    scene.have("a", "b")
+    assert scene.step() is not None
+    assert scene.desired == 2
+
+
+def test_a_version_that_has_no_replica_yet_is_known_to_have_none() -> None:
+    scene = Scene()
+    scene.have()
+    step = scene.step(1.0)
+    assert step is not None
+    assert step.actions == (SetReplicas(1),)
+
+
+def test_versions_have_their_own_rhythm() -> None:
+    scene = Scene("a", autoscale_refresh_seconds=1)
+    slow = services("slow", autoscale_refresh_seconds=3)
+    scene.loop.services_changed({**services(), **slow}, scene.now)
+    scene.have("b", key=("slow", "default"))
+    looks = {"iris": 0, "slow": 0}
+    decided: dict[str, object] = {"iris": None, "slow": None}
+    for _ in range(60):
+        scene.now += 0.1
+        for name in looks:
+            scene.saw("w0", scene.now, 0.1, key=(name, "default"))  # never twice the same
+            scene.step(key=(name, "default"))
+            decision = scene.loop.decision((name, "default"))
+            looks[name] += decision is not decided[name]
+            decided[name] = decision
+    assert looks == {"iris": 6, "slow": 2}
+
+
+def test_no_version_is_looked_at_more_often_than_front_ends_report() -> None:
+    scene = Scene("a", autoscale_refresh_seconds=0.001)
+    assert scene.step(SHORTEST_REFRESH_SECONDS * 0.9) is None
+    assert scene.step(SHORTEST_REFRESH_SECONDS * 0.2) is not None
+
+
+def test_a_late_look_does_not_bring_two_at_once() -> None:
+    scene = Scene("a")
+    assert scene.step(5.7) is not None
+    scene.saw("w0", 2.0, 0.4)
+    assert scene.step(0.4) is None
+    assert scene.step(0.1) is not None  # half a refresh later at the earliest
+
+
+# What was seen.
+
+
+def test_demand_of_several_front_ends_is_joined() -> None:
+    scene = Scene("a")
+    for front_end, busy in (("w0", 1.0), ("w1", 2.0), ("w2", 0.5)):
+        for _ in range(5):
+            scene.saw(front_end, busy, 0.2)
+    scene.step(1.0)
+    assert scene.desired == 4
+
+
+def test_counts_are_summed() -> None:
+    scene = Scene("a", autoscale_target_utilization=50)
+    seen = Demand(busy_seconds=0.5, queued_seconds=0.25, arrivals=3, refused=1, completed=2, service_seconds=0.5)
+    for front_end in ("w0", "w1"):
+        scene.loop.add_demands(front_end, 1.0, {IRIS: seen})
+    scene.step(1.0)
+    decision = scene.loop.decision(IRIS)
+    assert decision is not None
+    assert "1.00 busy, 0.50 queued, 0.50 refused" in decision.reason
+
+
+@pytest.mark.parametrize("reports", [4, 5, 6])
+def test_load_is_that_of_the_time_reports_cover(reports: int) -> None:
+    """Reports and looks have their own rhythms: a fifth more or less of the one must not look like load."""
+    scene = Scene("a")
+    scene.saw("w0", 4.0, 0.2)
+    scene.step(1.0)
+    for _ in range(reports):
+        scene.saw("w0", 4.0, 0.2)
+    scene.step(1.0)
+    decision = scene.loop.decision(IRIS)
+    assert decision is not None
+    assert decision.raw_desired == 4
+
+
+def test_a_front_end_that_begins_within_the_interval_had_nothing_before() -> None:
+    scene = Scene("a")
+    scene.step(1.0)
+    scene.saw("new", 5.0, 0.2)
+    scene.step(1.0)
+    assert scene.desired == 1
+
+
+def test_what_a_front_end_saw_before_it_ended_counts() -> None:
+    scene = Scene("a")
+    scene.saw("w0", 0.0, 0.2)
+    scene.step(1.0)
+    scene.saw("w0", 5.0, 0.8)
+    scene.loop.front_end_gone("w0")
+    scene.step(1.0)
+    assert scene.desired == 4
+
+
+def test_a_front_end_that_did_not_report_saw_nothing_and_makes_up_for_it() -> None:
+    scene = Scene("a", autoscale_scale_down_seconds=10)
+    scene.saw("w0", 3.0, 0.2)
+    scene.step(1.0)
+    scene.step(1.0)
+    scene.saw("w0", 3.0, 1.8)
+    scene.step(1.0)
+    decision = scene.loop.decision(IRIS)
+    assert decision is not None
+    assert decision.raw_desired == 3
+
+
+def test_what_was_seen_counts_once() -> None:
+    scene = Scene("a")
+    scene.saw("w0", 3.0, 1.0)
+    scene.step(1.0)
+    assert scene.desired == 3
+    scene.have("a", "b", "c")
+    scene.saw("w0", 0.0, 1.0)
+    scene.step(1.0)
+    scene.step(1.0)
+    assert scene.desired == 1
+
+
+def test_demand_of_a_version_that_is_not_there_is_nobodys() -> None:
+    scene = Scene("a")
+    scene.loop.add_demands("w0", 1.0, {("gone", "default"): Demand(busy_seconds=1.0)})
+    assert scene.step(key=("gone", "default"), after=1.0) is None
+
+
+# What becomes of it.
+
+
+def test_changes_of_the_wanted_number_are_counted_by_direction() -> None:
+    scene = Scene("a")
+    scene.steady(1.0)
+    scene.steady(4.0, 1)
+    scene.have("a", "b", "c", "d")
+    scene.steady(4.0, 1)
+    assert scene.loop.decisions(IRIS) == {"up": 1, "down": 0}
+    scene.steady(2.0)
+    assert scene.loop.decisions(IRIS) == {"up": 1, "down": 1}
+
+
+def test_while_one_is_cordoned_it_is_looked_at_each_time() -> None:
+    scene = Scene("a", "b")
+    scene.in_flight = {"a": 1, "b": 1}
+    scene.steady(1.0)
+    (cordoned,) = scene.loop.cordoned(IRIS)
+    assert scene.step(0.1) is None  # it drains
+    scene.in_flight[cordoned] = 0
+    step = scene.step(0.1)
+    assert step is not None
+    assert step.actions == (SetReplicas(1, (cordoned,)),)
+    assert step.changed == ""
+
+
+def test_a_cordon_is_kept_when_settings_change() -> None:
+    scene = Scene("a", "b")
+    scene.in_flight = {"a": 1, "b": 1}
+    scene.steady(1.0)
+    cordoned = scene.loop.cordoned(IRIS)
+    assert len(cordoned) == 1
+    scene.change(scoring_timeout_ms=1234)
+    assert scene.loop.cordoned(IRIS) == cordoned
+    assert scene.step(0.1) is None
+    scene.have("a", "b", "c")
+    assert scene.loop.cordoned(IRIS) == cordoned
+
+
+def test_a_cordon_ends_with_its_replica() -> None:
+    scene = Scene("a", "b")
+    scene.loop.set_cordoned(IRIS, {"a", "unknown"})
+    assert scene.loop.cordoned(IRIS) == {"a"}
+    scene.have("b")
+    assert scene.loop.cordoned(IRIS) == frozenset()
+
+
+def test_states_are_counted() -> None:
+    scene = Scene()
+    assert scene.loop.replicas_by_state(IRIS) == {"starting": 0, "ready": 0, "draining": 0}
+    states = (ReplicaState.READY, ReplicaState.STARTING, ReplicaState.READY, ReplicaState.DRAINING)
+    scene.loop.replicas_changed(IRIS, tuple(replica(f"r{n}", state) for n, state in enumerate(states)), scene.now)
+    assert scene.loop.replicas_by_state(IRIS) == {"starting": 1, "ready": 2, "draining": 1}
+
+
+# Versions come, change and go.
+
+
+def test_a_new_version_begins_with_an_interval_of_its_own() -> None:
+    scene = Scene("a")
+    scene.now += 100.5
+    scene.change("iris", "new")
+    scene.have("n", key=("new", "default"))
+    scene.saw("w0", 2.0, 1.0, key=("new", "default"))
+    assert scene.step(0.9, key=("new", "default")) is None
+    step = scene.step(0.1, key=("new", "default"))
+    assert step is not None
+    assert step.actions == (SetReplicas(2),)
+
+
+def test_a_version_that_is_gone_leaves_nothing() -> None:
+    scene = Scene("a", "b")
+    scene.steady(2.0)
+    scene.change("other")
+    assert scene.step(1.0) is None
+    assert scene.loop.decision(IRIS) is None
+    assert scene.loop.decisions(IRIS) == {}
+    assert scene.loop.cordoned(IRIS) == frozenset()
+    assert scene.loop.replicas_by_state(IRIS)["ready"] == 0
+    scene.have("late")  # a last word of the cluster
+    assert scene.loop.replicas_by_state(IRIS)["ready"] == 0
+    scene.change("iris")
+    assert scene.step(1.0) is None  # begins anew: its replicas are not known
+
+
+def test_changed_settings_are_in_force_at_the_next_look() -> None:
+    scene = Scene("a")
+    scene.steady(6.0)
+    assert scene.desired == 6
+    scene.change(autoscale_max_replicas=4)
+    scene.steady(6.0, 1)
+    assert scene.desired == 4
+    scene.change(autoscale_target_utilization=50)
+    scene.steady(6.0, 1)
+    assert scene.desired == 12
+
+
+def test_a_shorter_refresh_does_not_wait_for_the_longer_one() -> None:
+    scene = Scene("a", autoscale_refresh_seconds=100)
+    scene.now += 10
+    scene.change(autoscale_refresh_seconds=1)
+    assert scene.step(0.9) is None
+    assert scene.step(0.1) is not None
+
+
+def test_a_longer_refresh_begins_after_the_look_that_is_due() -> None:
+    scene = Scene("a", autoscale_refresh_seconds=1)
+    scene.change(autoscale_refresh_seconds=100)
+    assert scene.step(1.0) is not None
+    assert scene.step(50.0) is None
+    assert scene.step(50.0) is None  # looked at, and nothing to do
+    scene.saw("w0", 2.0, 100.0)
+    assert scene.step(100.0) is not None
+
+
+def test_autoscaling_may_come_and_go() -> None:
+    scene = Scene("a")
+    fixed = {"iris": parse_service("iris", {"num_replicas": 3})}
+    scene.loop.services_changed(fixed, scene.now)
+    scene.step(1.0)
+    assert scene.desired == 3
+    scene.have("a", "b", "c")
+    scene.change()
+    scene.steady(5.0, 1)
+    assert scene.desired == 5
