@@ -173,8 +173,8 @@ class Workers:
         async with self._changing:  # who starts one at this moment is done soon, as `_stopping` is set
             for worker in tuple(self._workers.values()):
                 self._retire(worker, seconds)
-        if self._watchers:
-            await asyncio.wait(self._watchers)
+        if ending := self._watchers | self._restarts:
+            await asyncio.wait(ending)
         return self._complete
 
     def kill(self) -> None:
@@ -198,15 +198,7 @@ class Workers:
         fds = [theirs.fileno(), *(sock.fileno() for sock in self._sockets)]
         try:
             with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    # -P: the folder in which the router was started holds no modules of its.
-                    *(sys.executable, "-P", "-m", "router.gateway.worker", *map(str, fds)),
-                    pass_fds=fds,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    # Ctrl-C in a terminal goes to the whole foreground group: workers must not be in it.
-                    start_new_session=True,
-                    env=_environment(),
-                )
+                process = await _spawn(fds)
         except BaseException:
             ours.close()
             raise
@@ -272,6 +264,27 @@ class Workers:
                     age = 0.0
                 else:
                     return
+
+
+async def _spawn(fds: Sequence[int]) -> asyncio.subprocess.Process:
+    making = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            # -P: the folder in which the router was started holds no modules of its.
+            *(sys.executable, "-P", "-m", "router.gateway.worker", *map(str, fds)),
+            pass_fds=fds,
+            stdin=asyncio.subprocess.DEVNULL,
+            # Ctrl-C in a terminal goes to the whole foreground group: workers must not be in it.
+            start_new_session=True,
+            env=_environment(),
+        )
+    )
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:  # nobody will hear of the process: end it
+        process = await making
+        process.kill()
+        await process.wait()
+        raise
 
 
 def _environment() -> dict[str, str]:
