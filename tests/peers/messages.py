@@ -1,0 +1,89 @@
+"""Strategies for every message that peers exchange."""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from router.peers import wire
+from router.scaling.demand import Demand
+from router.services import Replica, ReplicaState, Service, Version, parse_service
+from router.slots import messages as slots
+
+names = st.text(st.characters(codec="utf-8"), max_size=20)
+counts = st.integers(0, 2**53)
+seconds = st.floats(0, 1e12)
+keys = st.tuples(names, names)
+
+to_ledger = (
+    st.builds(slots.Wants, counts, counts, st.lists(counts, max_size=5).map(tuple))
+    | st.builds(slots.Return, names, counts)
+    | st.builds(slots.Hello, st.dictionaries(names, counts, max_size=5), counts, counts)
+)
+to_holder = (
+    st.builds(slots.Grant, names, counts) | st.builds(slots.Recall, counts, counts) | st.builds(slots.Revoke, names)
+)
+demands = st.builds(Demand, seconds, seconds, seconds, counts, counts, counts, seconds)
+replicas = st.builds(Replica, names, names, st.integers(0, 65535), st.sampled_from(ReplicaState))
+
+
+def _words(word: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(word, max_size=5).map(tuple)
+
+
+def _any_version() -> st.SearchStrategy[Version]:
+    return st.builds(
+        Version,
+        **{
+            field: {
+                bool: st.booleans(),
+                int: counts,
+                float: seconds,
+                str: names,
+                int | None: st.none() | counts,
+                float | None: st.none() | seconds,
+            }[kind]
+            for field, kind in Version.__annotations__.items()
+        },
+    )
+
+
+services = st.builds(
+    Service,
+    name=names,
+    auth_enabled=st.booleans(),
+    token_auth_enabled=st.booleans(),
+    primary_key=st.none() | names,
+    secondary_key=st.none() | names,
+    forward_authorization=st.booleans(),
+    keep_underscore_headers=st.booleans(),
+    cors_allowed_origins=st.lists(names, max_size=3).map(tuple),
+    versions=st.lists(_any_version(), min_size=1, max_size=2).map(tuple),
+)
+
+
+def _by_name(found: list[Service]) -> wire.Services:
+    return wire.Services({service.name: service for service in found})
+
+
+every_message: st.SearchStrategy[wire.Message] = st.one_of(
+    st.just(wire.Heartbeat()),
+    st.just(wire.Goodbye()),
+    st.builds(wire.ToLedger, names, keys, _words(to_ledger)),
+    st.builds(wire.ToHolder, names, keys, _words(to_holder)),
+    st.builds(wire.FrontEndGone, names),
+    st.builds(wire.Told, names),
+    st.builds(wire.Forget, names),
+    st.builds(
+        wire.Demand,
+        st.dictionaries(keys, demands, max_size=3),
+        st.dictionaries(names, counts, max_size=3),
+        st.dictionaries(keys, counts, max_size=3),
+    ),
+    st.lists(services, max_size=2).map(_by_name),
+    st.builds(wire.Replicas, keys, _words(replicas), st.frozensets(names, max_size=3)),
+)
+
+
+def a_service(name: str = "iris", **settings: object) -> Service:
+    """A service with its keys."""
+    return parse_service(name, {"primary_key": "hunter2-primary", "secondary_key": "hunter2-second", **settings})
