@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -61,9 +61,19 @@ def workers_of(pid: int) -> list[int]:
     return children(pid, "router.gateway.worker")
 
 
-def all_gone(pids: Iterator[int] | list[int]) -> bool:
+def all_gone(pids: Iterable[int]) -> bool:
     """Whether none of these runs."""
     return not {process.pid for process in processes()} & set(pids)
+
+
+def descendants(pid: int) -> set[int]:
+    """All that a process has started, and that these have."""
+    found: set[int] = set()
+    fresh = {pid}
+    while fresh:
+        fresh = {process.pid for process in processes() if process.parent in fresh} - found
+        found |= fresh
+    return found
 
 
 def descriptors(pid: int | str = "self") -> int:
