@@ -68,7 +68,8 @@ def test_each_worker_and_replica_is_its_own(router: Router) -> None:
 
 def test_a_key_is_asked_for(router: Router) -> None:
     for key in (None, "wrong", router.key("given", "secondary")):
-        answer = router.score("echo", **({"Authorization": f"Bearer {key}"} if key else {}))
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        answer = router.score("echo", b"[1]", **headers)
         assert (answer.status, answer.headers["azureml-fe-error"]) == (401, "unauthorized")
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
@@ -95,7 +96,7 @@ def test_operators_are_told_of_health_and_numbers(router: Router) -> None:
     before = router.metric("requests_total", service="free", code="200")
     for _ in range(3):
         assert router.score("free").status == 200
-    until(lambda: router.metric("requests_total", service="free", code="200") == before + 3)
+    until(lambda: router.metric("requests_total", service="free", code="200") >= before + 3)
     assert router.metric("replicas", service="free", state="ready") == 1
     assert router.metric("replicas_desired", service="free") == 1
     assert router.metric("workers") == 2
