@@ -298,18 +298,20 @@ class Supervisor:
         reports = self._reports.of(key)
         in_flight = sum(sum(report.busy.values()) for report in reports)
         slots = self._versions[key].replica_max_concurrent_requests
-        ready = self._loop.replicas_by_state(key)[ReplicaState.READY.value]
+        states = self._loop.replicas_by_state(key)
         decision = self._loop.decision(key)
         ledger = self._coordinator.ledger(key)
         out = sum(ledger.out(r.id) for r in self._replicas.get(key, ())) if ledger is not None else 0
         return VersionFacts(
             in_flight=in_flight,
             queued=sum(report.waiting for report in reports),
-            slots=slots * ready if slots else None,
+            slots=slots * states["ready"] if slots else None,
             slots_in_use=in_flight if slots else 0,
             leases_idle=max(out - in_flight, 0) if slots else 0,
-            replicas_by_state=self._loop.replicas_by_state(key),
-            desired=decision.desired if decision is not None else 0,
+            replicas_by_state=states,
+            desired=decision.desired
+            if decision is not None
+            else states[ReplicaState.READY] + states[ReplicaState.STARTING],
             utilization=decision.utilization if decision is not None and slots else None,
             scaling_decisions=self._loop.decisions(key),
         )
