@@ -79,6 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     local.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="the services; the shipped example without it"
     )
+    local.add_argument(
+        "--peer",
+        dest="peers",
+        action="append",
+        default=[],
+        type=_address,
+        metavar="HOST:PORT",
+        help="join the router whose peer port this is: serve what it serves, and route as one; may be repeated",
+    )
     _add_shared_flags(local)
     local.set_defaults(handler=_local)
 
@@ -128,13 +137,22 @@ def _local(arguments: argparse.Namespace) -> int:
 
     from router.local import run_local
 
-    return run_local(arguments.file, flags)
+    if arguments.peers and arguments.file is not None:
+        raise SettingsError("FILE", str(arguments.file), "not allowed with --peer: the peers tell what is served")
+    return run_local(arguments.file, flags, arguments.peers)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     for line in _summary(load_local(arguments.file)):
         print(line)
     return EXIT_DONE
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address; allowed: HOST:PORT with a port from 1 to 65535")
+    return host.strip("[]"), int(port)
 
 
 def _show_keys(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from router.services import ReplicaState, Service, VersionKey
@@ -33,19 +32,27 @@ class Console:
         self._announced: set[str] = set()
         self._replicas: dict[VersionKey, tuple[int, int]] = {}
         self._base = ""
-        self._file = Path()
+        self._file = ""
         self._sample = ""
         self._state_dir = ""
         self._shown_at = 0.0
 
-    def began(self, path: Path, settings: RouterSettings, sample: str) -> None:
+    def joining(self, peers: str) -> None:
+        """Other routers are being asked what there is to serve."""
+        self._line(f"joining {peers} ...")
+
+    def joins(self, host: str, port: int) -> None:
+        """Other routers may join."""
+        self._line(f"another router joins this one with: azureml-fe local --peer {host}:{port} --port 0 --admin-port 0")
+
+    def began(self, what: str, settings: RouterSettings, sample: str) -> None:
         """The router accepts clients; replicas are starting."""
-        self._file = path
+        self._file = what
         self._sample = sample
         self._state_dir = str(settings.state_dir.absolute())
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._base = f"http://{host}:{self._supervisor.port}"
-        self._line(f"azureml-fe serves {path} at {self._base}")
+        self._line(f"azureml-fe serves {what} at {self._base}")
         self._line(f"metrics and health: http://{settings.admin_host}:{self._supervisor.admin_port}/metrics")
         for name in self._supervisor.services:
             self._line(f"  {name}: starting replicas ...")

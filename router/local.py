@@ -6,22 +6,30 @@ supervisor's and the local cluster's.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import os
+import re
 import shlex
 import signal
+import socket
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import uvloop
 
+from router.cluster.joined import JoinedCluster
 from router.cluster.local import example_path, example_request_path
 from router.cluster.local.cluster import LocalCluster
 from router.cluster.local.file import LocalConfig, load_local
+from router.cluster.local.secret import peer_secret
 from router.console import Console
+from router.peers.accepting import listening_socket
+from router.peers.dialling import Address
+from router.peers.mesh import Mesh
 from router.services import SettingsError
 from router.settings import RouterSettings, load_settings
 from router.supervisor import Supervisor
@@ -32,10 +40,18 @@ _log = logging.getLogger("router.local")
 _Identity = tuple[int, int, int] | None  # of a file; None where there is none
 
 _WATCH_SECONDS = 0.25
+_ANY_SAMPLE = """'{"data": []}'"""
 
 
-def run_local(path: Path | None, flags: Mapping[str, object]) -> int:
-    """Run until a signal ends it. Returns the exit code. Raises `SettingsError` and OSError before anything runs."""
+def run_local(path: Path | None, flags: Mapping[str, object], peers: Sequence[Address] = ()) -> int:
+    """Run until a signal ends it. Returns the exit code. Raises `SettingsError` and OSError before anything runs.
+
+    With `peers` this router joins those that run there: it serves what they serve, and all of them route as one.
+    """
+    if peers:
+        settings = load_settings(environ=os.environ, flags=flags)
+        log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
+        return uvloop.run(_Joined(peers, settings, flags, sys.stderr).run())
     path = path or example_path()
     identity = _identity(path)
     config = load_local(path)
@@ -44,30 +60,18 @@ def run_local(path: Path | None, flags: Mapping[str, object]) -> int:
     return uvloop.run(_Local(path, identity, config, settings, flags, sys.stderr).run())
 
 
-class _Local:
+class _Run(abc.ABC):
+    """One router in the foreground: its parts, its signals, its end."""
+
     def __init__(
-        self,
-        path: Path,
-        identity: _Identity,
-        config: LocalConfig,
-        settings: RouterSettings,
-        flags: Mapping[str, object],
-        out: TextIO,
+        self, settings: RouterSettings, flags: Mapping[str, object], out: TextIO, joined: JoinedCluster | None = None
     ) -> None:
-        self._path = path
-        self._in_force = self._last_seen = identity
-        self._config = config
         self._settings = settings
         self._flags = flags
         self._out = out
         self._on_terminal = out.isatty()
-        self._supervisor = Supervisor(settings, human_log=self._on_terminal)
-        self._cluster = LocalCluster(
-            config,
-            state_dir=settings.state_dir,
-            drain=self._supervisor.drained,
-            busy=self._supervisor.is_busy,
-        )
+        self._own_id = f"{re.sub('[^A-Za-z0-9.-]', '-', socket.gethostname())[:64]}:{os.getpid()}"
+        self._supervisor = Supervisor(settings, own_id=self._own_id, human_log=self._on_terminal, joined=joined)
         self._console = Console(self._supervisor, out, self._own_key)
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,8 +83,7 @@ class _Local:
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
-            if await self._until_stopped(self._supervisor.start(self._cluster)):
-                self._console.began(self._path, self._settings, self._sample())
+            if await self._until_stopped(self._start()):
                 self._begin(self._watch())
                 await self._stopping.wait()
             self._console.stopping(self._settings.drain_seconds)
@@ -90,6 +93,31 @@ class _Local:
             complete = await self._supervisor.stop()
         self._console.stopped(complete)
         return 0 if complete else 1
+
+    @abc.abstractmethod
+    async def _start(self) -> None:
+        """Serve."""
+
+    def _look(self) -> None:
+        """What is to be done now and then."""
+
+    async def _join(self, peers: Sequence[Address]) -> None:
+        """Route as one with `peers`, and with whoever joins later."""
+        settings = self._settings
+        mesh = Mesh(self._own_id, self._peer_address(), peer_secret(settings.state_dir), self._supervisor.pods)
+        mesh.set_expected(dict.fromkeys(peers))
+        await self._supervisor.join(mesh)
+        self._console.joins(mesh.own.host or settings.host, mesh.own.port)
+
+    def _peer_address(self) -> Address | socket.socket:
+        """Where peers reach this router: the port that is set, else any; another router may have the usual one."""
+        host, port = self._settings.host, self._settings.peer_port
+        try:
+            return listening_socket(host, port)
+        except OSError:
+            if "peer_port" in self._flags:
+                raise
+            return (host, 0)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do `work` unless a signal comes first; False if one did."""
@@ -129,7 +157,66 @@ class _Local:
             log.event(_log, logging.ERROR, "workers cannot be replaced", error=str(error))
 
     def _own_key(self, service: str) -> bool:
-        """Whether a service's primary key was made here, and not given by the file."""
+        """Whether `keys show` knows a service's primary key."""
+        return True
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            try:
+                self._look()
+                self._console.show()
+            except Exception as fault:  # noqa: BLE001  (the models are served all the same, and the next look may do)
+                log.event(_log, logging.ERROR, "the file or what is shown of it failed", exception=fault)
+
+
+class _Joined(_Run):
+    """A router that serves what another one serves."""
+
+    def __init__(
+        self, peers: Sequence[Address], settings: RouterSettings, flags: Mapping[str, object], out: TextIO
+    ) -> None:
+        self._cluster = JoinedCluster()
+        super().__init__(settings, flags, out, self._cluster)
+        self._peers = peers
+
+    async def _start(self) -> None:
+        names = ", ".join(f"{host}:{port}" for host, port in self._peers)
+        self._console.joining(names)
+        await self._join(self._peers)
+        await self._supervisor.start(self._cluster)
+        self._console.began(f"what {names} serves", self._settings, _ANY_SAMPLE)
+
+
+class _Local(_Run):
+    """A router that serves what a file says."""
+
+    def __init__(
+        self,
+        path: Path,
+        identity: _Identity,
+        config: LocalConfig,
+        settings: RouterSettings,
+        flags: Mapping[str, object],
+        out: TextIO,
+    ) -> None:
+        super().__init__(settings, flags, out)
+        self._path = path
+        self._in_force = self._last_seen = identity
+        self._config = config
+        self._cluster = LocalCluster(
+            config,
+            state_dir=settings.state_dir,
+            drain=self._supervisor.drained,
+            busy=self._supervisor.is_busy,
+        )
+
+    async def _start(self) -> None:
+        await self._supervisor.start(self._cluster)
+        self._console.began(str(self._path), self._settings, self._sample())
+        await self._join(())
+
+    def _own_key(self, service: str) -> bool:
         given = self._config.services.get(service)
         return given is not None and given.primary_key is None
 
@@ -137,18 +224,9 @@ class _Local:
         """What curl sends: the example's request, or something for the user to put a model's input into."""
         if self._path == example_path():
             return "@" + shlex.quote(str(example_request_path()))
-        return """'{"data": []}'"""
+        return _ANY_SAMPLE
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            try:
-                self._look_at_file()
-                self._console.show()
-            except Exception as fault:  # noqa: BLE001  (the models are served all the same, and the next look may do)
-                log.event(_log, logging.ERROR, "the file or what is shown of it failed", exception=fault)
-
-    def _look_at_file(self) -> None:
+    def _look(self) -> None:
         """Take a changed file once it is the same at two looks: who writes it may not have finished before."""
         before, self._last_seen = self._last_seen, _identity(self._path)
         if before == self._last_seen != self._in_force:

@@ -69,6 +69,10 @@ class Reports:
         for replica_id in replica_ids:
             self._closed.pop(replica_id, None)
 
+    def closed_for_good(self) -> frozenset[str]:
+        """The closed replicas of which every worker has reported since it knows: none begins a request there."""
+        return frozenset(replica for replica, sent in self._closed.items() if self.come_after(sent))
+
     def come_after(self, sent: Sent) -> bool:
         """Whether each worker that lives has reported since it heard all that it was `sent` up to some moment."""
         return all(self._heard[worker] >= count for worker, count in sent.items() if worker in self._heard)

@@ -16,20 +16,25 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 from router import __version__
 from router.cluster import Cluster
+from router.cluster.joined import JoinedCluster
 from router.cpu import available_cpus
-from router.gateway.control import FromLedger, Replicas, Report, Services, ToLedgers
+from router.gateway.control import Replicas, Report, Services, ToLedgers
 from router.gateway.gateway import BACKLOG
+from router.peering import Peering
+from router.peers import wire
+from router.peers.mesh import Mesh
+from router.pods import REPORT_SECONDS, Pods
 from router.reports import Reports, Sent
 from router.scaling.demand import Demand
 from router.scaling.loop import ControlLoop, Step
 from router.scaling.scaler import Cordon, SetReplicas, Uncordon
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.settings import RouterSettings
-from router.slots.coordinator import Coordinator
 from router.slots.holder import Totals
 from router.telemetry.admin import AdminServer
 from router.telemetry.counters import Totals as CounterTotals
@@ -46,10 +51,12 @@ _TICK_SECONDS = 0.1
 class Supervisor:
     """Runs a cluster's router on this machine. Is the listener of both its cluster and its workers."""
 
-    def __init__(self, settings: RouterSettings, *, human_log: bool) -> None:
+    def __init__(
+        self, settings: RouterSettings, *, own_id: str, human_log: bool, joined: JoinedCluster | None = None
+    ) -> None:
+        """`own_id` is no other pod's. `joined` is the cluster, where it is another pod's that leads."""
         self._settings = settings
         self._human_log = human_log
-        self._coordinator = Coordinator()
         self._loop = ControlLoop()
         self._counters = CounterTotals()
         self._services: Mapping[str, Service] = {}
@@ -58,6 +65,9 @@ class Supervisor:
         self._reports = Reports()
         self._cluster: Cluster | None = None
         self._workers: Workers | None = None
+        self._peering = Peering(own_id, self._to_worker)
+        self._pods = Pods(self, self._peering, joined)
+        self._mesh: Mesh | None = None
         self._admin: AdminServer | None = None
         self._socket: socket.socket | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -90,6 +100,8 @@ class Supervisor:
         if self._socket is not None:
             self._socket.close()
         async with contextlib.AsyncExitStack() as afterwards:  # whatever fails, the rest is done
+            if self._mesh is not None:
+                afterwards.push_async_callback(self._mesh.stop)
             if self._admin is not None:
                 afterwards.push_async_callback(self._admin.stop)
             if self._cluster is not None:
@@ -144,7 +156,8 @@ class Supervisor:
         self._services = dict(services)
         self._versions = {(s.name, v.name): v for s in services.values() for v in s.versions}
         self._loop.services_changed(services, time.monotonic())
-        self._coordinator.retain(self._versions)
+        self._peering.services_changed(self._versions)
+        self._pods.share(wire.Services(services))
         self._counters.retain(self._versions)
         # Requests of versions that are gone go on; who drains their replicas asks for them.
         self._replicas = {key: known for key, known in self._replicas.items() if known or key in self._versions}
@@ -168,9 +181,14 @@ class Supervisor:
     def _spread(self, key: VersionKey) -> None:
         """Tell everyone of a version's replicas."""
         self._loop.replicas_changed(key, self._replicas[key], time.monotonic())
+        self._share(key)
+        self._set_slots(key)
+
+    def _share(self, key: VersionKey) -> None:
+        """Tell workers, and routers that have joined, of a version's replicas."""
         if self._workers is not None:
             self._workers.broadcast(self._table(key))
-        self._set_slots(key)
+        self._pods.share(wire.Replicas(key, self._replicas.get(key, ()), self._loop.cordoned(key)))
 
     def notice(self, key: VersionKey | None, level: int, message: str, **fields: object) -> None:
         if key is None:
@@ -187,9 +205,10 @@ class Supervisor:
         """Tell the ledger which replicas may be sent requests, and how many each."""
         slots = self._versions[key].replica_max_concurrent_requests
         known = {r.id: r for r in self._replicas.get(key, ()) if r.state is not ReplicaState.STARTING}
-        self._coordinator.set_replicas(key, dict.fromkeys(known, slots) if slots else {})
         leaving = {r.id for r in known.values() if r.state is ReplicaState.DRAINING}
-        self._coordinator.cordon(key, leaving | self._loop.cordoned(key))
+        self._peering.set_replicas(
+            key, dict.fromkeys(known, slots) if slots else {}, leaving | self._loop.cordoned(key)
+        )
 
     # What the cluster asks before it stops a replica.
 
@@ -199,7 +218,7 @@ class Supervisor:
         key = self._key_of(replica_id)
         told = self._sent()
         until = time.monotonic() + seconds
-        while key is not None and (self._reports.in_flight(key, replica_id) or not self._reports.come_after(told)):
+        while key is not None and (self._in_flight(key, replica_id) or not self._reports.come_after(told)):
             if time.monotonic() >= until:
                 return False
             await asyncio.sleep(_TICK_SECONDS)
@@ -208,7 +227,11 @@ class Supervisor:
     def is_busy(self, replica_id: str) -> bool:
         """Whether a replica has requests in flight."""
         key = self._key_of(replica_id)
-        return key is not None and self._reports.in_flight(key, replica_id) > 0
+        return key is not None and self._in_flight(key, replica_id) > 0
+
+    def _to_worker(self, name: str, message: object) -> None:
+        if self._workers is not None:
+            self._workers.send(name, message)
 
     def _sent(self) -> Sent:
         return self._workers.sent() if self._workers is not None else {}
@@ -223,7 +246,7 @@ class Supervisor:
             return
         workers = self._workers
         self._reports.began(name)
-        self._coordinator.attach(name, lambda key, message: workers.send(name, FromLedger(key, message)))
+        self._peering.worker_started(name)
         workers.send(name, Services(self._services))
         for key in self._versions:
             if key in self._replicas:
@@ -232,16 +255,17 @@ class Supervisor:
     def worker_said(self, name: str, message: ToLedgers | Report) -> None:
         if isinstance(message, ToLedgers):
             if message.key in self._versions:
-                self._coordinator.receive(name, message.key, message.messages)
+                self._peering.worker_said(name, message.key, message.messages)
             return
         self._reports.take(name, message, self._versions)
         demands = {key: _demand(report.seen) for key, report in message.versions.items()}
         self._loop.add_demands(name, message.seconds, demands)
+        self._pods.saw(demands)
         if message.counters is not None:
             self._counters.report(name, 0, message.counters)
 
     def worker_ended(self, name: str) -> None:
-        self._coordinator.detach(name)
+        self._peering.worker_ended(name)
         self._loop.front_end_gone(name)
         self._reports.ended(name)
         self._counters.ended(name, 0)
@@ -252,9 +276,11 @@ class Supervisor:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
-            for key in tuple(self._versions):
+            self._peering.tick()
+            self._pods.tick(now)
+            for key in tuple(self._versions) if self._pods.leads else ():
                 try:
-                    step = self._loop.step(key, now, self._reports.in_flight)
+                    step = self._loop.step(key, now, self._in_flight)
                     if step is not None:
                         self._carry_out(step)
                 except Exception as fault:  # noqa: BLE001  (one version's fault must not stop the scaling of all)
@@ -275,21 +301,70 @@ class Supervisor:
                     cordoned.update(ids)
                 case Uncordon(ids):
                     cordoned.difference_update(ids)
-                    self._coordinator.uncordon(key, ids)
-        former = self._loop.cordoned(key)
-        self._loop.set_cordoned(key, cordoned)
-        now = self._loop.cordoned(key)
-        if now != former:
-            self._coordinator.cordon(key, now)
-            if self._workers is not None:
-                self._workers.broadcast(self._table(key))
-            self._reports.reopen(former - now)
-            self._reports.close(now - former, self._sent())
+        self._set_cordoned(key, cordoned)
         if step.changed and step.decision is not None:
             event(
                 _audit, logging.INFO, "scaling decision", service=key[0], version=key[1],
                 desired=step.decision.desired, reason=step.decision.reason,
             )  # fmt: skip
+
+    def _set_cordoned(self, key: VersionKey, cordoned: Collection[str]) -> None:
+        """Give these replicas no new request, and those that were cordoned and are not any more requests again."""
+        former = self._loop.cordoned(key)
+        self._loop.set_cordoned(key, cordoned)
+        now = self._loop.cordoned(key)
+        if now != former:
+            self._share(key)
+            self._set_slots(key)
+            self._reports.reopen(former - now)
+            self._reports.close(now - former, self._sent())
+
+    def _in_flight(self, key: VersionKey, replica_id: str) -> int:
+        """Requests at a replica, of all pods."""
+        closed = replica_id in self._loop.cordoned(key)
+        return self._reports.in_flight(key, replica_id) + self._pods.in_flight(replica_id, closed=closed)
+
+    # Other pods.
+
+    async def join(self, mesh: Mesh) -> None:
+        """Route as one with the pods of `mesh`. Raises OSError if the peer port cannot be listened on."""
+        self._mesh = mesh
+        self._peering.links = mesh
+        await mesh.start()
+
+    @property
+    def pods(self) -> Pods:
+        """The listener for `Mesh`."""
+        return self._pods
+
+    def tables(self) -> list[wire.Services | wire.Replicas]:
+        """See `pods.Pod`."""
+        replicas = [wire.Replicas(k, known, self._loop.cordoned(k)) for k, known in self._replicas.items()]
+        return [wire.Services(self._services), *replicas]
+
+    def report(self) -> tuple[Mapping[str, int], Mapping[VersionKey, int], frozenset[str]]:
+        """See `pods.Pod`."""
+        busy: Counter[str] = Counter()
+        waiting: dict[VersionKey, int] = {}
+        for key in self._versions:
+            for said in self._reports.of(key):
+                busy.update(said.busy)
+                if said.waiting:
+                    waiting[key] = waiting.get(key, 0) + said.waiting
+        return busy, waiting, self._reports.closed_for_good()
+
+    def cordons_told(self, key: VersionKey, cordoned: frozenset[str]) -> None:
+        """See `pods.Pod`."""
+        if key in self._versions:
+            self._set_cordoned(key, cordoned)
+
+    def demand_told(self, peer: str, reports: Mapping[VersionKey, Demand]) -> None:
+        """See `pods.Pod`."""
+        self._loop.add_demands(peer, REPORT_SECONDS, reports)
+
+    def peer_gone(self, peer: str) -> None:
+        """See `pods.Pod`."""
+        self._loop.front_end_gone(peer)
 
     # What is so.
 
@@ -300,14 +375,12 @@ class Supervisor:
         slots = self._versions[key].replica_max_concurrent_requests
         states = self._loop.replicas_by_state(key)
         decision = self._loop.decision(key)
-        ledger = self._coordinator.ledger(key)
-        out = sum(ledger.out(r.id) for r in self._replicas.get(key, ())) if ledger is not None else 0
         return VersionFacts(
             in_flight=in_flight,
             queued=sum(report.waiting for report in reports),
             slots=slots * states["ready"] if slots else None,
             slots_in_use=in_flight if slots else 0,
-            leases_idle=max(out - in_flight, 0) if slots else 0,
+            leases_idle=sum(report.idle for report in reports),
             replicas_by_state=states,
             desired=decision.desired
             if decision is not None

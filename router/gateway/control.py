@@ -47,6 +47,12 @@ class FromLedger(NamedTuple):
     message: ToHolder
 
 
+class Reintroduce(NamedTuple):
+    """Supervisor to worker: somebody else owns these services now, whose ledgers do not know you: say `Hello`."""
+
+    services: frozenset[str]
+
+
 class Drain(NamedTuple):
     """Supervisor to worker: accept no more, finish within so many seconds, end."""
 

@@ -25,6 +25,7 @@ from router.gateway.control import (
     Drain,
     FromLedger,
     Ready,
+    Reintroduce,
     Replicas,
     Report,
     Services,
@@ -79,6 +80,8 @@ class Worker:
         return 0 if complete else EXIT_CUT
 
     def _channel_closed(self) -> None:
+        if not self._ending.is_set():
+            self._drain_seconds = 0.0  # nobody keeps account of the slots of whom the supervisor has died
         self._closed.set()
         self._ending.set()
 
@@ -97,6 +100,11 @@ class Worker:
         elif isinstance(message, Accept):
             self._listening = asyncio.ensure_future(self._listen(gateway))
             self._listening.add_done_callback(self._listens)
+        elif isinstance(message, Reintroduce):
+            for key, route in gateway.versions.items():
+                if key[0] in message.services:
+                    route.holder.begin_anew()
+                    gateway.slots_changed(route)
         elif isinstance(message, Drain):
             self._drain_seconds = message.seconds
             self._ending.set()

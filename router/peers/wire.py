@@ -85,6 +85,8 @@ class Demand:
     busy: Mapping[str, int]
     """Requests in flight by replica."""
     waiting: Mapping[VersionKey, int]
+    closed: frozenset[str] = frozenset()
+    """Replicas at which no front-end of mine begins another request, so that what `busy` says of them is final."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +176,32 @@ def _encode_word(word: slots.ToLedger | slots.ToHolder) -> list[object]:
             return ["recall", word.count, word.after]
         case slots.Revoke():
             return ["revoke", word.replica]
+        case slots.Avoid():
+            return ["avoid", sorted(word.replicas)]
+        case slots.Welcome():
+            return ["welcome", word.holder, word.session]
+        case slots.SayHello():
+            return ["say-hello"]
         case slots.Hello():
-            return ["hello", dict(word.held), word.wanted_upto, word.served_upto]
+            waiters = (word.wanted_upto, word.served_upto, word.cancelled)
+            return ["hello", word.holder, word.session, dict(word.held), sorted(word.avoided), *waiters]
 
 
 _TO_LEDGER: dict[str, Callable[[list[Any]], slots.ToLedger]] = {
-    "wants": lambda f: slots.Wants(_count(f[1]), _count(f[2]), tuple([_count(number) for number in _list(f[3])])),
+    "wants": lambda f: slots.Wants(_count(f[1]), _count(f[2]), _numbers(f[3])),
     "return": lambda f: slots.Return(_text(f[1]), _count(f[2])),
-    "hello": lambda f: slots.Hello(_counts(f[1]), _count(f[2]), _count(f[3])),
+    "avoid": lambda f: slots.Avoid(frozenset(_texts(f[1]))),
+    "hello": lambda f: slots.Hello(
+        _count(f[1]), _count(f[2]), _counts(f[3]), frozenset(_texts(f[4])), _count(f[5]), _count(f[6]), _numbers(f[7])
+    ),
 }
 
 _TO_HOLDER: dict[str, Callable[[list[Any]], slots.ToHolder]] = {
     "grant": lambda f: slots.Grant(_text(f[1]), _count(f[2])),
     "recall": lambda f: slots.Recall(_count(f[1]), _count(f[2])),
     "revoke": lambda f: slots.Revoke(_text(f[1])),
+    "welcome": lambda f: slots.Welcome(_count(f[1]), _count(f[2])),
+    "say-hello": lambda _: slots.SayHello(),
 }
 
 
@@ -228,6 +242,10 @@ def _counts(value: object) -> dict[str, int]:
     if type(value) is not dict:
         raise WireError(Ending.GARBAGE, "is not an object")
     return {name: _count(count) for name, count in value.items()}
+
+
+def _numbers(value: object) -> tuple[int, ...]:
+    return tuple([_count(each) for each in _list(value)])
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -324,13 +342,14 @@ def _encode_demand(message: Demand) -> list[object]:
         [*key, d.seconds, d.busy_seconds, d.queued_seconds, d.arrivals, d.refused, d.completed, d.service_seconds]
         for key, d in message.reports.items()
     ]
-    return ["demand", reports, dict(message.busy), [[*key, count] for key, count in message.waiting.items()]]
+    waiting = [[*key, count] for key, count in message.waiting.items()]
+    return ["demand", reports, dict(message.busy), waiting, sorted(message.closed)]
 
 
 def _decode_demand(_: MessageReader, fields: list[Any]) -> Demand:
     reports = {(_text(each[0]), _text(each[1])): _demand(each) for each in map(_list, _list(fields[1]))}
     waiting = {(_text(each[0]), _text(each[1])): _count(each[2]) for each in map(_list, _list(fields[3]))}
-    return Demand(reports, _counts(fields[2]), waiting)
+    return Demand(reports, _counts(fields[2]), waiting, frozenset(_texts(fields[4])))
 
 
 def _decode_services(_: MessageReader, fields: list[Any]) -> Services:

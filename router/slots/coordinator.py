@@ -5,7 +5,7 @@ No I/O: `deliver` functions carry messages to front-ends, whether they live in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from router.services import VersionKey
 from router.slots.ledger import Outbox, VersionLedger
@@ -17,53 +17,108 @@ Deliver = Callable[[VersionKey, ToHolder], None]
 class Coordinator:
     """Routes messages between front-ends and the ledgers of the versions."""
 
-    __slots__ = ("_deliver", "_ledgers")
+    __slots__ = ("_deliver", "_ledgers", "_recording", "_replicas")
 
     def __init__(self) -> None:
         self._ledgers: dict[VersionKey, VersionLedger] = {}
+        self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str]]] = {}  # slots, cordoned
         self._deliver: dict[str, Deliver] = {}
+        self._recording: set[str] = set()  # services whose ledgers do not grant
+
+    # Front-ends.
 
     def attach(self, front_end: str, deliver: Deliver) -> None:
-        """Make a front-end known."""
+        """Make a front-end known, or known again. `deliver` must not call the coordinator before it returns."""
         self._deliver[front_end] = deliver
+
+    def is_attached(self, front_end: str) -> bool:
+        """Whether a front-end is known and its connection up."""
+        return front_end in self._deliver
+
+    def disconnect(self, front_end: str) -> None:
+        """Say nothing to a front-end whose connection broke; what it holds stays on record, as its process may live.
+
+        It is attached again once it is back, and begins with `Hello`; or detached once its process is known to be gone.
+        """
+        self._deliver.pop(front_end, None)
+        for key, ledger in self._ledgers.items():
+            self._send(key, ledger.front_end_lost(front_end))
 
     def detach(self, front_end: str) -> None:
         """Free everything that a front-end held: its process has ended."""
-        del self._deliver[front_end]
+        self._deliver.pop(front_end, None)
         for key, ledger in self._ledgers.items():
             self._send(key, ledger.front_end_gone(front_end))
+
+    def receive(self, front_end: str, key: VersionKey, messages: Iterable[ToLedger]) -> None:
+        """Take in what a front-end says about a version, and answer whoever is concerned."""
+        self._send(key, self._get(key).handle(front_end, *messages))
+
+    # Services.
+
+    def stop_granting(self, service: str) -> None:
+        """Let the ledgers of a service only keep record."""
+        self._recording.add(service)
+        for _, ledger in self._of(service):
+            ledger.stop_granting()
+
+    def begin_granting(self, service: str) -> None:
+        """Let the ledgers of a service grant."""
+        self._recording.discard(service)
+        for key, ledger in self._of(service):
+            self._send(key, ledger.begin_granting())
+
+    def start_over(self, service: str) -> None:
+        """Forget all that front-ends hold of a service and only keep record: somebody else grants from now on."""
+        self._recording.add(service)
+        for key, _ in self._of(service):
+            del self._ledgers[key]
+            self._get(key)
+
+    def has_told_all(self, front_ends: Collection[str], service: str) -> None:
+        """Those of `front_ends` that have not said `Hello` since their connection is back hold nothing of a service."""
+        for key, ledger in self._of(service):
+            for front_end in set(ledger.front_ends_lost()).intersection(front_ends):
+                self._send(key, ledger.front_end_gone(front_end))
+
+    def lose(self, front_ends: Collection[str], service: str) -> None:
+        """Keep what `front_ends` hold of a service on record, but grant them nothing: they talk with somebody else."""
+        for key, ledger in self._of(service):
+            for front_end in front_ends:
+                self._send(key, ledger.front_end_lost(front_end))
+
+    # Versions and replicas.
 
     def ledger(self, key: VersionKey) -> VersionLedger | None:
         """The ledger of a version, to look at."""
         return self._ledgers.get(key)
 
-    def set_replicas(self, key: VersionKey, slots: Mapping[str, int]) -> None:
-        """Make `slots` (replica id -> slots) the complete set of a version's replicas that may be sent requests."""
-        self._send(key, self._get(key).set_replicas(slots))
+    def set_replicas(self, key: VersionKey, slots: Mapping[str, int], cordoned: Iterable[str] = ()) -> None:
+        """Make `slots` (replica id -> slots) the complete set of a version's replicas, and cordon those `cordoned`."""
+        closed = frozenset(cordoned)
+        before, self._replicas[key] = self._replicas.get(key), (slots, closed)
+        ledger = self._get(key)
+        self._send(key, ledger.set_replicas(slots, closed))
+        if before is not None and before[1] - closed:
+            self._send(key, ledger.uncordon(before[1] - closed))
 
     def retain(self, keys: Collection[VersionKey]) -> None:
         """Forget versions that are not among `keys`."""
         for key in [key for key in self._ledgers if key not in keys]:
             del self._ledgers[key]
+        self._replicas = {key: known for key, known in self._replicas.items() if key in keys}
 
-    def cordon(self, key: VersionKey, replica_ids: Iterable[str]) -> None:
-        """Let replicas finish what they have and give them nothing new."""
-        self._send(key, self._get(key).cordon(replica_ids))
-
-    def uncordon(self, key: VersionKey, replica_ids: Iterable[str]) -> None:
-        """Take cordoned replicas back into service."""
-        self._send(key, self._get(key).uncordon(replica_ids))
-
-    def receive(self, front_end: str, key: VersionKey, messages: Iterable[ToLedger]) -> None:
-        """Take in what a front-end says about a version, and answer whoever is concerned."""
-        ledger = self._get(key)
-        for message in messages:
-            self._send(key, ledger.handle(front_end, message))
+    def _of(self, service: str) -> Iterator[tuple[VersionKey, VersionLedger]]:
+        return iter([(key, ledger) for key, ledger in self._ledgers.items() if key[0] == service])
 
     def _get(self, key: VersionKey) -> VersionLedger:
         ledger = self._ledgers.get(key)
         if ledger is None:
             ledger = self._ledgers[key] = VersionLedger()
+            if key[0] in self._recording:
+                ledger.stop_granting()
+            if key in self._replicas:
+                self._send(key, ledger.set_replicas(*self._replicas[key]))
         return ledger
 
     def _send(self, key: VersionKey, outbox: Outbox) -> None:

@@ -1,0 +1,293 @@
+"""Carries word between this pod's workers, its ledgers and the other pods, and keeps to the rules of `ownership`.
+
+What a worker's holder says about a service goes to the ledger of the service's owner, in this process or over a link;
+what a ledger says goes back the same way. When the owner changes in this pod's view, every worker introduces itself to
+the new one (`Reintroduce`), and what the former one still says is not passed on.
+
+    worker --ToLedgers--> Peering --own service--> Coordinator (ledgers)
+                             |  `--other's service--> link --> the owner's Peering --> its Coordinator
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from router.gateway.control import FromLedger, Reintroduce
+from router.peers.wire import Forget, FrontEndGone, Message, ToHolder, Told, ToLedger
+from router.services import VersionKey
+from router.slots.coordinator import Coordinator
+from router.slots.messages import Hello
+from router.slots.messages import ToHolder as HolderMessage
+from router.slots.messages import ToLedger as LedgerMessage
+from router.slots.ownership import Move, Ownership
+from router.telemetry.log import event
+
+_log = logging.getLogger("router.peering")
+
+
+class Links(Protocol):
+    """What this needs of the links to other pods (`peers.mesh.Mesh`)."""
+
+    def send(self, peer: str, message: Message) -> None:
+        """Say something to a peer; lost if its link is down."""
+
+    def broadcast(self, message: Message) -> None:
+        """Say something to all peers whose link is up."""
+
+    def live(self) -> frozenset[str]:
+        """Peers whose link is up."""
+
+    def unreachable(self) -> Mapping[str, float]:
+        """Peers that may live but cannot be reached, and since when (monotonic seconds)."""
+
+
+class NoLinks:
+    """A pod on its own."""
+
+    def send(self, peer: str, message: Message) -> None:
+        """There is nobody to hear it."""
+
+    def broadcast(self, message: Message) -> None:
+        """There is nobody to hear it."""
+
+    def live(self) -> frozenset[str]:
+        """Nobody."""
+        return frozenset()
+
+    def unreachable(self) -> Mapping[str, float]:
+        """Nobody."""
+        return {}
+
+
+class Peering:
+    """This pod's part in routing as one. `to_worker(name, message)` reaches a worker of this pod."""
+
+    def __init__(
+        self,
+        own_id: str,
+        to_worker: Callable[[str, object], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.own_id = own_id
+        self.ownership = Ownership(own_id)
+        self.coordinator = Coordinator()
+        self.links: Links = NoLinks()
+        self.messages_sent = 0  # to peers, about slots
+        self._to_worker = to_worker
+        self._clock = clock
+        self._workers: set[str] = set()
+        self._front_ends: dict[str, set[str]] = {}  # peer -> its front-ends that we know
+        self._incarnations: dict[str, str] = {}
+        # Service -> its versions that workers of this pod have yet to introduce themselves for.
+        self._awaited: dict[str, set[tuple[str, VersionKey]]] = {}
+        self._versions: dict[str, list[VersionKey]] = {}
+        self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str]]] = {}  # slots, cordoned
+        self._cut = False
+
+    # Services and replicas.
+
+    def services_changed(self, versions: Collection[VersionKey]) -> None:
+        """Make `versions` the complete set."""
+        now = self._clock()
+        self._versions = {}
+        for key in versions:
+            self._versions.setdefault(key[0], []).append(key)
+        self._replicas = {key: known for key, known in self._replicas.items() if key in versions}
+        self.coordinator.retain(versions)
+        for move in self.ownership.set_services(self._versions, now):
+            self.coordinator.start_over(move.service)
+            self._tell(move.service)  # nobody here holds anything of a service that is new
+        for service in tuple(self._awaited):
+            self._awaited[service] &= {(w, key) for w in self._workers for key in self._versions.get(service, ())}
+            self._tell_if_complete(service)
+        self._begin_granting()
+
+    def set_replicas(self, key: VersionKey, slots: Mapping[str, int], cordoned: Collection[str]) -> None:
+        """Make `slots` (replica id -> slots) the complete set of a version's replicas, and cordon those `cordoned`."""
+        self._replicas[key] = (slots, frozenset(cordoned))
+        self._apply_replicas(key)
+
+    def _apply_replicas(self, key: VersionKey) -> None:
+        """Tell the ledger what it may grant: during a cut, only what belongs to this side."""
+        slots, cordoned = self._replicas[key]
+        if self.ownership.is_cut:
+            now = self._clock()
+            cordoned |= {replica for replica in slots if not self.ownership.is_ours(replica, now)}
+        self.coordinator.set_replicas(key, slots, cordoned)
+
+    # Workers.
+
+    def worker_started(self, name: str) -> None:
+        """A worker of this pod begins."""
+        self._workers.add(name)
+
+        def deliver(key: VersionKey, message: HolderMessage) -> None:
+            self._to_worker(name, FromLedger(key, message))
+
+        self.coordinator.attach(self._front_end(name), deliver)
+
+    def worker_ended(self, name: str) -> None:
+        """A worker's process is gone."""
+        self._workers.discard(name)
+        front_end = self._front_end(name)
+        self.coordinator.detach(front_end)
+        self.links.broadcast(FrontEndGone(front_end))
+        for service in tuple(self._awaited):
+            self._awaited[service] = {awaited for awaited in self._awaited[service] if awaited[0] != name}
+            self._tell_if_complete(service)
+        self._begin_granting()
+
+    def worker_said(self, name: str, key: VersionKey, messages: Sequence[LedgerMessage]) -> None:
+        """A worker's holder has something to say to its ledger."""
+        owner = self.ownership.owner(key[0])
+        if owner == self.own_id:
+            self.coordinator.receive(self._front_end(name), key, messages)
+        else:
+            self.messages_sent += 1
+            self.links.send(owner, ToLedger(self._front_end(name), key, tuple(messages)))
+        awaited = self._awaited.get(key[0])
+        if awaited is not None and any(isinstance(message, Hello) for message in messages):
+            awaited.discard((name, key))
+            self._tell_if_complete(key[0])
+            self._begin_granting()
+
+    def _tell_if_complete(self, service: str) -> None:
+        if not self._awaited[service]:
+            del self._awaited[service]
+            self._tell(service)
+
+    def _tell(self, service: str) -> None:
+        """All that this pod holds of a service has been told to its owner: say that this was all."""
+        owner = self.ownership.owner(service)
+        if owner == self.own_id:
+            self.ownership.told(self.own_id, service)
+        else:
+            self.links.send(owner, Told(service))
+
+    def _front_end(self, worker: str) -> str:
+        return f"{self.own_id}/{worker}"
+
+    # Peers.
+
+    def peer_up(self, peer: str, incarnation: str) -> None:
+        """A link to a pod is up, for the first time or again."""
+        if self._incarnations.get(peer, incarnation) != incarnation:
+            self._forget_front_ends(peer)  # the process that held leases is another one now
+        self._incarnations[peer] = incarnation
+        for service in self.ownership.session_began(peer, self._clock()):
+            self.coordinator.stop_granting(service)
+        moves = self._look()
+        # What was on its way when the link broke is lost, so a service that stays this peer's is told anew as well.
+        staying = set(self.ownership.owned_by(peer)) - {move.service for move in moves}
+        self._move(moves, also=staying)
+
+    def peer_down(self, peer: str, certain: bool) -> None:
+        """A link is down; `certain`: the pod's process has ended."""
+        if certain:
+            self._forget_front_ends(peer)
+        else:
+            event(_log, logging.WARNING, "peer unreachable, its leases and share are kept for a while", peer=peer)
+            for front_end in self._front_ends.get(peer, ()):
+                self.coordinator.disconnect(front_end)
+        self._move(self._look())
+
+    def peer_certainly_gone(self, peer: str) -> None:
+        """A pod that was unreachable has turned out to be gone."""
+        self._forget_front_ends(peer)
+        self._move(self._look())
+
+    def peer_said(self, peer: str, message: Message) -> None:
+        """A pod speaks about slots."""
+        match message:
+            case ToLedger(front_end, key, said):
+                if self._is_of(peer, front_end):
+                    self.coordinator.receive(front_end, key, said)
+            case ToHolder(front_end, key, said):
+                worker = front_end.removeprefix(f"{self.own_id}/")
+                if worker in self._workers and self.ownership.owner(key[0]) == peer:
+                    for each in said:
+                        self._to_worker(worker, FromLedger(key, each))
+            case FrontEndGone(front_end):
+                if self._is_of(peer, front_end):
+                    self._front_ends[peer].discard(front_end)
+                    self.coordinator.detach(front_end)
+            case Told(service):
+                self.coordinator.has_told_all(self._front_ends.get(peer, ()), service)
+                self.ownership.told(peer, service)
+                self._begin_granting()
+            case Forget(service):
+                self.coordinator.lose(self._front_ends.get(peer, ()), service)
+                if self.ownership.forget(peer, service, self._clock()):
+                    self.coordinator.stop_granting(service)
+
+    def _is_of(self, peer: str, front_end: str) -> bool:
+        """Whether a front-end is one of this peer's own; makes it known."""
+        if not front_end.startswith(f"{peer}/"):
+            event(_log, logging.WARNING, "peer speaks for another one's front-end", peer=peer, front_end=front_end)
+            return False
+        self._front_ends.setdefault(peer, set()).add(front_end)
+        if not self.coordinator.is_attached(front_end):
+
+            def deliver(key: VersionKey, message: HolderMessage) -> None:
+                self.messages_sent += 1
+                self.links.send(peer, ToHolder(front_end, key, (message,)))
+
+            self.coordinator.attach(front_end, deliver)
+        return True
+
+    def _forget_front_ends(self, peer: str) -> None:
+        for front_end in self._front_ends.pop(peer, ()):
+            self.coordinator.detach(front_end)
+
+    # The view.
+
+    def tick(self) -> None:
+        """See what only time tells; call ten times a second."""
+        for peer in self.ownership.expired(self._clock()):
+            event(_log, logging.WARNING, "peer still unreachable, its leases and share are taken", peer=peer)
+            self._forget_front_ends(peer)
+        self._share_out()
+        self._begin_granting()
+
+    def _look(self) -> list[Move]:
+        moves = self.ownership.set_peers(self.links.live(), self.links.unreachable(), self._clock())
+        self._share_out()
+        return moves
+
+    def _share_out(self) -> None:
+        """Let the ledgers know when a cut begins, changes or ends."""
+        cut = self.ownership.is_cut
+        if cut or self._cut:
+            self._cut = cut
+            for key in self._replicas:
+                self._apply_replicas(key)
+
+    def _move(self, moves: Sequence[Move], also: Iterable[str] = ()) -> None:
+        """Other pods own these services from now on: forget what is not ours to know, and tell the new owners."""
+        for move in moves:
+            if move.before == self.own_id:
+                self.coordinator.start_over(move.service)
+            elif move.before is not None:
+                self.links.send(move.before, Forget(move.service))
+            if move.after == self.own_id:
+                self.coordinator.stop_granting(move.service)
+        services = frozenset([*(move.service for move in moves), *also])
+        if services:
+            self._reintroduce(services)
+            event(_log, logging.INFO, "owners of services", told=len(services), pods=len(self.ownership.live))
+        self._begin_granting()
+
+    def _reintroduce(self, services: frozenset[str]) -> None:
+        for service in services:
+            self._awaited[service] = {(w, key) for w in self._workers for key in self._versions.get(service, ())}
+            self._tell_if_complete(service)
+        for worker in self._workers:
+            self._to_worker(worker, Reintroduce(services))
+
+    def _begin_granting(self) -> None:
+        for service in self.ownership.newly_granting(self._clock()):
+            self.coordinator.begin_granting(service)
