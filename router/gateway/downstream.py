@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -31,9 +32,11 @@ _SLICE_BYTES = 16384
 _DRAINED_BYTES = 65536
 # A client that still sends when it has its answer is read and ignored for a while: a socket that is closed with unread
 # data in it is reset, and a reset can destroy an answer that the client has not read yet (RFC 9112 section 9.6).
+# A client that has not read its last answer after so long never will.
 _LINGER_SECONDS = 30.0
 _LINGER_SILENCE_SECONDS = 5.0
-_TCP_CLOSE_WAIT = 8  # <netinet/tcp.h>: the other side has closed
+_TCP_ESTABLISHED = 1  # <netinet/tcp.h>
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7)
 
 # Headers of which there can be only one: with two, who reads which would be a matter of taste.
 _SINGLE = frozenset((b"host", b"authorization", b"content-length", b"transfer-encoding"))
@@ -51,8 +54,11 @@ class ClientConnection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
+        "_barren_bytes",
         "_broken",
         "_current",
+        "_ending_since",
+        "_fruitful_bytes",
         "_head_bytes",
         "_head_since",
         "_holds_body",
@@ -60,7 +66,7 @@ class ClientConnection(asyncio.Protocol):
         "_kept",
         "_known_kinds",
         "_last_body",
-        "_lingering_since",
+        "_lingering",
         "_parser",
         "_parsing",
         "_parts",
@@ -75,11 +81,11 @@ class ClientConnection(asyncio.Protocol):
         "_target",
         "_tunnel",
         "_underscored",
-        "_write_paused_since",
         "address",
         "closed",
         "gateway",
         "scheme",
+        "stalled_since",
         "transport",
     )
 
@@ -106,14 +112,17 @@ class ClientConnection(asyncio.Protocol):
         self._paused_at = 0.0
         self._paused_seconds = 0.0  # for which this body was not read, through no fault of the client's
         self._raw_left = 0  # of a body that passes without being parsed
-        self._rest = b""  # received and not parsed yet
+        self._rest: bytes | None = None  # received and not parsed yet; None: what comes is parsed at once
+        self._fruitful_bytes = 0  # of a body in chunks, when last looked at
+        self._barren_bytes = 0  # that came since it grew
         self._reading = True
         self._holds_body = False
         self._pumping = False
         self._tunnel = False
         self._broken = False  # what comes is no longer looked at
-        self._lingering_since = 0.0
-        self._write_paused_since = 0.0
+        self._ending_since = 0.0  # 0: it is to go on
+        self._lingering = False  # on its way out, and reading what the client still sends
+        self.stalled_since = 0.0  # 0: it takes what is written
 
     # Life of the connection.
 
@@ -133,42 +142,59 @@ class ClientConnection(asyncio.Protocol):
         self.gateway.forget(self)
         current, self._current = self._current, None
         self._pending.clear()
+        self._rest = None
         if current is not None:
             current.client_gone()
 
     def pause_writing(self) -> None:
-        self._write_paused_since = monotonic()
+        self.stalled_since = monotonic()
         if self._current is not None:
             self._current.client_stalled()
 
     def resume_writing(self) -> None:
-        self._write_paused_since = 0.0
-        if self._current is not None:
+        self.stalled_since = 0.0
+        if self._current is not None and self._current.state != NEW:
             self._current.client_flows()
+        else:
+            self._pump()
 
     def write(self, data: bytes) -> None:
         """Write, unless the connection is on its way out."""
         if not self.closed and not self.transport.is_closing():
             self.transport.write(data)
 
+    def close(self) -> None:
+        """Close the connection once the client has taken what was written."""
+        self._ending_since = monotonic()
+        self.transport.close()
+
     # Data, in the order in which it arrives.
 
     def data_received(self, data: bytes) -> None:
-        if self._broken:
-            self._last_body = monotonic()
-        elif self._tunnel:
-            if self._current is not None:
-                self._current.from_tunnel(data)
-        elif self._rest:
-            self._rest += data
-            self._update_reading()
-        elif self._raw_left:
-            self._pass_raw(data)
-        else:
-            self._feed(data)
+        try:
+            if self._broken:
+                self._last_body = monotonic()
+            elif self._tunnel:
+                if self._current is not None:
+                    self._current.from_tunnel(data)
+            elif self._rest is not None:
+                self._rest += data
+                self._update_reading()
+            elif self._raw_left:
+                self._pass_raw(data)
+            else:
+                self._feed(data)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost with it
+            if self._current is None:
+                self.gateway.log_fault(error)
+                self.transport.abort()
+            else:
+                self._current.keep_alive = False
+                self._current.fault(error)
 
     def _feed(self, data: bytes) -> None:
         """Parse data, and begin or continue the exchanges that it belongs to."""
+        before = self._parsing
         while data:
             if len(data) > _SLICE_BYTES and self._parsing is None:
                 piece, data = data[:_SLICE_BYTES], data[_SLICE_BYTES:]
@@ -179,27 +205,32 @@ class ClientConnection(asyncio.Protocol):
             self._parse(piece)
             if self._broken:
                 return
-            if self._pending or self._rest:
-                self._rest += data
+            if self._pending or self._rest is not None:
+                self._rest = data if self._rest is None else self._rest + data
                 break
         current = self._current
         parsing = self._parsing
         if parsing is not None:
             self._last_body = monotonic()
+            if parsing.length == CHUNKED_BODY and self._is_barren(parsing, piece):
+                self.malformed(self._head_too_large().answer)
+                return
             if parsing.length - parsing.body_bytes >= RAW_BODY_BYTES:
                 self._raw_left = parsing.length - parsing.body_bytes
         if current is None:
-            if self._pending or self._rest:
+            if self._pending or self._rest is not None:
                 self._pump()
             elif parsing is None:
-                self._watch_head()
+                self._watch_head(piece)
         elif current.state == NEW:
-            if self._pending or self._rest or self._pumping:
+            if self._pending or self._rest is not None or self._pumping or self.stalled_since:
                 self._pump()
             else:
                 current.begin()
-        elif parsing is current or current.body:
+        elif before is current:
             current.advance()
+        elif parsing is None and not self._pending:
+            self._watch_head(piece)
         if self._pending or self._rest:
             self._update_reading()
 
@@ -207,12 +238,31 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # llhttp stops after a request that asks for an upgrade: what follows is a tunnel's, or the next request.
-            self._parser = httptools.HttpRequestParser(self)
-            self._rest = data[upgrade.args[0] :]
+            self._after_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             cause = error.__context__
+            if isinstance(cause, Exception) and not isinstance(cause, Refusal):
+                raise cause from None
             self.malformed(cause.answer if isinstance(cause, Refusal) else answers.bad_request(str(error)))
+
+    def _after_upgrade(self, rest: bytes) -> None:
+        """llhttp stops after the head of a request that asks for an upgrade.
+
+        Without a body, what follows is a tunnel's or the next request, and only the answer can tell. With one, the
+        upgrade is out of the question and the body is parsed as any other.
+        """
+        self._parser = httptools.HttpRequestParser(self)
+        exchange = self._pending[-1] if self._pending else self._current
+        assert exchange is not None
+        if exchange.length == 0:
+            self._rest = rest
+            return
+        exchange.body_complete = False
+        self._parsing = exchange
+        framing = b"Transfer-Encoding: chunked" if exchange.length < 0 else b"Content-Length: %d" % exchange.length
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
+        if rest:
+            self._parse(rest)
 
     def _pass_raw(self, data: bytes) -> None:
         """A piece of a long body with a known length: counted, not parsed."""
@@ -242,6 +292,8 @@ class ClientConnection(asyncio.Protocol):
         if self._parsing is not None:
             if may_be_trailer(name):
                 self._parsing.trailers += (name, b": ", value, b"\r\n")
+                if len(self._parsing.trailers) > 4 * self.gateway.settings.max_headers:
+                    raise self._head_too_large()
             return
         kind = self._known_kinds.get(name)
         if kind is None:
@@ -261,6 +313,9 @@ class ClientConnection(asyncio.Protocol):
             self._kept[kind] = value
 
     def on_headers_complete(self) -> None:
+        if self._parsing is not None:  # made up in `_after_upgrade`
+            self._target = b""
+            return
         parts, self._parts = self._parts, [b""]
         kept, self._kept = self._kept, {}
         target, self._target = self._target, b""
@@ -271,9 +326,12 @@ class ClientConnection(asyncio.Protocol):
         self._paused_seconds = 0.0
         if len(parts) + 4 * len(kept) + len(self._underscored) > 4 * settings.max_headers or (
             received > settings.max_head_bytes
-            and sum(map(len, (target, *parts, *kept.values(), *self._underscored))) > settings.max_head_bytes
+            and (
+                received > settings.max_head_bytes + _SLICE_BYTES  # some of it dropped
+                or sum(map(len, (target, *parts, *kept.values(), *self._underscored))) > settings.max_head_bytes
+            )
         ):
-            raise Refusal(answers.head_too_large(settings.max_head_bytes, settings.max_headers))
+            raise self._head_too_large()
         parser = self._parser
         length = 0
         if b"content-length" in kept:
@@ -282,6 +340,7 @@ class ClientConnection(asyncio.Protocol):
             if not is_chunked(kept[b"transfer-encoding"]):
                 raise Refusal(answers.bad_request("a transfer coding other than chunked"))
             length = CHUNKED_BODY
+            self._fruitful_bytes = self._barren_bytes = 0
         exchange = Exchange(self, parser.get_method(), target, parts, kept, length)
         if self._underscored:
             exchange.underscored, self._underscored = self._underscored, []
@@ -334,31 +393,50 @@ class ClientConnection(asyncio.Protocol):
             return
         self._pumping = True
         try:
-            while not self.closed and not self._lingering_since:
-                if self._current is None:
-                    if self._pending:
-                        self._current = self._pending.popleft()
-                    elif self._rest and not self._broken:
-                        data, self._rest = self._rest, b""
-                        self._feed(data)
-                        if self._current is None:
-                            break
-                    else:
+            while not (self.closed or self._ending_since or self.stalled_since):
+                if self._current is None and self._pending:
+                    self._current = self._pending.popleft()
+                if self._current is None or (self._current is self._parsing and self._current.state != NEW):
+                    if self._rest is None:
                         break
-                if self._current.state != NEW:
+                    self._take_rest()
+                elif self._current.state == NEW:
+                    self._current.begin()
+                else:
                     break
-                self._current.begin()
         finally:
             self._pumping = False
         self._update_reading()
 
-    def _watch_head(self) -> None:
+    def _take_rest(self) -> None:
+        """Go on with what had to wait for the exchanges before it."""
+        data, self._rest = self._rest, None
+        if data and self._raw_left:
+            self._pass_raw(data)
+        elif data:
+            self._feed(data)
+
+    def _watch_head(self, piece: bytes) -> None:
         """A head is on its way and not complete."""
         if not self._head_since:
+            if not piece.strip(b"\r\n"):
+                return  # empty lines before a request mean nothing (RFC 9112 section 2.2)
             self._head_since = monotonic()
+        if self._head_bytes > self.gateway.settings.max_head_bytes:
+            self.malformed(self._head_too_large().answer)
+
+    def _is_barren(self, exchange: Exchange, piece: bytes) -> bool:
+        """Whether a body in chunks has gone on for longer than a head may be without a byte of body."""
+        if exchange.body_bytes != self._fruitful_bytes:
+            self._fruitful_bytes = exchange.body_bytes
+            self._barren_bytes = 0
+            return False
+        self._barren_bytes += len(piece)
+        return self._barren_bytes > self.gateway.settings.max_head_bytes
+
+    def _head_too_large(self) -> Refusal:
         settings = self.gateway.settings
-        if self._head_bytes > settings.max_head_bytes:
-            self.malformed(answers.head_too_large(settings.max_head_bytes, settings.max_headers))
+        return Refusal(answers.head_too_large(settings.max_head_bytes, settings.max_headers))
 
     def malformed(self, answer: Answer) -> None:
         """The client breaks the rules, or is too slow. What came whole before is answered still, this is refused."""
@@ -368,7 +446,7 @@ class ClientConnection(asyncio.Protocol):
             if last is not None and not last.keep_alive:
                 return  # data after the last request of a connection
         self._broken = True
-        self._rest = b""
+        self._rest = None
         if answer.status == 400:
             self.gateway.counters.parse_errors += 1
         if parsing is None:
@@ -408,21 +486,20 @@ class ClientConnection(asyncio.Protocol):
     def tunnel_opened(self) -> None:
         """From here on bytes are not HTTP any more."""
         self._tunnel = True
-        rest, self._rest = self._rest, b""
+        rest, self._rest = self._rest, None
         if rest and self._current is not None:
             self._current.from_tunnel(rest)
         self._update_reading()
 
-    def tunnel_closed(self) -> None:
-        """The replica has closed its end."""
-        self.transport.close()
-
     def cut_off(self, *, hard: bool) -> None:
         """An answer that has begun cannot be completed: let the client see that. `hard`: only a reset tells it."""
-        if hard:
-            self.transport.abort()
-        else:
-            self.transport.close()
+        if not hard:
+            self.close()
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
 
     def exchange_done(self, exchange: Exchange) -> None:
         """The answer is written."""
@@ -436,25 +513,31 @@ class ClientConnection(asyncio.Protocol):
         self._idle_since = monotonic()
         if self._holds_body:
             self.release_body()
-        if self._pending or self._rest:
+        if self._pending or self._rest is not None:
             self._pump()
 
     def _end(self, exchange: Exchange) -> None:
         """Close the connection, after the client had a chance to read its last answer."""
         self._pending.clear()
-        if exchange.body_complete and not self._broken:
-            self.transport.close()
+        self._rest = None
+        if exchange.body_complete and not self._broken and self._reading:
+            self.close()
             return
-        self._broken = True
-        self._lingering_since = self._last_body = monotonic()
+        self._broken = self._lingering = True
+        self._ending_since = self._last_body = monotonic()
         if not self.transport.is_closing():
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             self._update_reading()
 
     def _update_reading(self) -> None:
-        lingering = self._lingering_since > 0
-        reading = lingering or not (self._holds_body or self._pending or self._rest or self._broken)
+        reading = self._lingering or not (
+            self._holds_body
+            or self._pending
+            or self._rest
+            or self._broken
+            or (self.stalled_since and (self._current is None or self._current.state == NEW))
+        )
         if reading == self._reading or self.closed or self.transport.is_closing():
             return
         self._reading = reading
@@ -462,6 +545,8 @@ class ClientConnection(asyncio.Protocol):
         if reading:
             self._paused_seconds += now - self._paused_at
             self._last_body = now
+            if self._head_since:
+                self._head_since = now
             self.transport.resume_reading()
         else:
             self._paused_at = now
@@ -477,23 +562,25 @@ class ClientConnection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Enforce the bounds on what a client may take its time for; called a few times a second."""
         settings = self.gateway.settings
-        if self._lingering_since:
-            if now - self._lingering_since > _LINGER_SECONDS or now - self._last_body > _LINGER_SILENCE_SECONDS:
+        if self._ending_since:
+            silent = self._lingering and now - self._last_body > _LINGER_SILENCE_SECONDS
+            if silent or now - self._ending_since > _LINGER_SECONDS:
                 self.transport.abort()
-        elif self._write_paused_since and now - self._write_paused_since > settings.client_body_timeout_seconds:
+        elif self.stalled_since and now - self.stalled_since > settings.client_body_timeout_seconds:
             self.transport.abort()  # it does not read its answer
         elif self._tunnel:
-            return
+            if not self._reading and now - self._paused_at > settings.client_body_timeout_seconds and self._has_left():
+                self.transport.abort()  # and the replica does not read what it said last
         elif self._parsing is not None and self._reading:
             if self._too_slow(self._parsing, now):
                 self.malformed(answers.BODY_TIMEOUT)
-        elif self._head_since:
+        elif self._head_since and self._reading:
             if now - self._head_since > settings.client_head_timeout_seconds:
                 self.malformed(answers.HEAD_TIMEOUT)
         elif self._current is None:
             longest = settings.client_idle_timeout_seconds if self._served else settings.client_head_timeout_seconds
             if now - self._idle_since > longest:
-                self.transport.close()
+                self.close()
         elif not self._reading and self._has_left():
             self.transport.abort()
 
@@ -510,4 +597,4 @@ class ClientConnection(asyncio.Protocol):
         sock = self.transport.get_extra_info("socket")
         if sock is None or sock.family == socket.AF_UNIX:
             return False
-        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE_WAIT)
+        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED)

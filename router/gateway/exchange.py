@@ -199,7 +199,7 @@ class Exchange:
             self.refuse(answers.unknown_version(service.name, asked))
             return
         self.version = version
-        self._answer_lines = lines = lines + version.answer_line
+        self._answer_lines += version.answer_line
         self._passed_checks = now = monotonic()
         lease = version.holder.acquire(now)
         if lease is None:
@@ -273,15 +273,18 @@ class Exchange:
         self.lease = lease
         self._granted = now
         pool = lease.target
-        if self.expects_continue and not self.body_bytes:
-            self.expects_continue = False
-            self.to_client(b"HTTP/1.1 100 Continue\r\n\r\n")
-        connection = pool.take()
-        if connection is None:
-            self.state = CONNECTING
-            pool.connect(self)
-        else:
-            self._send(connection, now)
+        try:
+            if self.expects_continue and not self.body_bytes and not self.body_complete:
+                self.expects_continue = False
+                self.to_client(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection = pool.take()
+            if connection is None:
+                self.state = CONNECTING
+                pool.connect(self)
+            else:
+                self._send(connection, now)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost with it
+            self.fault(error)
 
     # From the slot to the replica.
 
@@ -289,7 +292,10 @@ class Exchange:
         """A connection is open. False if it is not wanted any more."""
         if self.state != CONNECTING or self.lease is None or self.lease.target is not pool:
             return False
-        self._send(connection, monotonic())
+        try:
+            self._send(connection, monotonic())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost with it
+            self.fault(error)
         return True
 
     def connect_failed(self, pool: ReplicaPool, error: BaseException) -> None:
@@ -322,6 +328,8 @@ class Exchange:
         self._upstream = connection
         connection.exchange = self
         self.state = SENT
+        if not self.body_complete:
+            self.client.release_body()  # before the replica may ask to hold it
         head = self._head or self._make_head()
         body = self.body
         if body:
@@ -349,8 +357,6 @@ class Exchange:
         if self.body_complete:
             self._timeouts = version.timeouts
             version.timeouts.add(self, now)
-        else:
-            self.client.release_body()
 
     def _make_head(self) -> bytes:
         kept = self._kept
@@ -358,12 +364,12 @@ class Exchange:
         client = self.client
         host = kept.get(b"host", b"")
         parts[0] = b"%b %b HTTP/1.1\r\nHost: %b" % (self.method, self.target, host)
-        if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
-            self._parts = parts = without_fields(parts, named)
         service = self.service
         assert service is not None
         if self.underscored and service.keep_underscore_headers:
             parts += self.underscored
+        if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
+            self._parts = parts = without_fields(parts, named)
         if service.forward_authorization and b"authorization" in kept:
             parts += (b"\r\n", b"Authorization", b": ", kept[b"authorization"])
         if self.length > 0 or (self.length == 0 and self.method == b"POST"):
@@ -419,7 +425,7 @@ class Exchange:
             self._head = b""  # with what comes now the request can be sent only once
             pieces, self.body = self.body, []
             self._send_pieces(connection, pieces)
-            if self.body_complete and self.state == SENT:
+            if self.body_complete and self.state != TUNNEL:
                 self._watch_replica()
         elif self.body_bytes >= _HELD_BODY_BYTES and not self.body_complete:
             self.client.hold_body()
@@ -434,13 +440,13 @@ class Exchange:
 
     def replica_flows(self) -> None:
         """The replica reads again."""
-        if self.state == TUNNEL or not self.body_complete:
+        if not self.body_complete:
             self._unwatch_replica()
-            self.client.release_body()
+        self.client.release_body()
 
     def _watch_replica(self) -> None:
         """Start the scoring timeout anew."""
-        if self.version is not None:
+        if self.version is not None and not self.client.stalled_since:
             self._timeouts = self.version.timeouts
             self._timeouts.add(self, monotonic())
 
@@ -459,7 +465,7 @@ class Exchange:
         """The client reads again."""
         if self._upstream is not None and not self._upstream.transport.is_closing():
             self._upstream.transport.resume_reading()
-            if self.state == ANSWERING and self.body_complete:
+            if self.state in (SENT, ANSWERING) and self.body_complete:
                 self._watch_replica()
 
     # The answer.
@@ -624,21 +630,23 @@ class Exchange:
         assert version is not None
         self.fail(answers.scoring_timeout(version.settings.scoring_timeout_ms))
 
+    def fault(self, error: Exception) -> None:
+        """This program has a fault: answer the request all the same, if that is still possible."""
+        self.gateway.log_fault(error)
+        self.fail(answers.ROUTER_ERROR)
+
     def client_gone(self) -> None:
         """The client has closed the connection: stop the replica's work on its request."""
         if self.state == DONE:
             return
-        if self.state != NEW or self.version is not None:
-            now = monotonic()
-            if self.state == QUEUED and self.version is not None:
-                self.version.holder.cancel(self, now)
-                self._queued_seconds += now - self.waiting_since
-                self.gateway.slots_changed(self.version)
-            if self.version is not None and self.state != TUNNEL:
+        if self.state == TUNNEL:
+            upstream, self._upstream = self._upstream, None
+            if upstream is not None:
+                upstream.hang_up()
+        else:
+            self._drop_upstream()
+            if self.version is not None:
                 self.version.counters.client_aborts += 1
-        tunnel = self.state == TUNNEL
-        self._drop_upstream()
-        if not tunnel:
             self._status, self._slug = answers.CLIENT_CLOSED.status, answers.CLIENT_CLOSED.slug
         self._close()
 
@@ -649,7 +657,7 @@ class Exchange:
         self._upstream = None
         if self.state == TUNNEL:
             self._close()
-            self.client.tunnel_closed()
+            self.client.close()
             return
         version, lease = self.version, self.lease
         assert version is not None
@@ -671,7 +679,7 @@ class Exchange:
             return
         self.fail(answers.REPLICA_CLOSED)
 
-    def replica_garbled(self, connection: ReplicaConnection, error: Exception) -> None:
+    def replica_garbled(self, connection: ReplicaConnection, error: BaseException) -> None:
         """The replica's answer is not HTTP."""
         self.gateway.log_garbled(self.version, connection.pool.replica_id, error)
         self.fail(answers.REPLICA_CLOSED)
@@ -687,8 +695,10 @@ class Exchange:
     def _close(self) -> None:
         if self.state == DONE:
             return
-        self.state = DONE
         now = monotonic()
+        if self.state == QUEUED:
+            self._leave_queue(now)
+        self.state = DONE
         self._unwatch_replica()
         self._release(now)
         self.body = []
@@ -714,6 +724,12 @@ class Exchange:
         log = self.gateway.access_log
         if log.rate and log.wanted():
             log.add(self._record(now))
+
+    def _leave_queue(self, now: float) -> None:
+        assert self.version is not None
+        self._queued_seconds += now - self.waiting_since
+        self.version.holder.cancel(self, now)
+        self.gateway.slots_changed(self.version)
 
     def _release(self, now: float) -> None:
         """Give the slot back, and start whoever gets it."""

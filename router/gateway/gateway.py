@@ -153,7 +153,7 @@ class Gateway:
         """A replica does not accept connections: spare it for a while."""
         if lease.suspended:
             return
-        failures = lease.target.failures
+        lease.target.failures = failures = lease.target.failures + 1
         seconds = min(_SUSPENSION_SECONDS * 2 ** min(failures - 1, 10), _LONGEST_SUSPENSION_SECONDS)
         route.holder.suspend(lease)
         self._loop.call_later(seconds, self._resume, route, lease)
@@ -169,13 +169,17 @@ class Gateway:
             waiter.start(replica, now)
         self.slots_changed(route)
 
-    def log_garbled(self, route: VersionRoute | None, replica_id: str, error: Exception) -> None:
+    def log_garbled(self, route: VersionRoute | None, replica_id: str, error: BaseException) -> None:
         """A replica answers with something that is not HTTP."""
         service, version = route.key if route is not None else ("", "")
         event(
             _log, logging.WARNING, "replica sent an invalid answer",
             service=service, version=version, replica=replica_id, error=str(error),
         )  # fmt: skip
+
+    def log_fault(self, error: BaseException) -> None:
+        """This program has a fault; the request at hand is answered 500."""
+        event(_log, logging.ERROR, "request failed through a fault of the router", exception=error)
 
     # Clients.
 
@@ -251,7 +255,7 @@ class Gateway:
     def _send_idle_clients_away(self) -> None:
         for client in tuple(self._clients):
             if client.idle:
-                client.transport.close()
+                client.close()
 
     async def _all_have_left(self, seconds: float) -> None:
         """Wait for the last client to go, at most so long."""

@@ -9,6 +9,7 @@ program has seen the request decides whether it may be sent again, and TCP tells
 - A reset without a FIN: a socket that is closed with unread data in it is reset (RFC 1122 section 4.2.2.13), so the
   program had not read the whole request; or the bytes met a socket that was closed before. A program that has read
   everything and dies sends FIN.
+- A broken pipe: the bytes met this side's socket when it knew already that the other was closed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import fcntl
 import termios
 
 
-def unacknowledged(transport: asyncio.BaseTransport) -> int:
-    """Bytes written to a TCP transport's socket that the other side's kernel has not acknowledged; 0 if unknown."""
+def unacknowledged(transport: asyncio.WriteTransport) -> int:
+    """Bytes written to a TCP transport that the other side's kernel has not acknowledged; 0 if unknown."""
+    waiting = transport.get_write_buffer_size()
+    if waiting:
+        return waiting
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
         return 0
@@ -38,4 +42,4 @@ def never_ran(error: BaseException | None, unacknowledged_at_end: int) -> bool:
     `error` is what the transport reported (None: an orderly end), `unacknowledged_at_end` what stood in the send
     queue when the end was seen.
     """
-    return unacknowledged_at_end > 0 or isinstance(error, ConnectionResetError)
+    return unacknowledged_at_end > 0 or isinstance(error, ConnectionResetError | BrokenPipeError)

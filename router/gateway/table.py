@@ -89,7 +89,7 @@ class VersionRoute:
     ) -> None:
         """Make `replicas` the complete set that may be sent requests, `cordoned` ones only what they already have."""
         now = monotonic()
-        pools = {r.id: self._pools.get(r.id) or make_pool(r) for r in replicas}
+        pools = {r.id: self._pools[r.id] if r.id in self._pools else make_pool(r) for r in replicas}
         for replica_id, pool in self._pools.items():
             if replica_id not in pools:
                 pool.retire()
@@ -121,6 +121,10 @@ class VersionRoute:
     def pools(self) -> Collection[ReplicaPool]:
         """The connections to each replica."""
         return self._pools.values()
+
+    def pool(self, replica_id: str) -> ReplicaPool:
+        """The connections to one replica. Raises KeyError for one that is unknown."""
+        return self._pools[replica_id]
 
     # The queue.
 

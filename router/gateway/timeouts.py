@@ -40,13 +40,16 @@ class TimeoutList(Generic[T]):
         self._since.pop(item, None)
 
     def _fire(self) -> None:
-        self._timer = None
         # The loop's clock has a coarser grain than `add`'s, so that the timer may fire a little early.
         due = self._loop.time() - self.seconds + 0.002
-        while self._since:
-            item, since = next(iter(self._since.items()))
-            if since > due:
-                self._timer = self._loop.call_later(since - due, self._fire)
-                return
-            del self._since[item]
-            self._expired(item)
+        delay = self.seconds
+        try:
+            while self._since:
+                item, since = next(iter(self._since.items()))
+                if since > due:
+                    delay = since - due
+                    break
+                del self._since[item]
+                self._expired(item)  # may add items, which then find the timer set
+        finally:
+            self._timer = self._loop.call_later(delay, self._fire) if self._since else None

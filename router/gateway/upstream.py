@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from router.gateway.proof import unacknowledged
-from router.http.headers import DROP, PASS, HeaderKinds, is_chunked, may_be_trailer
+from router.http.headers import DROP, PASS, UNDERSCORE, HeaderKinds, connection_options, is_chunked, may_be_trailer
 
 if TYPE_CHECKING:
     from router.gateway.exchange import Exchange
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 # A body with a length of at least this is counted instead of parsed: llhttp would copy each piece once more.
 RAW_BODY_BYTES = 65536
 _WRITE_BUFFER_BYTES = 262144
+# A head, or what stands between two pieces of a body, is no longer than this: bounds what a replica can heap up here.
+_MOST_BYTES_WITHOUT_BODY = 262144
+# What was said last through a tunnel is given this long to be read by the replica.
+_LAST_WORDS_SECONDS = 5.0
 
 NO_BODY = 0
 LENGTH = 1
@@ -27,10 +31,15 @@ CHUNKED = 2
 UNTIL_CLOSE = 3
 
 
+class InvalidAnswer(ValueError):
+    """Raised in the parser's callbacks: the replica breaks the rules of HTTP in a way that the parser does not see."""
+
+
 class ReplicaConnection(asyncio.Protocol):
     """One connection to a replica. Serves one exchange at a time, and rests in its pool in between."""
 
     __slots__ = (
+        "_barren_bytes",
         "_complete",
         "_framing",
         "_kept",
@@ -75,6 +84,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._trailers: list[bytes] = []
         self._left = 0  # of a body with a length, as far as the parser has come
         self._raw_left = 0  # the same, once the rest passes without being parsed
+        self._barren_bytes = 0  # that came since the last piece of body
         self._complete = False
         self._reusable = False
         self.answer_begun = False
@@ -116,6 +126,14 @@ class ReplicaConnection(asyncio.Protocol):
         self.closed = True
         self.transport.abort()
 
+    def hang_up(self) -> None:
+        """Close the connection once the replica has taken what was sent to it."""
+        self.exchange = None
+        self.closed = True
+        if self.transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, self.transport.abort)
+        self.transport.close()
+
     # Data, in the order in which it arrives.
 
     def data_received(self, data: bytes) -> None:
@@ -125,12 +143,15 @@ class ReplicaConnection(asyncio.Protocol):
             self.pool.forget(self)
             return
         self.answer_begun = True
-        if self.tunnelled:
-            exchange.to_client(data)
-        elif self._raw_left:
-            self._pass_raw(exchange, data)
-        else:
-            self._parse(exchange, data)
+        try:
+            if self.tunnelled:
+                exchange.to_client(data)
+            elif self._raw_left:
+                self._pass_raw(exchange, data)
+            else:
+                self._parse(exchange, data)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost with it
+            exchange.fault(error)
 
     def _parse(self, exchange: Exchange, data: bytes) -> None:
         rest = b""
@@ -139,24 +160,36 @@ class ReplicaConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, Exception) and not isinstance(cause, InvalidAnswer):
+                raise cause from None
             if not self._complete:  # after the answer's end, it only tells that this connection is of no more use
-                self.flush(exchange)
-                exchange.replica_garbled(self, error)
+                self._garbled(exchange, cause or error)
                 return
             self._reusable = False
         if self.exchange is not exchange:  # what was parsed has ended the exchange
             return
-        self.flush(exchange)
+        if self.out:
+            self._barren_bytes = 0
+            self.flush(exchange)
+        else:
+            self._barren_bytes += len(data)
         if self._complete:
             self._end_answer()
             return
-        if self.tunnelled:
+        if self._barren_bytes > _MOST_BYTES_WITHOUT_BODY:
+            self._garbled(exchange, InvalidAnswer("too many bytes without a body"))
+        elif self.tunnelled:
             if rest:
                 exchange.to_client(rest)
         elif self._framing >= 0:
             exchange.replica_spoke()
             if self._framing == LENGTH and self._left >= RAW_BODY_BYTES:
                 self._raw_left = self._left
+
+    def _garbled(self, exchange: Exchange, error: BaseException) -> None:
+        self.flush(exchange)
+        exchange.replica_garbled(self, error)
 
     def _pass_raw(self, exchange: Exchange, data: bytes) -> None:
         if len(data) > self._raw_left:
@@ -171,18 +204,22 @@ class ReplicaConnection(asyncio.Protocol):
             self._parser = httptools.HttpResponseParser(self)  # the old one still waits for these bytes
             self._end_answer()
 
+    def on_message_begin(self) -> None:
+        if self._complete:  # something follows the answer
+            self._reusable = False
+
     def on_status(self, reason: bytes) -> None:
         self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._framing >= 0:
-            if may_be_trailer(name):
+            if not self._complete and may_be_trailer(name):
                 self._trailers += (name, b": ", value, b"\r\n")
             return
         kind = self._known_kinds.get(name)
         if kind is None:
             kind = self._kinds.classify(name)
-        if kind == PASS or kind == b"_":
+        if kind in (PASS, UNDERSCORE):
             self._parts += (b"\r\n", name, b": ", value)
         elif kind != DROP:
             if kind in self._kept:
@@ -202,6 +239,8 @@ class ReplicaConnection(asyncio.Protocol):
         coding = kept.get(b"transfer-encoding")
         length = -1
         if status == 101:
+            if not (exchange.upgrade and _switches_to_websocket(kept)):
+                raise InvalidAnswer("a switch of protocols that nobody asked for")
             self._framing = NO_BODY
         elif status == 204 or status == 304:
             self._framing = NO_BODY
@@ -209,7 +248,7 @@ class ReplicaConnection(asyncio.Protocol):
         elif coding is not None:
             self._framing = CHUNKED
             if not is_chunked(coding):
-                raise ValueError("transfer coding other than chunked")
+                raise InvalidAnswer("transfer coding other than chunked")
         elif b"content-length" in kept:
             self._framing = LENGTH
             length = int(kept[b"content-length"])
@@ -237,7 +276,7 @@ class ReplicaConnection(asyncio.Protocol):
             self._kept = {}
             self._reason = b""
             return
-        self._complete = True
+        self._complete = not self.tunnelled
 
     def flush(self, exchange: Exchange) -> None:
         """Write what the parser has made of the data at hand to the client."""
@@ -256,11 +295,18 @@ class ReplicaConnection(asyncio.Protocol):
         self.served += 1
         self._reset()
         if reusable:
+            if exchange.client.stalled_since:
+                self.transport.resume_reading()  # which it was told not to do, while this answer was under way
             self.pool.put(self)
         else:
             self.closed = True
             self.transport.close()
         exchange.finish()
+
+
+def _switches_to_websocket(kept: dict[bytes, bytes]) -> bool:
+    named = connection_options(kept.get(b"connection", b""))
+    return b"upgrade" in named and kept.get(b"upgrade", b"").strip().lower() == b"websocket"
 
 
 class ReplicaPool:
@@ -286,7 +332,7 @@ class ReplicaPool:
         self._timeout = connect_timeout_seconds
         self._idle: dict[ReplicaConnection, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.failures = 0  # refused connections in a row
+        self.failures = 0  # how often in a row it was left alone for refusing connections
         self.retired = False
 
     def __len__(self) -> int:
@@ -325,7 +371,6 @@ class ReplicaPool:
                     lambda: ReplicaConnection(self), self.host, self.port
                 )
         except (OSError, TimeoutError) as error:
-            self.failures += 1
             exchange.connect_failed(self, error)
             return
         self.failures = 0

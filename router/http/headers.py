@@ -76,7 +76,9 @@ class HeaderKinds:
         elif lower in self._read:
             kind = READ + lower
         elif b"_" in name:
-            kind = UNDERSCORE
+            # Behind WSGI and ASGI servers this is the same as the name with a hyphen, which may be the router's own.
+            plain = lower.replace(b"_", b"-")
+            kind = DROP if plain in self._kept or plain in self._dropped else UNDERSCORE
         else:
             kind = PASS
         if len(self.known) < _REMEMBERED_NAMES and len(name) <= 64:
