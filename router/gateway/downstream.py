@@ -81,11 +81,11 @@ class ClientConnection(asyncio.Protocol):
         "_target",
         "_tunnel",
         "_underscored",
-        "_write_paused_since",
         "address",
         "closed",
         "gateway",
         "scheme",
+        "stalled_since",
         "transport",
     )
 
@@ -122,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
         self._broken = False  # what comes is no longer looked at
         self._ending_since = 0.0  # 0: it is to go on
         self._lingering = False  # on its way out, and reading what the client still sends
-        self._write_paused_since = 0.0
+        self.stalled_since = 0.0  # 0: it takes what is written
 
     # Life of the connection.
 
@@ -147,21 +147,16 @@ class ClientConnection(asyncio.Protocol):
             current.client_gone()
 
     def pause_writing(self) -> None:
-        self._write_paused_since = monotonic()
+        self.stalled_since = monotonic()
         if self._current is not None:
             self._current.client_stalled()
 
     def resume_writing(self) -> None:
-        self._write_paused_since = 0.0
+        self.stalled_since = 0.0
         if self._current is not None and self._current.state != NEW:
             self._current.client_flows()
         else:
             self._pump()
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the client does not take what is written."""
-        return self._write_paused_since > 0
 
     def write(self, data: bytes) -> None:
         """Write, unless the connection is on its way out."""
@@ -228,7 +223,7 @@ class ClientConnection(asyncio.Protocol):
             elif parsing is None:
                 self._watch_head(piece)
         elif current.state == NEW:
-            if self._pending or self._rest is not None or self._pumping or self._write_paused_since:
+            if self._pending or self._rest is not None or self._pumping or self.stalled_since:
                 self._pump()
             else:
                 current.begin()
@@ -398,7 +393,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._pumping = True
         try:
-            while not (self.closed or self._ending_since or self._write_paused_since):
+            while not (self.closed or self._ending_since or self.stalled_since):
                 if self._current is None and self._pending:
                     self._current = self._pending.popleft()
                 if self._current is None or (self._current is self._parsing and self._current.state != NEW):
@@ -541,7 +536,7 @@ class ClientConnection(asyncio.Protocol):
             or self._pending
             or self._rest
             or self._broken
-            or (self._write_paused_since and (self._current is None or self._current.state == NEW))
+            or (self.stalled_since and (self._current is None or self._current.state == NEW))
         )
         if reading == self._reading or self.closed or self.transport.is_closing():
             return
@@ -571,7 +566,7 @@ class ClientConnection(asyncio.Protocol):
             silent = self._lingering and now - self._last_body > _LINGER_SILENCE_SECONDS
             if silent or now - self._ending_since > _LINGER_SECONDS:
                 self.transport.abort()
-        elif self._write_paused_since and now - self._write_paused_since > settings.client_body_timeout_seconds:
+        elif self.stalled_since and now - self.stalled_since > settings.client_body_timeout_seconds:
             self.transport.abort()  # it does not read its answer
         elif self._tunnel:
             if not self._reading and now - self._paused_at > settings.client_body_timeout_seconds and self._has_left():

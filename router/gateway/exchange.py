@@ -446,7 +446,7 @@ class Exchange:
 
     def _watch_replica(self) -> None:
         """Start the scoring timeout anew."""
-        if self.version is not None and not self.client.stalled:
+        if self.version is not None and not self.client.stalled_since:
             self._timeouts = self.version.timeouts
             self._timeouts.add(self, monotonic())
 

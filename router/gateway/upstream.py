@@ -295,6 +295,8 @@ class ReplicaConnection(asyncio.Protocol):
         self.served += 1
         self._reset()
         if reusable:
+            if exchange.client.stalled_since:
+                self.transport.resume_reading()  # which it was told not to do, while this answer was under way
             self.pool.put(self)
         else:
             self.closed = True

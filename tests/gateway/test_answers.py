@@ -134,7 +134,8 @@ async def test_withdrawn_service(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/score", "/api/v1/service/iris", "/api/v1/service//score", "/api/v1/service/", "/api/v2/service/iris/score"]
+    "path",
+    ["/score", "/api/v1/service/iris", "/api/v1/service//score", "/api/v1/service/", "/api/v2/service/iris/score"],
 )
 @story()
 async def test_no_such_path(world: World, path: str) -> None:

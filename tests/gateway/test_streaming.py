@@ -246,7 +246,9 @@ async def test_switch_that_nobody_asked_for(world: World, answer: bytes) -> None
     await line.end()
 
 
-@pytest.mark.parametrize("answer", [SWITCHED.replace(b"Upgrade: websocket\r\n", b""), SWITCHED.replace(b"websocket", b"h2c")])
+@pytest.mark.parametrize(
+    "answer", [SWITCHED.replace(b"Upgrade: websocket\r\n", b""), SWITCHED.replace(b"websocket", b"h2c")]
+)
 @story()
 async def test_switch_to_something_else_than_was_asked_for(world: World, answer: bytes) -> None:
     replica = await world.replica()

@@ -94,9 +94,7 @@ def chunked(*pieces: bytes, trailers: str = "", end: bool = True) -> bytes:
 
 def post_chunked(*pieces: bytes, trailers: str = "", end: bool = True, headers: tuple[str, ...] = ()) -> bytes:
     """The bytes of a request whose body comes in chunks."""
-    return post(b"", "Transfer-Encoding: chunked", *headers, length=None) + chunked(
-        *pieces, trailers=trailers, end=end
-    )
+    return post(b"", "Transfer-Encoding: chunked", *headers, length=None) + chunked(*pieces, trailers=trailers, end=end)
 
 
 def ok(body: bytes = b"[1]", *headers: str, status: str = "200 OK", length: int | None = -1) -> bytes:

@@ -41,7 +41,7 @@ from router.slots.messages import ToLedger
 from router.telemetry.access_log import AccessLog
 from tests.gateway.wire import KEY, PATIENCE_SECONDS, Line, Message, ok, post, turns
 
-LONGEST_STORY_SECONDS = 8.0
+LONGEST_STORY_SECONDS = 60.0
 
 P = ParamSpec("P")
 Script = Callable[[Line], Coroutine[Any, Any, None]]
@@ -127,6 +127,7 @@ class World:
         self.port = 0
         self.clients: list[Line] = []
         self.replicas: dict[VersionKey, list[ScriptedReplica]] = {}
+        self._made: list[ScriptedReplica] = []
         self._services: dict[str, Service] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -156,7 +157,9 @@ class World:
         self.gateway.apply(self._services)
         self.coordinator.retain(self.gateway.versions.keys())
 
-    async def replica(self, service: str = "iris", version: str = "default", *, listening: bool = True) -> ScriptedReplica:
+    async def replica(
+        self, service: str = "iris", version: str = "default", *, listening: bool = True
+    ) -> ScriptedReplica:
         """One more replica that is ready; makes the service if there is none."""
         if service not in self._services:
             self.serve(service)
@@ -166,11 +169,12 @@ class World:
         if not listening:
             replica.refuse()
         replicas.append(replica)
+        self._made.append(replica)
         self.announce((service, version))
         return replica
 
     def remove(self, replica: ScriptedReplica) -> None:
-        """A replica is no more; its sockets stay open until the test closes them."""
+        """A replica is no more, as far as the gateway is told."""
         for key, replicas in self.replicas.items():
             if replica in replicas:
                 replicas.remove(replica)
@@ -184,8 +188,7 @@ class World:
             key, tuple(Replica(r.id, r.host, r.port, ReplicaState.READY) for r in known), frozenset(cordoned)
         )
         limit = version.replica_max_concurrent_requests
-        self.coordinator.set_replicas(key, {r.id: limit for r in known} if limit else {})
-        self.coordinator.cordon(key, cordoned)
+        self.coordinator.set_replicas(key, {r.id: limit for r in known} if limit else {}, cordoned)
 
     def route(self, service: str = "iris", version: str = "default") -> VersionRoute:
         return self.gateway.versions[service, version]
@@ -276,12 +279,14 @@ class World:
         """Drop everything of a story that has failed."""
         for task in tuple(self._tasks):
             task.cancel()
-        for client in (*self.clients, *self.gateway._clients):
+        for client in self.clients:
             client.transport.abort()
+        for inside in self.gateway._clients:
+            inside.transport.abort()
         self.gateway.close()
         for server in self.gateway._servers:
             server.close()
-        for replica in (r for replicas in self.replicas.values() for r in replicas):
+        for replica in self._made:
             replica.refuse()
             for line in replica.lines:
                 line.transport.abort()
@@ -298,13 +303,12 @@ class World:
         self.gateway.close()
         for server in self.gateway._servers:
             server.close()
-        for replicas in self.replicas.values():
-            for replica in replicas:
-                replica.refuse()
-                for line in replica.lines:
-                    line.listen_on()
-                    await line.end()  # else the gateway has left a connection open
-                    line.transport.abort()
+        for replica in self._made:
+            replica.refuse()
+            for line in replica.lines:
+                line.listen_on()
+                await line.end()  # else the gateway has left a connection open
+                line.transport.abort()
         for task in tuple(self._tasks):
             task.cancel()
         await turns()
@@ -339,7 +343,9 @@ def play(tell: Callable[[World], Awaitable[None]], **settings: Any) -> None:
     _let_uvloop_open_its_own()
     gc.collect()
     before = open_descriptors()
-    patience = mock.patch.multiple("router.gateway.gateway", _SWEEP_SECONDS=0.02, _SUSPENSION_SECONDS=0.03)
+    patience = mock.patch.multiple(
+        "router.gateway.gateway", _SWEEP_SECONDS=0.02, _SUSPENSION_SECONDS=0.03, _FAREWELL_SECONDS=0.02
+    )
     with patience:
         uvloop.run(run())
     gc.collect()

@@ -20,18 +20,17 @@ HELLO = wire.Told("iris")
 @contextlib.asynccontextmanager
 async def two_across_networks(**settings: Any) -> Any:
     """Routers a and b that reach one another only through a network each: (a, b, network to a, network to b)."""
-    at: dict[str, Address] = {}
     async with (
-        network_to(lambda: at["a"]) as to_a,
-        network_to(lambda: at["b"]) as to_b,
-        router("a", expects={to_b.address: "b"}, **settings) as a,
+        router("a", **settings) as a,
+        router("b", **settings) as b,
+        network_to(lambda: a.address) as to_a,
+        network_to(lambda: b.address) as to_b,
     ):
-        at["a"] = a.address
-        async with router("b", expects={to_a.address: "a"}, **settings) as b:
-            at["b"] = b.address
-            await a.is_linked_with("b")
-            await b.is_linked_with("a")
-            yield a, b, to_a, to_b
+        a.mesh.set_expected({to_b.address: "b"})
+        b.mesh.set_expected({to_a.address: "a"})
+        await a.is_linked_with("b")
+        await b.is_linked_with("a")
+        yield a, b, to_a, to_b
 
 
 def test_three_routers_find_one_another_and_themselves() -> None:
