@@ -17,10 +17,24 @@ keys = st.tuples(names, names)
 to_ledger = (
     st.builds(slots.Wants, counts, counts, st.lists(counts, max_size=5).map(tuple))
     | st.builds(slots.Return, names, counts)
-    | st.builds(slots.Hello, st.dictionaries(names, counts, max_size=5), counts, counts)
+    | st.builds(slots.Avoid, st.frozensets(names, max_size=5))
+    | st.builds(
+        slots.Hello,
+        counts,
+        counts,
+        st.dictionaries(names, counts, max_size=5),
+        st.frozensets(names, max_size=5),
+        counts,
+        counts,
+        st.lists(counts, max_size=5).map(tuple),
+    )
 )
 to_holder = (
-    st.builds(slots.Grant, names, counts) | st.builds(slots.Recall, counts, counts) | st.builds(slots.Revoke, names)
+    st.builds(slots.Grant, names, counts)
+    | st.builds(slots.Recall, counts, counts)
+    | st.builds(slots.Revoke, names)
+    | st.builds(slots.Welcome, counts, counts)
+    | st.just(slots.SayHello())
 )
 demands = st.builds(Demand, seconds, seconds, seconds, counts, counts, counts, seconds)
 replicas = st.builds(Replica, names, names, st.integers(0, 65535), st.sampled_from(ReplicaState))
