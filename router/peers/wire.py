@@ -168,6 +168,12 @@ def _encode_word(word: slots.ToLedger | slots.ToHolder) -> list[object]:
             return ["wants", word.wanted_upto, word.served_upto, word.cancelled]
         case slots.Return():
             return ["return", word.replica, word.count]
+        case slots.Avoid():
+            return ["avoid", sorted(word.replicas)]
+        case slots.Welcome():
+            return ["welcome", word.holder, word.session]
+        case slots.SayHello():
+            return ["say-hello"]
         case slots.Grant():
             return ["grant", word.replica, word.want]
         case slots.Recall():
@@ -175,16 +181,24 @@ def _encode_word(word: slots.ToLedger | slots.ToHolder) -> list[object]:
         case slots.Revoke():
             return ["revoke", word.replica]
         case slots.Hello():
-            return ["hello", dict(word.held), word.wanted_upto, word.served_upto]
+            held, avoided = dict(word.held), sorted(word.avoided)
+            return [
+                "hello", word.holder, word.session, held, avoided, word.wanted_upto, word.served_upto, word.cancelled,
+            ]  # fmt: skip
 
 
 _TO_LEDGER: dict[str, Callable[[list[Any]], slots.ToLedger]] = {
-    "wants": lambda f: slots.Wants(_count(f[1]), _count(f[2]), tuple([_count(number) for number in _list(f[3])])),
+    "wants": lambda f: slots.Wants(_count(f[1]), _count(f[2]), _numbers(f[3])),
     "return": lambda f: slots.Return(_text(f[1]), _count(f[2])),
-    "hello": lambda f: slots.Hello(_counts(f[1]), _count(f[2]), _count(f[3])),
+    "avoid": lambda f: slots.Avoid(frozenset(_texts(f[1]))),
+    "hello": lambda f: slots.Hello(
+        _count(f[1]), _count(f[2]), _counts(f[3]), frozenset(_texts(f[4])), _count(f[5]), _count(f[6]), _numbers(f[7])
+    ),
 }
 
 _TO_HOLDER: dict[str, Callable[[list[Any]], slots.ToHolder]] = {
+    "welcome": lambda f: slots.Welcome(_count(f[1]), _count(f[2])),
+    "say-hello": lambda f: slots.SayHello(),
     "grant": lambda f: slots.Grant(_text(f[1]), _count(f[2])),
     "recall": lambda f: slots.Recall(_count(f[1]), _count(f[2])),
     "revoke": lambda f: slots.Revoke(_text(f[1])),
@@ -228,6 +242,10 @@ def _counts(value: object) -> dict[str, int]:
     if type(value) is not dict:
         raise WireError(Ending.GARBAGE, "is not an object")
     return {name: _count(count) for name, count in value.items()}
+
+
+def _numbers(value: object) -> tuple[int, ...]:
+    return tuple([_count(each) for each in _list(value)])
 
 
 def _texts(value: object) -> tuple[str, ...]:
