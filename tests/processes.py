@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 ECHO_SERVER = Path(__file__).parent / "servers" / "echo_server.py"
 PATIENCE_SECONDS = 20.0
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.03
 
 
 def until(holds: Callable[[], object], what: str = "what was waited for") -> None:
@@ -137,7 +137,7 @@ class Load:
     """Clients that ask again and again until the end; `keep_alive` over one connection each, as long as it lasts."""
 
     def __init__(
-        self, port: int, path: str, *, clients: int = 4, keep_alive: bool = True, pause: float = 0.002, **headers: str
+        self, port: int, path: str, *, clients: int = 4, keep_alive: bool = True, pause: float = 0.01, **headers: str
     ) -> None:
         self.answers: Counter[int] = Counter()
         self.failures: list[str] = []

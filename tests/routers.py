@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from tests.processes import (
     ECHO_SERVER,
     PATIENCE_SECONDS,
@@ -40,6 +38,10 @@ from tests.processes import (
 
 ROOT = Path(__file__).parents[1]
 Services = Mapping[str, Mapping[str, Any]]
+Metrics = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+_SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")  # in the text format of Prometheus
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 def echo(**settings: Any) -> dict[str, Any]:
@@ -90,6 +92,23 @@ class Router:
         fresh.write_text(text)
         fresh.replace(self.file)
 
+    def change(self, services: Services, **settings: Any) -> None:
+        """Write the file anew, and wait until it is in force."""
+        times = len(self.log("changed file in force"))
+        self.write(services, **settings)
+        until(lambda: len(self.log("changed file in force")) > times, "the changed file")
+
+    def serve(self, services: Services) -> None:
+        """Have these services instead of all others, and wait until they are ready."""
+        self.change(services)
+        self.all_ready(services)
+
+    def all_ready(self, services: Services) -> None:
+        """Wait for the replicas that these are to have at first."""
+        for name, service in services.items():
+            if "num_replicas" in service:
+                self.ready(name, service["num_replicas"])
+
     def _marked(self, service: Mapping[str, Any]) -> dict[str, Any]:
         marked = dict(service)
         if "command" in service:
@@ -122,8 +141,8 @@ class Router:
 
     def log(self, message: str) -> list[dict[str, Any]]:
         """The lines of its log with this message."""
-        lines = [json.loads(line) for line in self.said.splitlines() if line.startswith("{")]
-        return [line for line in lines if line["message"] == message]
+        lines = [line for line in self.said.splitlines() if line.startswith("{") and message in line]
+        return [line for line in map(json.loads, lines) if line["message"] == message]
 
     # What it does.
 
@@ -137,7 +156,9 @@ class Router:
 
     def pending(self, service: str) -> Pending:
         """A request that has reached its replica."""
-        replicas = [line["port"] for line in self.log("replica starts") if line["service"] == service]
+        running = self.replicas()
+        starts = [line for line in self.log("replica starts") if line["service"] == service]
+        replicas = [line["port"] for line in starts if line["pid"] in running]
         before = [statistics(port)["requests"] for port in replicas]
         pending = Pending(self.port, f"/api/v1/service/{service}/score")
         until(lambda: [statistics(port)["requests"] for port in replicas] != before, "request in flight")
@@ -148,11 +169,14 @@ class Router:
         key: str = json.loads((self.state / "keys.json").read_text())["services"][service][which]
         return key
 
-    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    def metrics(self) -> Metrics:
         """All samples of a scrape, by name and labels."""
-        text = ask(self.admin_port, "/metrics").body.decode()
-        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-        return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+        samples = {}
+        for line in ask(self.admin_port, "/metrics").body.decode().splitlines():
+            if not line.startswith("#"):
+                name, labels, value = _SAMPLE.fullmatch(line).groups()  # type: ignore[union-attr]
+                samples[name, frozenset(_LABEL.findall(labels or ""))] = float(value)
+        return samples
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples that have these labels."""
@@ -255,9 +279,7 @@ def starting_in(folder: Path) -> Iterator[Start]:
             ends.callback(router.end)
             if serving:
                 router.serves()
-                for name, service in services.items():
-                    if "num_replicas" in service:
-                        router.ready(name, service["num_replicas"])
+                router.all_ready(services)
             return router
 
         yield begin

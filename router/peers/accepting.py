@@ -23,7 +23,8 @@ HANDSHAKES = 64
 """Connections that may be in their hand-shake, TLS included, at the same time."""
 
 _BACKLOG = 128
-_PAUSE_SECONDS = 0.1  # when the kernel gives no connection out, such as for want of file descriptors
+_AT_ONCE = 16
+_PAUSE_SECONDS = 1.0  # when the kernel gives no connection out, such as for want of file descriptors
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -52,37 +53,52 @@ class Acceptor:
         self._make = make
         self._context = context
         self._tls_seconds = tls_seconds
-        self._accepting: asyncio.Task[None] | None = None
+        self._pausing: asyncio.TimerHandle | None = None
         self._admissions: dict[asyncio.Task[None], Link] = {}  # oldest first
 
     def start(self) -> None:
         """Begin to accept."""
         self._sock.setblocking(False)
         self._sock.listen(_BACKLOG)
-        self._accepting = asyncio.ensure_future(self._accept())
+        self._resume()
 
     async def stop(self) -> None:
         """Stop to listen, and end what has not become a link."""
-        tasks = [*([self._accepting] if self._accepting else []), *self._admissions]
+        self._pause()
+        self._sock.close()
+        tasks = [*self._admissions]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        self._sock.close()
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    def _resume(self) -> None:
+        # Not the loop's sock_accept: when that is cancelled, a connection that came at this moment is lost and stays
+        # open.
+        asyncio.get_running_loop().add_reader(self._sock, self._accept)
+
+    def _pause(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._sock)
+        if self._pausing is not None:
+            self._pausing.cancel()
+            self._pausing = None
+
+    def _accept(self) -> None:
+        """Take in those who wait, but not all at once, as others want their turn of the loop, too."""
+        for _ in range(_AT_ONCE):
             try:
-                sock, address = await loop.sock_accept(self._sock)
+                sock, address = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
             except OSError as error:
                 event(_log, logging.ERROR, "cannot accept peers", exception=None, error=error)
-                await asyncio.sleep(_PAUSE_SECONDS)
-                continue
+                self._pause()
+                self._pausing = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._resume)
+                return
+            sock.setblocking(False)
             self._admit(sock, str(address[0]))
             if len(self._admissions) > HANDSHAKES:
                 self._turn_out_oldest()
-            await asyncio.sleep(0)  # asyncio's sock_accept does not yield while connections wait
 
     def _admit(self, sock: socket.socket, source: str) -> None:
         link = self._make(source)

@@ -10,6 +10,7 @@ Lives here: one address. Must not live here: what follows for the peer behind it
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 import socket
 import ssl
@@ -55,6 +56,15 @@ class Backoff:
     def reset(self) -> None:
         """The next attempt needs no pause."""
         self._next = 0.0
+
+
+def is_numeric(address: Address) -> bool:
+    """Whether the host is an address, not a name: only then there is just one place at which to listen."""
+    try:
+        ipaddress.ip_address(address[0])
+    except ValueError:
+        return False
+    return True
 
 
 class Pursuit:

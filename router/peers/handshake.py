@@ -22,7 +22,7 @@ import re
 import secrets
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import orjson
@@ -96,12 +96,13 @@ class Party:
         return f"{(time.time_ns() >> 16 << 16 | secrets.randbits(16)) % 2**64:016x}"
 
 
-class Session(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Session:
     """What a hand-shake leads to."""
 
     version: int
-    send_key: bytes
-    receive_key: bytes
+    send_key: bytes = field(repr=False)
+    receive_key: bytes = field(repr=False)
 
 
 def check_secret(secret: bytes) -> bytes:

@@ -20,41 +20,22 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 from router.peers.accepting import Acceptor, listening_socket
-from router.peers.dialling import Address, DialPace, Pursuit, connect
+from router.peers.dialling import Address, DialPace, Pursuit, connect, is_numeric
 from router.peers.endings import REFUSALS, Ending, Refusals
 from router.peers.handshake import SUPPORTED, ClientHandshake, Party, ServerHandshake, Versions, check_secret
 from router.peers.link import Link, LinkLimits
-from router.peers.roster import Roster, Standing, chooses, judge
+from router.peers.roster import MeshListener, Roster, Standing, chooses, judge
 from router.peers.wire import Message, MessageReader, encode
 from router.telemetry.log import event
+
+__all__ = ["Mesh", "MeshListener"]
 
 _log = logging.getLogger("router.peers")
 
 _STOP_SECONDS = 2.0  # in which connections close; longer than a link takes for its last words
 _ANY = ("0.0.0.0", "::")
-
-
-class MeshListener(Protocol):
-    """Who hears of peers. The calls are plain functions and must not block.
-
-    A process that sends an id and an incarnation is the same process for as long as both are the same.
-    """
-
-    def peer_up(self, peer: str, incarnation: str) -> None:
-        """A link with this peer is up; messages come in order and at most once until `peer_down`."""
-
-    def peer_down(self, peer: str, certain: bool) -> None:
-        """The link is down, or an expected peer that never was up could not be reached. `certain`: the process that
-        was linked has ended."""
-
-    def peer_certainly_gone(self, peer: str) -> None:
-        """The process of a peer that could not be reached has ended."""
-
-    def peer_said(self, peer: str, message: Message) -> None:
-        """A peer whose link is up speaks."""
 
 
 class Mesh:
@@ -144,7 +125,7 @@ class Mesh:
         """Make `addresses` the complete set of those to be linked with, each with the id of its router where the caller
         knows it. This router's own may be among them. A peer that cannot be reached and is no longer expected counts as
         gone."""
-        former = {p.peer for p in self._pursuits.values() if p.expected and p.address not in addresses}
+        former: set[str | None] = {p.peer for p in self._pursuits.values() if p.expected}
         for pursuit in [p for p in self._pursuits.values() if p.expected and p.address not in addresses]:
             pursuit.expected = False
             if pursuit.peer is None or pursuit.peer not in self._links:
@@ -256,6 +237,7 @@ class Mesh:
 
     def _found(self, pursuit: Pursuit, link: Link) -> None:
         """Somebody answered at this address."""
+        former = pursuit.peer
         if link.peer is None or link.ending is Ending.SAME_ID:
             self._not_reached(pursuit)
         elif link.ending is Ending.SELF:
@@ -266,6 +248,8 @@ class Mesh:
             pursuit.peer, pursuit.claimant = link.peer.id, None
             if not link.is_up and link.ending is not Ending.DUPLICATE:
                 self._not_reached(pursuit)
+            if former not in (None, link.peer.id) and is_numeric(pursuit.address):
+                self._gone(former)  # it listened where another router does now
 
     def _not_reached(self, pursuit: Pursuit) -> None:
         pursuit.standing = Standing.UNREACHABLE

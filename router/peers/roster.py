@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Protocol
 
 from router.peers.endings import Ending
 from router.peers.handshake import Party
+from router.peers.wire import Message
 
 
 class Standing(StrEnum):
@@ -25,6 +27,24 @@ class Standing(StrEnum):
     """Its process has ended: it said so, nobody listens where it did, or a later process goes by its id."""
     UNREACHABLE = "unreachable"
     """It may live."""
+
+
+class MeshListener(Protocol):
+    """Who hears of peers. The calls are plain functions and must not block. A peer is the same process for as long as
+    its id and its incarnation are the same."""
+
+    def peer_up(self, peer: str, incarnation: str) -> None:
+        """A link with this peer is up; messages come in order and at most once until `peer_down`."""
+
+    def peer_down(self, peer: str, certain: bool) -> None:
+        """The link is down, or an expected peer that never was up could not be reached. `certain`: the process that
+        was linked has ended."""
+
+    def peer_certainly_gone(self, peer: str) -> None:
+        """The process of a peer that could not be reached has ended."""
+
+    def peer_said(self, peer: str, message: Message) -> None:
+        """A peer whose link is up speaks."""
 
 
 def judge(own: Party, peer: Party, linked: str | None) -> Ending | None:

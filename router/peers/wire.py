@@ -170,6 +170,12 @@ def _encode_word(word: slots.ToLedger | slots.ToHolder) -> list[object]:
             return ["wants", word.wanted_upto, word.served_upto, word.cancelled]
         case slots.Return():
             return ["return", word.replica, word.count]
+        case slots.Avoid():
+            return ["avoid", sorted(word.replicas)]
+        case slots.Welcome():
+            return ["welcome", word.holder, word.session]
+        case slots.SayHello():
+            return ["say-hello"]
         case slots.Grant():
             return ["grant", word.replica, word.want]
         case slots.Recall():
@@ -183,8 +189,15 @@ def _encode_word(word: slots.ToLedger | slots.ToHolder) -> list[object]:
         case slots.SayHello():
             return ["say-hello"]
         case slots.Hello():
+<<<<<<< HEAD
             waiters = (word.wanted_upto, word.served_upto, word.cancelled)
             return ["hello", word.holder, word.session, dict(word.held), sorted(word.avoided), *waiters]
+=======
+            held, avoided = dict(word.held), sorted(word.avoided)
+            return [
+                "hello", word.holder, word.session, held, avoided, word.wanted_upto, word.served_upto, word.cancelled,
+            ]  # fmt: skip
+>>>>>>> 6ae077be894b679febbdd6d0e84cde569ecdde28
 
 
 _TO_LEDGER: dict[str, Callable[[list[Any]], slots.ToLedger]] = {
@@ -197,6 +210,8 @@ _TO_LEDGER: dict[str, Callable[[list[Any]], slots.ToLedger]] = {
 }
 
 _TO_HOLDER: dict[str, Callable[[list[Any]], slots.ToHolder]] = {
+    "welcome": lambda f: slots.Welcome(_count(f[1]), _count(f[2])),
+    "say-hello": lambda f: slots.SayHello(),
     "grant": lambda f: slots.Grant(_text(f[1]), _count(f[2])),
     "recall": lambda f: slots.Recall(_count(f[1]), _count(f[2])),
     "revoke": lambda f: slots.Revoke(_text(f[1])),

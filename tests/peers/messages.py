@@ -13,28 +13,22 @@ names = st.text(st.characters(codec="utf-8"), max_size=20)
 counts = st.integers(0, 2**53)
 seconds = st.floats(0, 1e12)
 keys = st.tuples(names, names)
+numbers = st.lists(counts, max_size=5).map(tuple)
+replica_ids = st.frozensets(names, max_size=5)
+held = st.dictionaries(names, counts, max_size=5)
 
 to_ledger = (
-    st.builds(slots.Wants, counts, counts, st.lists(counts, max_size=5).map(tuple))
+    st.builds(slots.Wants, counts, counts, numbers)
     | st.builds(slots.Return, names, counts)
-    | st.builds(slots.Avoid, st.frozensets(names, max_size=5))
-    | st.builds(
-        slots.Hello,
-        counts,
-        counts,
-        st.dictionaries(names, counts, max_size=5),
-        st.frozensets(names, max_size=5),
-        counts,
-        counts,
-        st.lists(counts, max_size=5).map(tuple),
-    )
+    | st.builds(slots.Avoid, replica_ids)
+    | st.builds(slots.Hello, counts, counts, held, replica_ids, counts, counts, numbers)
 )
 to_holder = (
-    st.builds(slots.Grant, names, counts)
+    st.builds(slots.Welcome, counts, counts)
+    | st.builds(slots.SayHello)
+    | st.builds(slots.Grant, names, counts)
     | st.builds(slots.Recall, counts, counts)
     | st.builds(slots.Revoke, names)
-    | st.builds(slots.Welcome, counts, counts)
-    | st.just(slots.SayHello())
 )
 demands = st.builds(Demand, seconds, seconds, seconds, counts, counts, counts, seconds)
 replicas = st.builds(Replica, names, names, st.integers(0, 65535), st.sampled_from(ReplicaState))

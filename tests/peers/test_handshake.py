@@ -64,8 +64,12 @@ def test_both_learn_who_the_other_is_and_share_the_keys() -> None:
 
 
 def test_no_two_sessions_share_a_key() -> None:
-    keys = {key for _ in range(10) for key in shake(client(), server())[1][1:]}
-    assert len(keys) == 20
+    sessions = [shake(client(), server())[1] for _ in range(10)]
+    assert len({key for session in sessions for key in (session.send_key, session.receive_key)}) == 20
+
+
+def test_the_keys_of_a_session_are_in_no_repr() -> None:
+    assert repr(shake(client(), server())[1]) == "Session(version=1)"
 
 
 def test_its_messages_fit_the_limit_of_the_longest_names() -> None:

@@ -2,35 +2,26 @@
 
 import asyncio
 import contextlib
-import dataclasses
-from typing import Any
 
 import pytest
 
 from router.peers import wire
 from router.peers.dialling import Address
 from router.peers.frames import WireError
-from router.peers.handshake import Party
 from router.peers.roster import Standing
-from tests.peers.world import QUICK, Network, Router, eventually, free_address, network_to, router, run
+from tests.peers.world import (
+    QUICK,
+    Router,
+    eventually,
+    free_address,
+    has_found,
+    network_to,
+    router,
+    run,
+    two_across_networks,
+)
 
 HELLO = wire.Told("iris")
-
-
-@contextlib.asynccontextmanager
-async def two_across_networks(**settings: Any) -> Any:
-    """Routers a and b that reach one another only through a network each: (a, b, network to a, network to b)."""
-    async with (
-        router("a", **settings) as a,
-        router("b", **settings) as b,
-        network_to(lambda: a.address) as to_a,
-        network_to(lambda: b.address) as to_b,
-    ):
-        a.mesh.set_expected({to_b.address: "b"})
-        b.mesh.set_expected({to_a.address: "a"})
-        await a.is_linked_with("b")
-        await b.is_linked_with("a")
-        yield a, b, to_a, to_b
 
 
 def test_three_routers_find_one_another_and_themselves() -> None:
@@ -43,15 +34,20 @@ def test_three_routers_find_one_another_and_themselves() -> None:
             ]
             for each in routers:
                 await each.is_linked_with(*{"a", "b", "c"} - {each.mesh.own.id})
-                await eventually(lambda each=each: set(each.mesh.standings().values()) == {Standing.LIVE})
-                assert len(each.mesh.standings()) == 2, "its own address is none of a peer"
-                assert each.mesh.unreachable() == {}
+                await sees_two_live_peers(each)
                 each.mesh.broadcast(HELLO)
             for each in routers:
-                await each.ears.until(lambda each=each: len(each.ears.said) == 2)
+                await hears_two(each)
                 assert {peer for peer, _ in each.ears.said} == {"a", "b", "c"} - {each.mesh.own.id}
                 assert not any(event[0] == "down" for event in each.ears.events)
                 assert each.mesh.refusals == {}
+
+    async def sees_two_live_peers(one: Router) -> None:  # of three addresses: its own is none of a peer
+        await eventually(lambda: list(one.mesh.standings().values()) == [Standing.LIVE] * 2)
+        assert one.mesh.unreachable() == {}
+
+    async def hears_two(one: Router) -> None:
+        await one.ears.until(lambda: len(one.ears.said) == 2)
 
     run(story())
 
@@ -179,8 +175,8 @@ def test_a_peer_that_can_be_dialled_from_one_side_only_is_linked() -> None:
                 await a.ears.until(lambda: a.ears.events[-2:] == [("down", "b", False), ("up", "b")])
                 await b.ears.until(lambda: b.ears.events[-2:] == [("down", "a", False), ("up", "a")])
                 broken.thaw()
-                a.ears.events.append("next")
-                b.ears.events.append("next")
+                a.ears.events.append(("next",))
+                b.ears.events.append(("next",))
 
     run(story())
 
@@ -207,127 +203,13 @@ def test_an_unexpected_router_that_knows_the_secret_is_linked_and_dialled_when_i
             async with network_to(lambda: a.address) as to_a, router("b", expects={to_a.address: None}) as b:
                 await a.is_linked_with("b")
                 assert a.mesh.standings() == {}
-                await eventually(lambda: [p.peer for p in a.mesh._pursuits.values()] == ["b"])
+                await has_found(a, "b")
                 to_a.freeze()
                 to_a.break_all()  # b cannot dial any more
                 await a.ears.hears(("up", "b"), ("down", "b", False), ("up", "b"))
                 await b.ears.hears(("up", "a"), ("down", "a", False), ("up", "a"))
             await a.ears.hears(("up", "b"), ("down", "b", False), ("up", "b"), ("down", "b", True))
             assert a.mesh._pursuits == {}
-
-    run(story())
-
-
-def later(incarnation: str) -> str:
-    return f"{int(incarnation, 16) + 1:016x}"
-
-
-def test_a_later_process_takes_the_place_of_one_that_is_still_linked() -> None:
-    async def story() -> None:
-        incarnation = Party.new_incarnation()
-        lasting = dataclasses.replace(QUICK, dead_after_seconds=60.0)
-        async with (
-            router("b", limits=lasting) as b,
-            network_to(lambda: b.address) as to_b,
-            router("a", expects={to_b.address: None}, incarnation=incarnation, limits=lasting),
-        ):
-            await b.is_linked_with("a")
-            to_b.freeze()  # the first one has lost its network and does not know
-            async with router("a", expects={b.address: None}, incarnation=later(incarnation), limits=lasting) as new:
-                await new.is_linked_with("b")
-                await b.ears.hears(("up", "a"), ("down", "a", True), ("up", "a"))
-                new.mesh.send("b", HELLO)
-                await b.ears.until(lambda: b.ears.said == [("a", HELLO)])
-
-    run(story())
-
-
-def test_an_earlier_process_of_the_same_id_is_turned_away() -> None:
-    async def story() -> None:
-        incarnation = Party.new_incarnation()
-        async with (
-            router("b") as b,
-            router("a", expects={b.address: None}, incarnation=later(incarnation)) as new,
-            router("a", incarnation=incarnation) as old,
-        ):
-            await b.is_linked_with("a")
-            old.mesh.set_expected({b.address: None})
-            await eventually(lambda: b.mesh.refusals.get("stale") and old.mesh.refusals.get("stale"))
-            assert b.ears.events == [("up", "a")]
-            assert new.ears.events == [("up", "b")]
-
-    run(story())
-
-
-def test_another_router_of_ones_own_id_is_turned_away_and_is_no_peer() -> None:
-    async def story() -> None:
-        async with router("a") as first, router("a", expects={first.address: None}) as second:
-            await eventually(lambda: first.mesh.refusals.get("same-id") and second.mesh.refusals.get("same-id"))
-            for each in (first, second):
-                assert each.ears.events == []
-                assert each.mesh.unreachable() == {}
-
-    run(story())
-
-
-def test_a_later_process_proves_that_the_unreachable_one_is_gone() -> None:
-    async def story() -> None:
-        incarnation = Party.new_incarnation()
-        async with router("a") as a:
-            async with (
-                network_to(lambda: a.address) as to_a,
-                router("b", expects={to_a.address: None}, incarnation=incarnation) as b,
-            ):
-                await a.is_linked_with("b")
-                await eventually(lambda: [p.peer for p in a.mesh._pursuits.values()] == ["b"])
-                await freeze_both(b, to_a)
-                await a.ears.hears(("up", "b"), ("down", "b", False))
-                async with router("b", expects={a.address: None}, incarnation=later(incarnation)):
-                    await a.ears.hears(("up", "b"), ("down", "b", False), ("gone", "b"), ("up", "b"))
-
-    run(story())
-
-
-async def freeze_both(one: Router, network: Network) -> None:
-    """Neither way leads to this router any more, and it does not say so."""
-    assert one.mesh._acceptor is not None
-    assert one.mesh._acceptor._accepting is not None
-    one.mesh._acceptor._accepting.cancel()  # the kernel goes on to accept, the router does not
-    network.freeze()
-
-
-def test_a_peer_that_is_no_longer_expected_stays_linked_and_one_that_is_lost_counts_as_gone() -> None:
-    async def story() -> None:
-        async with two_across_networks() as (a, b, to_a, to_b):
-            a.mesh.set_expected({})
-            a.mesh.send("b", HELLO)
-            await b.ears.until(lambda: b.ears.said == [("a", HELLO)])
-            assert a.mesh.standings() == {}
-            a.mesh.set_expected({to_b.address: "b"})
-            to_a.freeze()
-            to_b.freeze()
-            await a.ears.hears(("up", "b"), ("down", "b", False))
-            a.mesh.set_expected({})
-            assert a.ears.events[2:] == [("gone", "b")]
-            assert a.mesh.unreachable() == {}
-
-    run(story())
-
-
-def test_a_peer_is_given_up_only_when_its_link_is_down() -> None:
-    async def story() -> None:
-        async with router("a") as a:
-            async with network_to(lambda: a.address) as to_a, router("b", expects={to_a.address: None}) as b:
-                await a.is_linked_with("b")
-                a.mesh.give_up("b")
-                assert a.mesh.live() == {"b"}
-                await eventually(lambda: [p.peer for p in a.mesh._pursuits.values()] == ["b"])
-                await freeze_both(b, to_a)
-                await a.ears.hears(("up", "b"), ("down", "b", False))
-                a.mesh.give_up("b")
-                assert a.ears.events[2:] == [("gone", "b")]
-                assert a.mesh.unreachable() == {}
-                assert a.mesh._pursuits == {}
 
     run(story())
 

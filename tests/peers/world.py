@@ -154,7 +154,7 @@ class Network:
     """A relay in front of a router. `towards` in what is recorded and altered: to that router, else from it."""
 
     def __init__(self, target: Callable[[], Address]) -> None:
-        self._target = target
+        self.target = target
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -201,7 +201,7 @@ class Network:
         self.connections += 1
         try:
             await self._flows.wait()
-            far_reader, far_writer = await asyncio.open_connection(*self._target())
+            far_reader, far_writer = await asyncio.open_connection(*self.target())
             self._writers.add(far_writer)
             try:
                 ways = (self._pump(reader, far_writer, True), self._pump(far_reader, writer, False))
@@ -240,3 +240,24 @@ async def network_to(target: Callable[[], Address]) -> AsyncIterator[Network]:
         yield network
     finally:
         await network.stop()
+
+
+@contextlib.asynccontextmanager
+async def two_across_networks(**settings: Any) -> AsyncIterator[tuple[Router, Router, Network, Network]]:
+    """Routers a and b that reach one another only through a network each: (a, b, network to a, network to b)."""
+    async with (
+        router("a", **settings) as a,
+        router("b", **settings) as b,
+        network_to(lambda: a.address) as to_a,
+        network_to(lambda: b.address) as to_b,
+    ):
+        a.mesh.set_expected({to_b.address: "b"})
+        b.mesh.set_expected({to_a.address: "a"})
+        await a.is_linked_with("b")
+        await b.is_linked_with("a")
+        yield a, b, to_a, to_b
+
+
+async def has_found(one: Router, peer: str) -> None:
+    """The address that an unexpected peer has given is known to be its own."""
+    await eventually(lambda: [pursuit.peer for pursuit in one.mesh._pursuits.values()] == [peer])
