@@ -24,12 +24,21 @@ class Coordinator:
         self._deliver: dict[str, Deliver] = {}
 
     def attach(self, front_end: str, deliver: Deliver) -> None:
-        """Make a front-end known."""
+        """Make a front-end known, or known again. `deliver` must not call the coordinator before it returns."""
         self._deliver[front_end] = deliver
+
+    def disconnect(self, front_end: str) -> None:
+        """Say nothing to a front-end whose connection broke; what it holds stays on record, as its process may live.
+
+        It is attached again once it is back, and begins with `Hello`; or detached once its process is known to be gone.
+        """
+        self._deliver.pop(front_end, None)
+        for key, ledger in self._ledgers.items():
+            self._send(key, ledger.front_end_lost(front_end))
 
     def detach(self, front_end: str) -> None:
         """Free everything that a front-end held: its process has ended."""
-        del self._deliver[front_end]
+        self._deliver.pop(front_end, None)
         for key, ledger in self._ledgers.items():
             self._send(key, ledger.front_end_gone(front_end))
 
@@ -37,9 +46,9 @@ class Coordinator:
         """The ledger of a version, to look at."""
         return self._ledgers.get(key)
 
-    def set_replicas(self, key: VersionKey, slots: Mapping[str, int]) -> None:
-        """Make `slots` (replica id -> slots) the complete set of a version's replicas that may be sent requests."""
-        self._send(key, self._get(key).set_replicas(slots))
+    def set_replicas(self, key: VersionKey, slots: Mapping[str, int], cordoned: Iterable[str] = ()) -> None:
+        """Make `slots` (replica id -> slots) the complete set of a version's replicas, and cordon those `cordoned`."""
+        self._send(key, self._get(key).set_replicas(slots, cordoned))
 
     def retain(self, keys: Collection[VersionKey]) -> None:
         """Forget versions that are not among `keys`."""
@@ -56,9 +65,7 @@ class Coordinator:
 
     def receive(self, front_end: str, key: VersionKey, messages: Iterable[ToLedger]) -> None:
         """Take in what a front-end says about a version, and answer whoever is concerned."""
-        ledger = self._get(key)
-        for message in messages:
-            self._send(key, ledger.handle(front_end, message))
+        self._send(key, self._get(key).handle(front_end, *messages))
 
     def _get(self, key: VersionKey) -> VersionLedger:
         ledger = self._ledgers.get(key)

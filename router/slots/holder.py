@@ -6,8 +6,11 @@ front-end is taken at once, which is the only thing that happens in steady traff
 waiter, unless the ledger has recalled it for someone at another front-end who has waited longer. Nobody is called
 back: methods return the waiter that may start now, and the caller starts it.
 
-A version whose concurrency is not limited (`replica_max_concurrent_requests: 0`) has no leases: of two replicas
-picked at random the one with fewer requests is taken ("power of two choices", Mitzenmacher 2001).
+A lease of a replica that is revoked (it is on its way out) or suspended (it refuses connections here) goes back as
+soon as no request uses it, so that nobody at another front-end waits for a slot that lies unused in this one.
+
+A version whose concurrency is not limited (`replica_max_concurrent_requests: 0`) has no leases and wants none: of two
+replicas picked at random the one with fewer requests is taken ("power of two choices", Mitzenmacher 2001).
 
 Conservation, checked by tests after every fault: busy + idle leases = granted - returned, busy = requests in flight.
 """
@@ -19,7 +22,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from router.slots.messages import Grant, Hello, Recall, Return, Revoke, ToHolder, ToLedger, Wants
+from router.slots.correspondence import Correspondence
+from router.slots.messages import Grant, Hello, Recall, Revoke, ToHolder, ToLedger
 
 
 class Waiter(Protocol):
@@ -47,62 +51,44 @@ class Totals(NamedTuple):
 class HeldReplica(Generic[T]):
     """What this front-end holds of one replica. `target` is the caller's own (its connection pool)."""
 
-    __slots__ = ("busy", "id", "idle", "revoked", "suspended", "target")
+    __slots__ = ("busy", "closed", "id", "idle", "revoked", "suspended", "target")
 
     def __init__(self, replica_id: str, target: T) -> None:
         self.id = replica_id
         self.target = target
         self.busy = 0  # requests in flight
         self.idle = 0  # leases in hand that no request uses
-        self.revoked = False  # its leases go back as soon as they are idle
+        self.revoked = False  # it is on its way out
         self.suspended = False  # it refused a connection: it gets no request for a while
+        self.closed = False  # either: no new request, and its leases go back as soon as they are idle
 
 
 class VersionHolder(Generic[W, T]):
     """One front-end's leases and queue of one version. Times are seconds of one monotonic clock."""
 
     __slots__ = (
-        "_cancelled",
-        "_choices",
-        "_cordoned",
-        "_known_upto",
-        "_levels",
-        "_lowest",
-        "_numbers",
-        "_random",
-        "_recall",
-        "_replicas",
-        "_returns",
-        "_since",
-        "_told_upto",
-        "_unlimited",
-        "arrivals",
-        "busy",
-        "busy_seconds",
-        "completed",
-        "news",
-        "queued_seconds",
-        "refused",
-        "service_seconds",
-        "waiters",
-    )
+        "_after", "_avoided", "_choices", "_departed", "_last_number", "_levels", "_lowest", "_random", "_recalled",
+        "_replicas", "_since", "_talk", "_unknown", "_unlimited", "arrivals", "busy", "busy_seconds", "completed",
+        "news", "queued_seconds", "refused", "service_seconds", "waiters",
+    )  # fmt: skip
 
     def __init__(self, *, unlimited: bool, now: float, rng: random.Random | None = None) -> None:
         self._unlimited = unlimited
         self._random = rng or random.Random()
         self._replicas: dict[str, HeldReplica[T]] = {}
+        self._departed: list[HeldReplica[T]] = []  # not in the set any more, with requests in flight
         self._choices: list[HeldReplica[T]] = []  # without a limit: what to pick from
-        self._cordoned: frozenset[str] = frozenset()
         # Replicas with an idle lease, by requests in flight; within a level the one that rested longest is first.
         self._levels: list[OrderedDict[str, HeldReplica[T]]] = [OrderedDict()]
-        self._lowest = 0
+        self._lowest = 0  # no level below has anything
         self.waiters: OrderedDict[int, W] = OrderedDict()
-        self._numbers = 0  # the last waiter's number
-        self._told_upto = 0  # the last waiter that the ledger was told of
-        self._known_upto = 0  # waiters up to here are gone, as far as the ledger knows
-        self._cancelled: list[int] = []
-        self._returns: dict[str, int] = {}
-        self._recall = Recall(0, 0)
+        self._last_number = 0  # of a waiter
+        # The recall in force: so many leases go back, but own waiters up to `_after` come first.
+        self._recalled = 0
+        self._after = 0
+        self._unknown: set[str] = set()  # replicas that were granted but are not in the set
+        self._avoided: frozenset[str] = frozenset()
+        self._talk = Correspondence(self._random.getrandbits(53))
         self.news = False  # whether `flush` may have something to say
         # For the control loop: integrals and counts, which only grow.
         self.busy = 0
@@ -121,22 +107,25 @@ class VersionHolder(Generic[W, T]):
         """Leases in hand that no request uses."""
         return sum(replica.idle for replica in self._replicas.values())
 
-    def busy_at(self, replica_id: str) -> int:
-        """Requests of this front-end that are in flight at a replica; 0 for one that is unknown."""
-        replica = self._replicas.get(replica_id)
-        return 0 if replica is None else replica.busy
-
     def busy_by_replica(self) -> dict[str, int]:
-        """Requests in flight, by replica, where there are any."""
-        return {r.id: r.busy for r in self._replicas.values() if r.busy}
+        """Requests in flight, by replica, where there are any; also at replicas that are not in the set any more."""
+        busy: dict[str, int] = {}
+        for replica in (*self._replicas.values(), *self._departed):
+            if replica.busy:
+                busy[replica.id] = busy.get(replica.id, 0) + replica.busy
+        return busy
 
     def held(self) -> dict[str, int]:
         """Leases in hand, busy and idle, by replica."""
-        return {r.id: r.busy + r.idle for r in self._replicas.values() if r.busy + r.idle}
+        held = {} if self._unlimited else self.busy_by_replica()
+        for replica in self._replicas.values():
+            if replica.idle:
+                held[replica.id] = held.get(replica.id, 0) + replica.idle
+        return held
 
     def has_other(self, replica_id: str) -> bool:
         """Whether there is another replica that accepts connections, as far as is known."""
-        return any(r.id != replica_id and not r.suspended and not r.revoked for r in self._replicas.values())
+        return any(r.id != replica_id and not r.closed for r in self._replicas.values())
 
     # The hot path.
 
@@ -153,7 +142,7 @@ class VersionHolder(Generic[W, T]):
             while not levels[lowest]:
                 lowest += 1
                 if lowest == len(levels):
-                    self._lowest = 0
+                    self._lowest = lowest - 1
                     return None
             self._lowest = lowest
             _, replica = levels[lowest].popitem(last=False)
@@ -183,8 +172,7 @@ class VersionHolder(Generic[W, T]):
         waiters = self.waiters
         if waiters:
             self.queued_seconds += len(waiters) * elapsed
-            usable = not (replica.revoked or replica.suspended)
-            if usable and (self._recall.count == 0 or next(iter(waiters)) <= self._recall.after):
+            if not replica.closed and (not self._recalled or next(iter(waiters)) <= self._after):
                 self.news = True
                 return waiters.popitem(last=False)[1]
         self.busy -= 1
@@ -193,28 +181,28 @@ class VersionHolder(Generic[W, T]):
             return None
         if replica.idle:
             self._unshelve(replica, replica.busy + 1)
-        if replica.revoked or self._recall.count:
+        if replica.closed or self._recalled:
             self._give_back(replica, 1)
         else:
             replica.idle += 1
-        if replica.idle and not replica.suspended:
+        if replica.idle:
             self._shelve(replica, replica.busy)
         return None
 
     def enqueue(self, waiter: W, now: float) -> None:
         """Put a request that got no lease at the end of the queue."""
         self._advance(now)
-        self._numbers += 1
-        waiter.waiter_number = self._numbers
+        self._last_number += 1
+        waiter.waiter_number = self._last_number
         waiter.waiting_since = now
-        self.waiters[self._numbers] = waiter
+        self.waiters[self._last_number] = waiter
         self.news = True
 
     def cancel(self, waiter: W, now: float) -> None:
         """Take a waiter out of the queue whose client has left. One that waits no more is ignored."""
         self._advance(now)
         if self.waiters.pop(waiter.waiter_number, None) is not None:
-            self._cancelled.append(waiter.waiter_number)
+            self._talk.cancelled(waiter.waiter_number)
             self.news = True
 
     def expire(self, since: float, now: float) -> list[W]:
@@ -233,113 +221,86 @@ class VersionHolder(Generic[W, T]):
     # Replicas come, fail and go.
 
     def suspend(self, replica: HeldReplica[T]) -> None:
-        """Send a replica nothing more, as it refuses connections; its leases stay. `resume` ends it."""
+        """Send a replica nothing more, as it refuses connections, and let others have its slots. `resume` ends it."""
         if not replica.suspended:
             replica.suspended = True
-            if replica.idle:
-                self._unshelve(replica, replica.busy)
-            self._choose()
+            self._close(replica)
+            self._replicas_changed()
 
     def resume(self, replica: HeldReplica[T], now: float) -> list[tuple[W, HeldReplica[T]]]:
         """Take a suspended replica back into service. Returns waiters that may start now, with their replica."""
         replica.suspended = False
-        started: list[tuple[W, HeldReplica[T]]] = []
         if self._replicas.get(replica.id) is not replica:
-            return started
-        self._choose()
-        while replica.idle and self.waiters:
-            replica.idle -= 1
-            started.append((self._start_oldest(replica, now), replica))
-        if replica.idle:
-            self._shelve(replica, replica.busy)
-            self._honour_recall()
-        return started + self._start_unlimited(now)
+            return []
+        replica.closed = replica.revoked
+        self._replicas_changed()
+        return self._start_unlimited(now)
 
     def set_replicas(
         self, targets: Mapping[str, T], now: float, *, cordoned: Collection[str] = ()
     ) -> list[tuple[W, HeldReplica[T]]]:
         """Make `targets` the complete set of replicas. Returns waiters that may start now, with their replica.
 
-        `cordoned` replicas get no new request where there is no limit; where there is one, their leases are revoked.
+        `cordoned` replicas get no new request where there is no limit; where there is one, the ledger sees to that.
         """
+        self._departed = [replica for replica in self._departed if replica.busy]
         for replica in [r for r in self._replicas.values() if r.id not in targets]:
-            self._revoke(replica)
+            self._close(replica)
             del self._replicas[replica.id]
+            self._departed.append(replica)
         for replica_id, target in targets.items():
             if replica_id not in self._replicas:
                 self._replicas[replica_id] = HeldReplica(replica_id, target)
-        self._cordoned = frozenset(cordoned)
-        self._choose()
+        if self._unlimited:
+            for replica in self._replicas.values():
+                replica.revoked = replica.id in cordoned
+                replica.closed = replica.revoked or replica.suspended
+        self._unknown.clear()
+        self._replicas_changed()
         return self._start_unlimited(now)
 
     # Talk with the ledger.
 
     def handle(self, message: ToHolder, now: float) -> list[tuple[W, HeldReplica[T]]]:
         """Take in what the ledger says. Returns waiters that may start now, with their replica."""
-        match message:
-            case Grant(replica_id, want):
-                self._known_upto = max(self._known_upto, want)
-                replica = self._replicas.get(replica_id)
-                if replica is None:  # it went while the grant was on its way
-                    self._returns[replica_id] = self._returns.get(replica_id, 0) + 1
-                    self.news = True
-                    return []
-                replica.revoked = False
-                if self.waiters and not replica.suspended:
-                    self.news = True
-                    return [(self._start_oldest(replica, now), replica)]
-                replica.idle += 1
-                if not replica.suspended:
-                    self._shelve(replica, replica.busy)
-                self._honour_recall()
-            case Recall():
-                self._recall = message
-                self._honour_recall()
-            case Revoke(replica_id):
-                revoked = self._replicas.get(replica_id)
-                if revoked is not None:
-                    self._revoke(revoked)
+        if not self._talk.is_valid(message):
+            self.news = self.news or self._talk.must_begin_anew
+        elif not self._unlimited:
+            match message:
+                case Grant():
+                    return self._take(message, now)
+                case Recall(count, after):
+                    self._recalled, self._after = count, after
+                    self._honour_recall()
+                case Revoke(replica_id):
+                    replica = self._replicas.get(replica_id)
+                    if replica is not None:
+                        replica.revoked = True
+                        self._close(replica)
         return []
 
     def hello(self) -> Hello:
-        """What a ledger must know that meets this holder for the first time. Forgets what an older one had asked."""
-        self._recall = Recall(0, 0)
-        self._returns.clear()
-        self._cancelled.clear()
-        self._told_upto = self._numbers
-        self._known_upto = self._served_upto
-        return Hello(self.held(), self._told_upto, self._known_upto)
+        """What a ledger must know that meets this holder, or meets it anew. Forgets who waited elsewhere."""
+        self._recalled = self._after = 0
+        waiters: OrderedDict[int, W] = OrderedDict() if self._unlimited else self.waiters
+        return self._talk.hello(self.held(), self._avoided, waiters, self._last_number)
 
     def flush(self) -> list[ToLedger]:
         """The messages that bring the ledger up to date; empty where it is."""
         self.news = False
-        messages: list[ToLedger] = [Return(replica, count) for replica, count in self._returns.items()]
-        self._returns.clear()
-        served = self._served_upto
-        news = (
-            next(reversed(self.waiters), 0) > self._told_upto  # waiters it has not heard of
-            or min(served, self._told_upto) > self._known_upto  # waiters gone that it still counts
-            or any(number <= self._told_upto and number > served for number in self._cancelled)
-        )
-        if news:
-            messages.append(Wants(self._numbers, served, tuple(n for n in self._cancelled if n > served)))
-            self._told_upto = self._numbers
-            self._known_upto = served
-        self._cancelled.clear()
-        return messages
+        if self._talk.must_begin_anew:
+            return [self.hello()]
+        if self._unlimited:
+            return []
+        return self._talk.flush(self._avoided, self.waiters, self._last_number)
 
     def totals(self, now: float) -> Totals:
         """What this holder has counted since it was made."""
         self._advance(now)
-        return Totals(
-            self.busy_seconds, self.queued_seconds, self.arrivals, self.refused, self.completed, self.service_seconds
-        )
+        integrals = self.busy_seconds, self.queued_seconds
+        return Totals(*integrals, self.arrivals, self.refused, self.completed, self.service_seconds)
 
     # Inside.
-
-    @property
-    def _served_upto(self) -> int:
-        return next(iter(self.waiters)) - 1 if self.waiters else self._numbers
 
     def _advance(self, now: float) -> None:
         elapsed = now - self._since
@@ -355,19 +316,23 @@ class VersionHolder(Generic[W, T]):
         if level < self._lowest:
             self._lowest = level
 
-    def _unshelve(self, replica: HeldReplica[T], level: int) -> bool:
-        """Take a replica off its level; False if it was not there, as a suspended one is not."""
-        return level < len(self._levels) and self._levels[level].pop(replica.id, None) is not None
+    def _unshelve(self, replica: HeldReplica[T], level: int) -> None:
+        self._levels[level].pop(replica.id)
 
-    def _choose(self) -> None:
+    def _replicas_changed(self) -> None:
         if self._unlimited:
-            usable = (r for r in self._replicas.values() if not r.suspended and r.id not in self._cordoned)
-            self._choices = list(usable)
+            self._choices = [replica for replica in self._replicas.values() if not replica.closed]
+            return
+        avoided = self._unknown.union(replica.id for replica in self._replicas.values() if replica.suspended)
+        if avoided != self._avoided:
+            self._avoided = frozenset(avoided)
+            self.news = True
 
     def _start_unlimited(self, now: float) -> list[tuple[W, HeldReplica[T]]]:
         started: list[tuple[W, HeldReplica[T]]] = []
-        while self.waiters and (chosen := self._better_of_two()) is not None:
-            started.append((self._start_oldest(chosen, now), chosen))
+        if self._unlimited:
+            while self.waiters and (chosen := self._better_of_two()) is not None:
+                started.append((self._start_oldest(chosen, now), chosen))
         return started
 
     def _better_of_two(self) -> HeldReplica[T] | None:
@@ -381,30 +346,53 @@ class VersionHolder(Generic[W, T]):
     def _start_oldest(self, replica: HeldReplica[T], now: float) -> W:
         self._advance(now)
         self.busy += 1
-        if replica.idle and self._unshelve(replica, replica.busy):
+        if replica.idle:
+            self._unshelve(replica, replica.busy)
             self._shelve(replica, replica.busy + 1)
         replica.busy += 1
         return self.waiters.popitem(last=False)[1]
 
+    def _take(self, grant: Grant, now: float) -> list[tuple[W, HeldReplica[T]]]:
+        replica = self._replicas.get(grant.replica)
+        if replica is None or replica.suspended:
+            # It went while the grant was on its way. The ledger takes the waiter for served and the lease for used.
+            if replica is None:
+                self._unknown.add(grant.replica)
+                self._replicas_changed()
+            self._talk.misunderstood()
+            self.news = True
+            return []
+        self._talk.granted(grant.want)
+        replica.revoked = replica.closed = False
+        if self.waiters:
+            self.news = True
+            return [(self._start_oldest(replica, now), replica)]
+        replica.idle += 1
+        self._shelve(replica, replica.busy)
+        self._honour_recall()
+        return []
+
     def _give_back(self, replica: HeldReplica[T], count: int) -> None:
-        self._returns[replica.id] = self._returns.get(replica.id, 0) + count
+        self._talk.returned(replica.id, count)
         self.news = True
-        self._recall = Recall(max(0, self._recall.count - count), self._recall.after)
+        self._recalled = max(0, self._recalled - count)
 
     def _honour_recall(self) -> None:
         """Give back idle leases, of the busiest replicas first, until the recall is met."""
+        if not self._recalled:
+            return
         for level in reversed(self._levels):
-            while level and self._recall.count:
+            while level and self._recalled:
                 replica = next(reversed(level.values()))
-                count = min(replica.idle, self._recall.count)
+                count = min(replica.idle, self._recalled)
                 replica.idle -= count
                 if not replica.idle:
                     del level[replica.id]
                 self._give_back(replica, count)
 
-    def _revoke(self, replica: HeldReplica[T]) -> None:
+    def _close(self, replica: HeldReplica[T]) -> None:
         """Give back the idle leases of a replica now, and the busy ones as they end."""
-        replica.revoked = True
+        replica.closed = True
         if replica.idle:
             self._unshelve(replica, replica.busy)
             self._give_back(replica, replica.idle)

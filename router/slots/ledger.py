@@ -2,22 +2,27 @@
 
 Theory of operation. A replica has a number of slots. A lease is the right of one front-end to have one request in
 flight at one replica; leases of one replica are alike, so the ledger counts them. A front-end that lacks a lease says
-so (`Wants`), and wants queue in the order in which they reach the ledger, whoever they come from. `settle` runs after
-every change: it grants free slots to the oldest wants, least loaded replica first, and where wants are left over it
-recalls: every other front-end learns how many requests wait elsewhere and how far its own waiters are ahead of them,
-so that a lease which becomes idle goes to whoever has waited longest. Front-ends that nobody waits for are never
-disturbed, so that steady traffic costs no message at all.
+so (`Wants`), and each want gets a place in one queue, in the order in which they reach the ledger, whoever they come
+from. After every change free slots are granted to the oldest wants, least loaded replica first, and where wants are
+left over they are recalled: every other front-end learns how many requests wait elsewhere and how far its own waiters
+are ahead of them, so that a lease which becomes idle goes to whoever has waited longest. Front-ends that nobody waits
+for are never disturbed, so that steady traffic costs no message at all.
 
-Invariant: granted leases of a replica never exceed its slots. A replica whose slots were lowered, or that was taken
-over from another ledger with more leases out than it should have, grants nothing until enough came back.
+Invariant: leases out of a replica never rise above its slots. Where slots were lowered below them, or a ledger that
+takes over finds more out, nothing is granted until enough came back, and they are called back. A replica that is taken
+out of the set stays on record until its leases are back, so that it starts full if it returns. A front-end that cannot
+be reached keeps its leases, as its requests may be running; its wants rest until it says `Hello` again.
+
+A ledger that takes over from another stays closed, which is to say that it grants nothing, until every front-end has
+said `Hello` to it. Before it is told of replicas it takes none for gone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 
-from router.slots.messages import Grant, Hello, Recall, Return, Revoke, ToHolder, ToLedger, Wants
+from router.slots.messages import Grant, Hello, Recall, Return, Revoke, SayHello, ToHolder, ToLedger, Wants, Welcome
+from router.slots.records import FrontEndRecord, ReplicaRecord, Shelf
 
 # A run of one front-end's wants at the head of the queue is looked at this far. A longer run costs that front-end
 # a message now and then; without the bound each change of a long queue would cost its length.
@@ -26,67 +31,18 @@ _LOOK_AHEAD = 64
 Outbox = list[tuple[str, ToHolder]]
 
 
-class _Replica:
-    __slots__ = ("cordoned", "holders", "id", "out", "slots")
-
-    def __init__(self, replica_id: str, slots: int) -> None:
-        self.id = replica_id
-        self.slots = slots
-        self.out = 0
-        self.holders: dict[str, int] = {}
-        self.cordoned = False
-
-
-class _FrontEnd:
-    __slots__ = ("held", "recalled", "served_upto", "wanted_upto", "wants")
-
-    def __init__(self) -> None:
-        self.held = 0
-        self.wants: OrderedDict[int, int] = OrderedDict()  # number of the waiter -> order of arrival at the ledger
-        self.wanted_upto = 0
-        self.served_upto = 0
-        self.recalled = Recall(0, 0)  # what it was told last, less what it gave back since
-
-
-class _Shelf:
-    """Replicas that have a free slot, by how many leases of them are out: the first of the lowest level is next."""
-
-    __slots__ = ("_levels", "_lowest")
-
-    def __init__(self) -> None:
-        self._levels: list[OrderedDict[str, _Replica]] = [OrderedDict()]
-        self._lowest = 0
-
-    def put(self, replica: _Replica) -> None:
-        while len(self._levels) <= replica.out:
-            self._levels.append(OrderedDict())
-        self._levels[replica.out][replica.id] = replica
-        self._lowest = min(self._lowest, replica.out)
-
-    def take_off(self, replica: _Replica) -> None:
-        if replica.out < len(self._levels):
-            self._levels[replica.out].pop(replica.id, None)
-
-    def least_loaded(self) -> _Replica | None:
-        levels = self._levels
-        while self._lowest < len(levels):
-            if levels[self._lowest]:
-                return next(iter(levels[self._lowest].values()))
-            self._lowest += 1
-        self._lowest = 0
-        return None
-
-
 class VersionLedger:
     """The slots of one version. Every method that changes something returns the messages that follow from it."""
 
     def __init__(self) -> None:
-        self._replicas: dict[str, _Replica] = {}
-        self._fronts: dict[str, _FrontEnd] = {}
-        self._order = 0
-        self._waiting: set[str] = set()  # front-ends that have a want
+        self._replicas: dict[str, ReplicaRecord] = {}
+        self._has_replicas = False  # whether it was told of any
+        self._closed = False
+        self._fronts: dict[str, FrontEndRecord] = {}
+        self._place = 0
+        self._waiting: set[str] = set()  # front-ends that have a want and can be reached
         self._recalled: set[str] = set()  # front-ends under a recall
-        self._shelf = _Shelf()
+        self._shelf = Shelf()
 
     # What is: read by the control loop, by metrics and by tests.
 
@@ -97,7 +53,7 @@ class VersionLedger:
 
     @property
     def waiting(self) -> int:
-        """Wants that no grant has answered yet."""
+        """Wants that no grant has answered yet, of front-ends that can be reached."""
         return sum(len(self._fronts[name].wants) for name in self._waiting)
 
     def out(self, replica_id: str) -> int:
@@ -109,6 +65,11 @@ class VersionLedger:
         """The leases that the ledger has on record for a front-end, by replica."""
         return {r.id: r.holders[front_end] for r in self._replicas.values() if front_end in r.holders}
 
+    def wants_of(self, front_end: str) -> tuple[int, ...]:
+        """The numbers of a front-end's wants that no grant has answered yet, oldest first."""
+        front = self._fronts.get(front_end)
+        return () if front is None else tuple(front.wants)
+
     def is_cordoned(self, replica_id: str) -> bool:
         """Whether a replica gets no new leases."""
         replica = self._replicas.get(replica_id)
@@ -116,67 +77,83 @@ class VersionLedger:
 
     # Replicas come, change and go.
 
-    def set_replicas(self, slots: Mapping[str, int]) -> Outbox:
-        """Make `slots` (replica id -> number of slots) the complete set of replicas.
+    def set_replicas(self, slots: Mapping[str, int], cordoned: Iterable[str] = ()) -> Outbox:
+        """Make `slots` (replica id -> number of slots) the complete set of replicas; cordon those that are `cordoned`.
 
-        A replica that is gone is forgotten together with its leases: whoever still has a request there finishes it
-        against an address nobody else is sent to.
+        One that is cordoned already stays so.
         """
+        self._has_replicas = True
         outbox: Outbox = []
-        for replica_id in [known for known in self._replicas if known not in slots]:
-            replica = self._replicas.pop(replica_id)
-            self._shelf.take_off(replica)
-            for front_end, count in replica.holders.items():
-                self._fronts[front_end].held -= count
-                outbox.append((front_end, Revoke(replica_id)))
+        for replica in [known for known in self._replicas.values() if known.id not in slots]:
+            replica.listed = replica.cordoned = False
+            self._resize(replica, 0)
+            outbox += _revokes(replica)
+            self._drop_if_done(replica)
         for replica_id, count in slots.items():
-            known = self._replicas.get(replica_id)
-            if known is None:
-                self._replicas[replica_id] = known = _Replica(replica_id, count)
-            known.slots = count
-            self._reshelve(known)
-        return outbox + self._settle()
+            replica = self._replicas.get(replica_id) or self._record(replica_id)
+            replica.listed = True
+            if replica.slots != count:
+                self._resize(replica, count)
+            if replica.out > count:
+                outbox += _revokes(replica)
+        return outbox + self.cordon(cordoned) + self._settle()
 
     def cordon(self, replica_ids: Iterable[str]) -> Outbox:
         """Grant no more leases of these replicas, and call those that are out back. Unknown ids are ignored."""
         outbox: Outbox = []
-        for replica in self._known(replica_ids):
+        for replica in self._listed(replica_ids):
             if not replica.cordoned:
                 replica.cordoned = True
                 self._shelf.take_off(replica)
-                outbox += [(front_end, Revoke(replica.id)) for front_end in replica.holders]
+                outbox += _revokes(replica)
         return outbox
 
     def uncordon(self, replica_ids: Iterable[str]) -> Outbox:
         """Take replicas back into service. Unknown ids are ignored."""
-        for replica in self._known(replica_ids):
-            replica.cordoned = False
-            self._reshelve(replica)
+        for replica in self._listed(replica_ids):
+            if replica.cordoned:
+                replica.cordoned = False
+                self._shelve(replica)
+        return self._settle()
+
+    # Ledgers take over.
+
+    def close(self) -> None:
+        """Grant nothing, as somebody may hold leases that are not on record."""
+        self._closed = True
+
+    def open(self) -> Outbox:
+        """Grant, as all leases are on record."""
+        self._closed = False
         return self._settle()
 
     # Front-ends come, speak and go.
 
-    def handle(self, front_end: str, message: ToLedger) -> Outbox:
-        """Take in what a front-end says. One that is heard for the first time is known from then on."""
-        front = self._fronts.get(front_end)
-        if front is None:
-            front = self._fronts[front_end] = _FrontEnd()
-        match message:
-            case Wants():
+    def handle(self, front_end: str, *messages: ToLedger) -> Outbox:
+        """Take in what a front-end says; what it says at once counts as one change. It must say `Hello` first."""
+        outbox: Outbox = []
+        for message in messages:
+            front = self._fronts.get(front_end)
+            if isinstance(message, Hello):
+                outbox += self._take_in(front_end, message)
+            elif front is None or front.lost:
+                outbox.append((front_end, SayHello()))
+            elif isinstance(message, Wants):
                 self._note_wants(front_end, front, message)
-            case Return():
+            elif isinstance(message, Return):
                 self._take_back(front_end, front, message)
-            case Hello():
-                self._forget(front_end)
-                front = self._fronts[front_end] = _FrontEnd()
-                for replica_id, count in message.held.items():
-                    replica = self._replicas.get(replica_id)
-                    if replica is not None:
-                        self._move(front_end, front, replica, count)
-                front.served_upto = message.served_upto
-                self._note_wants(front_end, front, Wants(message.wanted_upto, message.served_upto))
-                stale = [(front_end, Revoke(r)) for r in message.held if r not in self._replicas or self.is_cordoned(r)]
-                return [*stale, *self._settle()]
+            else:
+                front.avoided = message.replicas
+        return outbox + self._settle()
+
+    def front_end_lost(self, front_end: str) -> Outbox:
+        """Grant and ask a front-end nothing until it says `Hello`: the connection broke, but its process may live."""
+        front = self._fronts.get(front_end)
+        if front is not None:
+            front.lost = True
+            front.recalled = Recall(0, 0)
+            self._waiting.discard(front_end)
+            self._recalled.discard(front_end)
         return self._settle()
 
     def front_end_gone(self, front_end: str) -> Outbox:
@@ -184,18 +161,29 @@ class VersionLedger:
         self._forget(front_end)
         return self._settle()
 
-    # Inside.
+    # Records.
 
-    def _known(self, replica_ids: Iterable[str]) -> Iterator[_Replica]:
-        return (self._replicas[r] for r in replica_ids if r in self._replicas)
+    def _listed(self, replica_ids: Iterable[str]) -> Iterator[ReplicaRecord]:
+        return (self._replicas[r] for r in replica_ids if r in self._replicas and self._replicas[r].listed)
 
-    def _reshelve(self, replica: _Replica) -> None:
-        """Put a replica where its count of leases says; call before and after nothing but `_move` changes `out`."""
-        self._shelf.take_off(replica)
+    def _record(self, replica_id: str) -> ReplicaRecord:
+        replica = self._replicas[replica_id] = ReplicaRecord(replica_id)
+        return replica
+
+    def _drop_if_done(self, replica: ReplicaRecord) -> None:
+        if not replica.listed and not replica.out:
+            del self._replicas[replica.id]
+
+    def _shelve(self, replica: ReplicaRecord) -> None:
         if not replica.cordoned and replica.out < replica.slots:
             self._shelf.put(replica)
 
-    def _move(self, front_end: str, front: _FrontEnd, replica: _Replica, count: int) -> None:
+    def _resize(self, replica: ReplicaRecord, slots: int) -> None:
+        self._shelf.take_off(replica)
+        replica.slots = slots
+        self._shelve(replica)
+
+    def _move(self, front_end: str, front: FrontEndRecord, replica: ReplicaRecord, count: int) -> None:
         """Hand `count` leases to a front-end, or take them back where `count` is negative."""
         self._shelf.take_off(replica)
         replica.out += count
@@ -205,7 +193,7 @@ class VersionLedger:
             replica.holders[front_end] = left
         else:
             replica.holders.pop(front_end, None)
-        self._reshelve(replica)
+        self._shelve(replica)
 
     def _forget(self, front_end: str) -> None:
         front = self._fronts.pop(front_end, None)
@@ -213,17 +201,50 @@ class VersionLedger:
             return
         for replica in [r for r in self._replicas.values() if front_end in r.holders]:
             self._move(front_end, front, replica, -replica.holders[front_end])
+            self._drop_if_done(replica)
         self._waiting.discard(front_end)
         self._recalled.discard(front_end)
 
-    def _note_wants(self, front_end: str, front: _FrontEnd, message: Wants) -> None:
+    # What front-ends say.
+
+    def _take_in(self, front_end: str, hello: Hello) -> Outbox:
+        """Start a front-end's record anew from what it says it has. Its waiters keep the places they had."""
+        before = self._fronts.get(front_end)
+        self._forget(front_end)
+        front = self._fronts[front_end] = FrontEndRecord(hello.holder)
+        front.avoided = hello.avoided
+        outbox: Outbox = [(front_end, Welcome(hello.holder, hello.session))]
+        for replica_id, count in hello.held.items():
+            replica = self._replicas.get(replica_id) or self._record(replica_id)
+            self._move(front_end, front, replica, count)
+            if self._has_replicas and replica.is_overdue:
+                outbox += _revokes(replica)
+        gone = {*hello.cancelled}
+        for number in range(hello.served_upto + 1, hello.wanted_upto + 1):
+            if number not in gone:
+                front.wants[number] = self._place_of(number, before, hello)
+        front.wanted_upto = hello.wanted_upto
+        if front.wants:
+            self._waiting.add(front_end)
+        return outbox
+
+    def _place_of(self, number: int, before: FrontEndRecord | None, hello: Hello) -> int:
+        """The place that a waiter had; of one whose grant came to nothing, that of the latest grant; else a new one."""
+        if before is not None and before.holder == hello.holder:
+            if number in before.wants:
+                return before.wants[number]
+            if number <= before.granted_upto:
+                return before.granted_place
+        self._place += 1
+        return self._place
+
+    def _note_wants(self, front_end: str, front: FrontEndRecord, message: Wants) -> None:
         wants = front.wants
         for number in range(max(front.wanted_upto, message.served_upto) + 1, message.wanted_upto + 1):
-            self._order += 1
-            wants[number] = self._order
+            self._place += 1
+            wants[number] = self._place
         front.wanted_upto = max(front.wanted_upto, message.wanted_upto)
-        front.served_upto = max(front.served_upto, message.served_upto)
-        while wants and next(iter(wants)) <= front.served_upto:
+        while wants and next(iter(wants)) <= message.served_upto:
             wants.popitem(last=False)
         for number in message.cancelled:
             wants.pop(number, None)
@@ -232,60 +253,93 @@ class VersionLedger:
         else:
             self._waiting.discard(front_end)
 
-    def _take_back(self, front_end: str, front: _FrontEnd, message: Return) -> None:
+    def _take_back(self, front_end: str, front: FrontEndRecord, message: Return) -> None:
         replica = self._replicas.get(message.replica)
         if replica is not None:
             count = min(message.count, replica.holders.get(front_end, 0))
             if count:
                 self._move(front_end, front, replica, -count)
+                self._drop_if_done(replica)
         told = front.recalled  # the holder counts every lease it gives back, so this side does too
-        front.recalled = Recall(max(0, told.count - message.count), told.after)
+        if told.count:
+            front.recalled = Recall(max(0, told.count - message.count), told.after)
+
+    # What follows.
 
     def _settle(self) -> Outbox:
         """Grant what can be granted, oldest want first; then recall for those that are left."""
         outbox: Outbox = []
-        while self._waiting:
-            replica = self._shelf.least_loaded()
-            if replica is None:
-                break
-            front_end = self._oldest_waiting()
+        if self._closed:
+            return outbox
+        passed_over: set[str] = set()  # front-ends that avoid all that is free
+        while len(self._waiting) > len(passed_over) and self._shelf.least_loaded() is not None:
+            front_end = min(self._waiting - passed_over, key=self._oldest_place)
             front = self._fronts[front_end]
-            number, _ = front.wants.popitem(last=False)
+            replica = self._shelf.least_loaded(front.avoided)
+            if replica is None:
+                passed_over.add(front_end)
+                continue
+            front.granted_upto, front.granted_place = front.wants.popitem(last=False)
             if not front.wants:
                 self._waiting.discard(front_end)
             self._move(front_end, front, replica, 1)
-            outbox.append((front_end, Grant(replica.id, number)))
+            outbox.append((front_end, Grant(replica.id, front.granted_upto)))
         if self._waiting or self._recalled:
             self._recall(outbox)
         return outbox
 
-    def _oldest_waiting(self) -> str:
-        return min(self._waiting, key=lambda name: next(iter(self._fronts[name].wants.values())))
+    def _oldest_place(self, front_end: str) -> int:
+        return next(iter(self._fronts[front_end].wants.values()))
 
     def _recall(self, outbox: Outbox) -> None:
-        """Tell each holder how many wait elsewhere, where what it was told no longer serves."""
+        """Tell each holder how many wait elsewhere, where what it was told no longer serves.
+
+        That a recall is lowered is not worth a message: it costs a lease that goes back and forth, once.
+        """
         waiting = self.waiting
+        first, second = self._two_oldest()
         for name, front in self._fronts.items():
-            elsewhere = min(waiting - len(front.wants), front.held)
-            recall = Recall(elsewhere, self._ahead_of_others(name, front)) if elsewhere > 0 else Recall(0, 0)
+            if front.lost:
+                continue
+            own = len(front.wants)
+            elsewhere = min(waiting - own, front.held)
             told = front.recalled
-            # Told of more than there are is harmless: it gives back a lease too many, once. Told of fewer is not.
-            if recall.count > told.count or recall.after != told.after or (told.count and not recall.count):
-                outbox.append((name, recall))
-                front.recalled = recall
+            after = self._ahead_of(second, front) if name == first and elsewhere else 0
+            told_after = told.after if own and told.after >= next(iter(front.wants)) else 0
+            if elsewhere > told.count or (elsewhere and after != told_after) or (told.count and not elsewhere):
+                front.recalled = Recall(elsewhere, after)
+                outbox.append((name, front.recalled))
             if front.recalled.count:
                 self._recalled.add(name)
             else:
                 self._recalled.discard(name)
 
-    def _ahead_of_others(self, name: str, front: _FrontEnd) -> int:
-        """The last of a front-end's waiters that is older than everyone else's oldest; 0 if there is none."""
-        oldest_elsewhere = min(
-            (next(iter(self._fronts[other].wants.values())) for other in self._waiting if other != name), default=0
-        )
-        after = 0
-        for looked_at, (number, order) in enumerate(front.wants.items()):
-            if order > oldest_elsewhere or looked_at == _LOOK_AHEAD:
+    def _two_oldest(self) -> tuple[str, int]:
+        """The front-end whose want is the oldest, and the place of the oldest want of all the others."""
+        first, oldest, second = "", self._place + 1, self._place + 1
+        for name in self._waiting:
+            place = self._oldest_place(name)
+            if place < oldest:
+                first, oldest, second = name, place, oldest
+            elif place < second:
+                second = place
+        return first, second
+
+    def _ahead_of(self, place: int, front: FrontEndRecord) -> int:
+        """The last of a front-end's waiters that is ahead of a place, as far as is looked; 0 if there is none."""
+        after = halfway = 0
+        for looked_at, (number, own_place) in enumerate(front.wants.items()):
+            if own_place > place:
                 break
+            if looked_at == _LOOK_AHEAD:
+                # What it was told holds for a while yet.
+                return front.recalled.after if front.recalled.after >= halfway else after
             after = number
+            if looked_at == _LOOK_AHEAD // 2:
+                halfway = number
         return after
+
+
+def _revokes(replica: ReplicaRecord) -> Outbox:
+    """The messages that call all leases of a replica back."""
+    return [(front_end, Revoke(replica.id)) for front_end in replica.holders]

@@ -1,7 +1,8 @@
 """The words that holders (front-ends) and ledgers (service routers) exchange about one version's slots.
 
-Plain facts, no behaviour and no encoding. Between one holder and one ledger they travel in order and at most once;
-after a break both sides start over with `Hello`, which tells everything a holder holds.
+Plain facts, no behaviour and no encoding. While a connection lasts they travel in order and each at most once; nothing
+from before a break arrives after it. A break, and whatever a holder cannot make sense of, is mended by `Hello`, which
+tells everything a holder has and so puts both sides on one footing again.
 """
 
 from __future__ import annotations
@@ -32,12 +33,39 @@ class Return:
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
-    """Holder to ledger: the leases I hold, per replica, and the waiters I have. Replaces all you knew of me."""
+class Avoid:
+    """Holder to ledger: grant me none of these replicas, as I cannot use them. Replaces the ones named before."""
 
-    held: Mapping[str, int]
+    replicas: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Holder to ledger: all that I have. Replaces all you knew of me, and what you said to me before is void.
+
+    `holder` is a number that no other holder has; `session` counts its Hellos. The rest is as in `Wants` and `Avoid`.
+    """
+
+    holder: int
+    session: int
+    held: Mapping[str, int]  # replica -> leases, busy and idle
+    avoided: frozenset[str]
     wanted_upto: int
     served_upto: int
+    cancelled: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Ledger to holder: I have taken in your Hello. Whatever I said before this you must ignore, for I forgot it."""
+
+    holder: int
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class SayHello:
+    """Ledger to holder: I do not know you, or have missed some of what you said. Begin anew with `Hello`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +90,13 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """Ledger to holder: give back each lease of `replica` as soon as it is idle. The replica is on its way out."""
+    """Ledger to holder: give back each lease of `replica` that you have, as soon as it is idle.
+
+    The replica is on its way out, or more of its leases are out than it has slots. A later `Grant` ends it.
+    """
 
     replica: str
 
 
-ToLedger = Wants | Return | Hello
-ToHolder = Grant | Recall | Revoke
+ToLedger = Wants | Return | Avoid | Hello
+ToHolder = Welcome | SayHello | Grant | Recall | Revoke
