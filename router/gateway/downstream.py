@@ -324,7 +324,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_since = 0.0
         received, self._head_bytes = self._head_bytes, 0  # with what came of the body in the same piece
         self._paused_seconds = 0.0
-        if len(parts) + 4 * len(kept) + len(self._underscored) > 4 * settings.max_headers or (
+        if len(parts) - 1 + 4 * len(kept) + len(self._underscored) > 4 * settings.max_headers or (
             received > settings.max_head_bytes
             and (
                 received > settings.max_head_bytes + _SLICE_BYTES  # some of it dropped

@@ -233,6 +233,8 @@ class ReplicaConnection(asyncio.Protocol):
             return
         status = self._parser.get_status_code()
         if status < 200 and status != 101:
+            if status < 100:
+                raise InvalidAnswer("a status below 100")
             exchange.interim_answer(status, self._reason, self._parts)
             return
         kept = self._kept
@@ -256,6 +258,8 @@ class ReplicaConnection(asyncio.Protocol):
             self._framing = UNTIL_CLOSE
         self._left = length
         self._reusable = self._parser.should_keep_alive()
+        if not self._reusable and self._parser.get_http_version() not in ("1.1", "1.0"):
+            raise InvalidAnswer("a version of HTTP other than 1.0 and 1.1")
         exchange.answer_head(self, status, self._reason, self._parts, kept, self._framing, length)
 
     def on_body(self, data: bytes) -> None:

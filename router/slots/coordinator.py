@@ -60,13 +60,13 @@ class Coordinator:
         """Let the ledgers of a service only keep record."""
         self._recording.add(service)
         for _, ledger in self._of(service):
-            ledger.stop_granting()
+            ledger.close()
 
     def begin_granting(self, service: str) -> None:
         """Let the ledgers of a service grant."""
         self._recording.discard(service)
         for key, ledger in self._of(service):
-            self._send(key, ledger.begin_granting())
+            self._send(key, ledger.open())
 
     def start_over(self, service: str) -> None:
         """Forget all that front-ends hold of a service and only keep record: somebody else grants from now on."""
@@ -78,7 +78,7 @@ class Coordinator:
     def has_told_all(self, front_ends: Collection[str], service: str) -> None:
         """Those of `front_ends` that have not said `Hello` since their connection is back hold nothing of a service."""
         for key, ledger in self._of(service):
-            for front_end in set(ledger.front_ends_lost()).intersection(front_ends):
+            for front_end in set(ledger.lost_front_ends()).intersection(front_ends):
                 self._send(key, ledger.front_end_gone(front_end))
 
     def lose(self, front_ends: Collection[str], service: str) -> None:
@@ -116,7 +116,7 @@ class Coordinator:
         if ledger is None:
             ledger = self._ledgers[key] = VersionLedger()
             if key[0] in self._recording:
-                ledger.stop_granting()
+                ledger.close()
             if key in self._replicas:
                 self._send(key, ledger.set_replicas(*self._replicas[key]))
         return ledger

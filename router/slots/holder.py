@@ -9,9 +9,8 @@ back: methods return the waiter that may start now, and the caller starts it.
 A lease of a replica that is revoked (it is on its way out) or suspended (it refuses connections here) goes back as
 soon as no request uses it, so that nobody at another front-end waits for a slot that lies unused in this one.
 
-A version whose concurrency is not limited (`replica_max_concurrent_requests: 0`) has no leases and says nothing to a
-ledger: of two replicas picked at random the one with fewer requests is taken ("power of two choices", Mitzenmacher
-2001).
+A version whose concurrency is not limited (`replica_max_concurrent_requests: 0`) has no leases and wants none: of two
+replicas picked at random the one with fewer requests is taken ("power of two choices", Mitzenmacher 2001).
 
 Conservation, checked by tests after every fault: busy + idle leases = granted - returned, busy = requests in flight.
 """
@@ -89,7 +88,7 @@ class VersionHolder(Generic[W, T]):
         self._after = 0
         self._unknown: set[str] = set()  # replicas that were granted but are not in the set
         self._avoided: frozenset[str] = frozenset()
-        self._talk = Correspondence(self._random.getrandbits(63))
+        self._talk = Correspondence(self._random.getrandbits(53))
         self.news = False  # whether `flush` may have something to say
         # For the control loop: integrals and counts, which only grow.
         self.busy = 0
@@ -107,10 +106,6 @@ class VersionHolder(Generic[W, T]):
     def idle(self) -> int:
         """Leases in hand that no request uses."""
         return sum(replica.idle for replica in self._replicas.values())
-
-    def busy_at(self, replica_id: str) -> int:
-        """Requests of this front-end that are in flight at a replica; 0 for one that is unknown."""
-        return self.busy_by_replica().get(replica_id, 0)
 
     def busy_by_replica(self) -> dict[str, int]:
         """Requests in flight, by replica, where there are any; also at replicas that are not in the set any more."""
@@ -307,9 +302,8 @@ class VersionHolder(Generic[W, T]):
     def totals(self, now: float) -> Totals:
         """What this holder has counted since it was made."""
         self._advance(now)
-        return Totals(
-            self.busy_seconds, self.queued_seconds, self.arrivals, self.refused, self.completed, self.service_seconds
-        )
+        integrals = self.busy_seconds, self.queued_seconds
+        return Totals(*integrals, self.arrivals, self.refused, self.completed, self.service_seconds)
 
     # Inside.
 
@@ -375,9 +369,7 @@ class VersionHolder(Generic[W, T]):
             return []
         self._talk.granted(grant.want)
         replica.revoked = replica.closed = False
-        waiters = self.waiters
-        # The waiter it was meant for may have left or have found another lease; then the next is held to the recall.
-        if waiters and (not self._recalled or next(iter(waiters)) <= max(grant.want, self._after)):
+        if self.waiters:
             self.news = True
             return [(self._start_oldest(replica, now), replica)]
         replica.idle += 1

@@ -13,16 +13,16 @@ takes over finds more out, nothing is granted until enough came back, and they a
 out of the set stays on record until its leases are back, so that it starts full if it returns. A front-end that cannot
 be reached keeps its leases, as its requests may be running; its wants rest until it says `Hello` again.
 
-A ledger that takes over from another must hear every front-end's `Hello` before it is given the replicas: it grants
-nothing before that, and calls nothing back.
+A ledger that takes over from another stays closed, which is to say that it grants nothing, until every front-end has
+said `Hello` to it. Before it is told of replicas it takes none for gone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from router.slots.messages import Grant, Hello, Recall, Return, Revoke, SayHello, ToHolder, ToLedger, Wants, Welcome
+from router.slots.records import FrontEndRecord, ReplicaRecord, Shelf
 
 # A run of one front-end's wants at the head of the queue is looked at this far. A longer run costs that front-end
 # a message now and then; without the bound each change of a long queue would cost its length.
@@ -31,86 +31,18 @@ _LOOK_AHEAD = 64
 Outbox = list[tuple[str, ToHolder]]
 
 
-class _Replica:
-    __slots__ = ("cordoned", "holders", "id", "listed", "out", "slots")
-
-    def __init__(self, replica_id: str) -> None:
-        self.id = replica_id
-        self.slots = 0
-        self.out = 0
-        self.holders: dict[str, int] = {}
-        self.cordoned = False
-        self.listed = False  # in the set of replicas; others are kept while leases of them are out
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether leases that are out should come back."""
-        return self.out > (0 if self.cordoned else self.slots)
-
-    def revokes(self) -> Outbox:
-        """The messages that call all its leases back."""
-        return [(front_end, Revoke(self.id)) for front_end in self.holders]
-
-
-class _FrontEnd:
-    __slots__ = (
-        "avoided", "granted_place", "granted_upto", "held", "holder", "lost", "recalled", "wanted_upto", "wants",
-    )  # fmt: skip
-
-    def __init__(self, holder: int) -> None:
-        self.holder = holder
-        self.held = 0
-        self.wants: OrderedDict[int, int] = OrderedDict()  # number of the waiter -> place in the queue, both rising
-        self.wanted_upto = 0
-        self.granted_upto = 0  # the number of the last want that was granted,
-        self.granted_place = 0  # and its place
-        self.avoided: frozenset[str] = frozenset()
-        self.recalled = Recall(0, 0)  # what it was told last, less what it gave back since
-        self.lost = False
-
-
-class _Shelf:
-    """Replicas that have a free slot, by how many leases of them are out: the first of the lowest level is next."""
-
-    __slots__ = ("_levels", "_lowest")
-
-    def __init__(self) -> None:
-        self._levels: list[OrderedDict[str, _Replica]] = [OrderedDict()]
-        self._lowest = 0  # no level below has anything
-
-    def put(self, replica: _Replica) -> None:
-        while len(self._levels) <= replica.out:
-            self._levels.append(OrderedDict())
-        self._levels[replica.out][replica.id] = replica
-        self._lowest = min(self._lowest, replica.out)
-
-    def take_off(self, replica: _Replica) -> None:
-        if replica.out < len(self._levels):
-            self._levels[replica.out].pop(replica.id, None)
-
-    def least_loaded(self, avoided: Collection[str] = ()) -> _Replica | None:
-        levels = self._levels
-        while self._lowest < len(levels) and not levels[self._lowest]:
-            self._lowest += 1
-        for level in range(self._lowest, len(levels)):
-            for replica in levels[level].values():
-                if replica.id not in avoided:
-                    return replica
-        return None
-
-
 class VersionLedger:
     """The slots of one version. Every method that changes something returns the messages that follow from it."""
 
     def __init__(self) -> None:
-        self._replicas: dict[str, _Replica] = {}
+        self._replicas: dict[str, ReplicaRecord] = {}
         self._has_replicas = False  # whether it was told of any
-        self._granting = True
-        self._fronts: dict[str, _FrontEnd] = {}
+        self._closed = False
+        self._fronts: dict[str, FrontEndRecord] = {}
         self._place = 0
         self._waiting: set[str] = set()  # front-ends that have a want and can be reached
         self._recalled: set[str] = set()  # front-ends under a recall
-        self._shelf = _Shelf()
+        self._shelf = Shelf()
 
     # What is: read by the control loop, by metrics and by tests.
 
@@ -138,30 +70,14 @@ class VersionLedger:
         front = self._fronts.get(front_end)
         return () if front is None else tuple(front.wants)
 
+    def lost_front_ends(self) -> frozenset[str]:
+        """The front-ends that were lost and have not said `Hello` since."""
+        return frozenset(name for name, front in self._fronts.items() if front.lost)
+
     def is_cordoned(self, replica_id: str) -> bool:
         """Whether a replica gets no new leases."""
         replica = self._replicas.get(replica_id)
         return replica is not None and replica.cordoned
-
-    # Whose word it is.
-
-    @property
-    def granting(self) -> bool:
-        """Whether this ledger is the one that grants."""
-        return self._granting
-
-    def stop_granting(self) -> None:
-        """Only keep the record from now on: somebody may hold what this ledger does not know of."""
-        self._granting = False
-
-    def begin_granting(self) -> Outbox:
-        """All that is held has been told: grant, and call back."""
-        self._granting = True
-        return self._settle()
-
-    def front_ends_lost(self) -> tuple[str, ...]:
-        """Front-ends that were lost and have not said `Hello` since."""
-        return tuple(name for name, front in self._fronts.items() if front.lost)
 
     # Replicas come, change and go.
 
@@ -175,7 +91,7 @@ class VersionLedger:
         for replica in [known for known in self._replicas.values() if known.id not in slots]:
             replica.listed = replica.cordoned = False
             self._resize(replica, 0)
-            outbox += replica.revokes()
+            outbox += _revokes(replica)
             self._drop_if_done(replica)
         for replica_id, count in slots.items():
             replica = self._replicas.get(replica_id) or self._record(replica_id)
@@ -183,7 +99,7 @@ class VersionLedger:
             if replica.slots != count:
                 self._resize(replica, count)
             if replica.out > count:
-                outbox += replica.revokes()
+                outbox += _revokes(replica)
         return outbox + self.cordon(cordoned) + self._settle()
 
     def cordon(self, replica_ids: Iterable[str]) -> Outbox:
@@ -193,7 +109,7 @@ class VersionLedger:
             if not replica.cordoned:
                 replica.cordoned = True
                 self._shelf.take_off(replica)
-                outbox += replica.revokes()
+                outbox += _revokes(replica)
         return outbox
 
     def uncordon(self, replica_ids: Iterable[str]) -> Outbox:
@@ -202,6 +118,17 @@ class VersionLedger:
             if replica.cordoned:
                 replica.cordoned = False
                 self._shelve(replica)
+        return self._settle()
+
+    # Ledgers take over.
+
+    def close(self) -> None:
+        """Grant nothing, as somebody may hold leases that are not on record."""
+        self._closed = True
+
+    def open(self) -> Outbox:
+        """Grant, as all leases are on record."""
+        self._closed = False
         return self._settle()
 
     # Front-ends come, speak and go.
@@ -240,27 +167,27 @@ class VersionLedger:
 
     # Records.
 
-    def _listed(self, replica_ids: Iterable[str]) -> Iterator[_Replica]:
+    def _listed(self, replica_ids: Iterable[str]) -> Iterator[ReplicaRecord]:
         return (self._replicas[r] for r in replica_ids if r in self._replicas and self._replicas[r].listed)
 
-    def _record(self, replica_id: str) -> _Replica:
-        replica = self._replicas[replica_id] = _Replica(replica_id)
+    def _record(self, replica_id: str) -> ReplicaRecord:
+        replica = self._replicas[replica_id] = ReplicaRecord(replica_id)
         return replica
 
-    def _drop_if_done(self, replica: _Replica) -> None:
+    def _drop_if_done(self, replica: ReplicaRecord) -> None:
         if not replica.listed and not replica.out:
             del self._replicas[replica.id]
 
-    def _shelve(self, replica: _Replica) -> None:
+    def _shelve(self, replica: ReplicaRecord) -> None:
         if not replica.cordoned and replica.out < replica.slots:
             self._shelf.put(replica)
 
-    def _resize(self, replica: _Replica, slots: int) -> None:
+    def _resize(self, replica: ReplicaRecord, slots: int) -> None:
         self._shelf.take_off(replica)
         replica.slots = slots
         self._shelve(replica)
 
-    def _move(self, front_end: str, front: _FrontEnd, replica: _Replica, count: int) -> None:
+    def _move(self, front_end: str, front: FrontEndRecord, replica: ReplicaRecord, count: int) -> None:
         """Hand `count` leases to a front-end, or take them back where `count` is negative."""
         self._shelf.take_off(replica)
         replica.out += count
@@ -288,14 +215,14 @@ class VersionLedger:
         """Start a front-end's record anew from what it says it has. Its waiters keep the places they had."""
         before = self._fronts.get(front_end)
         self._forget(front_end)
-        front = self._fronts[front_end] = _FrontEnd(hello.holder)
+        front = self._fronts[front_end] = FrontEndRecord(hello.holder)
         front.avoided = hello.avoided
         outbox: Outbox = [(front_end, Welcome(hello.holder, hello.session))]
         for replica_id, count in hello.held.items():
             replica = self._replicas.get(replica_id) or self._record(replica_id)
             self._move(front_end, front, replica, count)
             if self._has_replicas and replica.is_overdue:
-                outbox += replica.revokes()
+                outbox += _revokes(replica)
         gone = {*hello.cancelled}
         for number in range(hello.served_upto + 1, hello.wanted_upto + 1):
             if number not in gone:
@@ -305,7 +232,7 @@ class VersionLedger:
             self._waiting.add(front_end)
         return outbox
 
-    def _place_of(self, number: int, before: _FrontEnd | None, hello: Hello) -> int:
+    def _place_of(self, number: int, before: FrontEndRecord | None, hello: Hello) -> int:
         """The place that a waiter had; of one whose grant came to nothing, that of the latest grant; else a new one."""
         if before is not None and before.holder == hello.holder:
             if number in before.wants:
@@ -315,7 +242,7 @@ class VersionLedger:
         self._place += 1
         return self._place
 
-    def _note_wants(self, front_end: str, front: _FrontEnd, message: Wants) -> None:
+    def _note_wants(self, front_end: str, front: FrontEndRecord, message: Wants) -> None:
         wants = front.wants
         for number in range(max(front.wanted_upto, message.served_upto) + 1, message.wanted_upto + 1):
             self._place += 1
@@ -330,7 +257,7 @@ class VersionLedger:
         else:
             self._waiting.discard(front_end)
 
-    def _take_back(self, front_end: str, front: _FrontEnd, message: Return) -> None:
+    def _take_back(self, front_end: str, front: FrontEndRecord, message: Return) -> None:
         replica = self._replicas.get(message.replica)
         if replica is not None:
             count = min(message.count, replica.holders.get(front_end, 0))
@@ -346,7 +273,7 @@ class VersionLedger:
     def _settle(self) -> Outbox:
         """Grant what can be granted, oldest want first; then recall for those that are left."""
         outbox: Outbox = []
-        if not self._granting:
+        if self._closed:
             return outbox
         passed_over: set[str] = set()  # front-ends that avoid all that is free
         while len(self._waiting) > len(passed_over) and self._shelf.least_loaded() is not None:
@@ -402,7 +329,7 @@ class VersionLedger:
                 second = place
         return first, second
 
-    def _ahead_of(self, place: int, front: _FrontEnd) -> int:
+    def _ahead_of(self, place: int, front: FrontEndRecord) -> int:
         """The last of a front-end's waiters that is ahead of a place, as far as is looked; 0 if there is none."""
         after = halfway = 0
         for looked_at, (number, own_place) in enumerate(front.wants.items()):
@@ -415,3 +342,8 @@ class VersionLedger:
             if looked_at == _LOOK_AHEAD // 2:
                 halfway = number
         return after
+
+
+def _revokes(replica: ReplicaRecord) -> Outbox:
+    """The messages that call all leases of a replica back."""
+    return [(front_end, Revoke(replica.id)) for front_end in replica.holders]

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import inspect
 import os
 import socket
@@ -341,14 +340,12 @@ def play(tell: Callable[[World], Awaitable[None]], **settings: Any) -> None:
             raise
 
     _let_uvloop_open_its_own()
-    gc.collect()
     before = open_descriptors()
     patience = mock.patch.multiple(
         "router.gateway.gateway", _SWEEP_SECONDS=0.02, _SUSPENSION_SECONDS=0.03, _FAREWELL_SECONDS=0.02
     )
     with patience:
         uvloop.run(run())
-    gc.collect()
     assert open_descriptors() == before
 
 

@@ -36,8 +36,8 @@ CHANGES = (
 )  # fmt: skip
 FAULTS = (
     "front_end_comes", "front_end_crashes", "ledger_learns_of_crashes", "connection_breaks", "ledger_loses_connection",
-    "front_end_connects", "front_end_connects", "front_end_begins_anew", "owner_changes", "new_owner_begins_if_it_may",
-    "new_owner_begins_if_it_may",
+    "front_end_connects", "front_end_connects", "front_end_begins_anew", "owner_changes", "new_owner_opens_if_it_may",
+    "new_owner_opens_if_it_may", "new_owner_learns_of_replicas",
 )  # fmt: skip
 
 
@@ -195,12 +195,16 @@ class SlotsMachine(RuleBasedStateMachine):
             self.world.connect(front)
 
     def owner_changes(self, which: int) -> None:
-        self.world.change_owner()
+        self.world.change_owner(knows_replicas=which % 4 < 2)
         if which % 2:
             for front in self.fronts():
                 self.world.connect(front)
 
-    def new_owner_begins_if_it_may(self, _: int) -> None:
+    def new_owner_opens_if_it_may(self, _: int) -> None:
+        if not self.world.ledger_is_open:
+            self.world.open_ledger()
+
+    def new_owner_learns_of_replicas(self, _: int) -> None:
         if not self.world.ledger_has_replicas:
             self.world.give_ledger_replicas()
 
@@ -270,10 +274,12 @@ class SlotsMachine(RuleBasedStateMachine):
                 world.tell_replicas(front)
         world.tell_who_is_gone()
         world.deliver_all()
+        if not world.ledger_is_open:
+            world.open_ledger()
         if not world.ledger_has_replicas:
             world.give_ledger_replicas()
-            world.deliver_all()
-        assert world.ledger_has_replicas
+        world.deliver_all()
+        assert world.ledger_is_open
         self.no_replica_has_more_leases_out_than_slots()
 
     def check_agreement(self) -> None:

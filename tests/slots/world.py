@@ -84,6 +84,7 @@ class World:
         self.now = 0.0
         self.ledger = VersionLedger()
         self.ledger_has_replicas = True
+        self.ledger_is_open = True
         self.fronts: dict[str, FrontEnd] = {}
         self.gone: list[str] = []  # front-ends that ended, of which the ledger has not heard
         self.slots: dict[str, int] = {}
@@ -143,20 +144,29 @@ class World:
         if self.at_once:
             self.deliver_all()
 
-    def change_owner(self) -> None:
-        """Another ledger takes over, which knows nothing yet."""
+    def change_owner(self, *, knows_replicas: bool) -> None:
+        """Another ledger takes over, which may know the replicas already, but no front-end."""
         self.ledger = VersionLedger()
+        self.ledger.close()
+        self.ledger_is_open = False
         self.ledger_has_replicas = False
         self.gone.clear()
         for front in self.fronts.values():
             front.introduced = False
             self.disconnect(front, ledger_notices=False)
+        if knows_replicas:
+            self.give_ledger_replicas()
 
     def give_ledger_replicas(self) -> None:
+        """A new ledger learns of the replicas."""
+        self.ledger_has_replicas = True
+        self.send(self.ledger.set_replicas(self.slots, self.cordoned))
+
+    def open_ledger(self) -> None:
         """Once a new ledger has heard all who are there, it may begin."""
         if all(front.introduced for front in self.fronts.values()):
-            self.ledger_has_replicas = True
-            self.send(self.ledger.set_replicas(self.slots, self.cordoned))
+            self.ledger_is_open = True
+            self.send(self.ledger.open())
 
     # Replicas.
 
