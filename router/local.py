@@ -98,8 +98,9 @@ class _Run(abc.ABC):
     async def _start(self) -> None:
         """Serve."""
 
+    @abc.abstractmethod
     def _look(self) -> None:
-        """What is to be done now and then."""
+        """Take in, and show, what has changed; called now and then."""
 
     async def _join(self, peers: Sequence[Address]) -> None:
         """Route as one with `peers`, and with whoever joins later."""
@@ -165,7 +166,6 @@ class _Run(abc.ABC):
             await asyncio.sleep(_WATCH_SECONDS)
             try:
                 self._look()
-                self._console.show()
             except Exception as fault:  # noqa: BLE001  (the models are served all the same, and the next look may do)
                 log.event(_log, logging.ERROR, "the file or what is shown of it failed", exception=fault)
 
@@ -186,6 +186,9 @@ class _Joined(_Run):
         await self._join(self._peers)
         await self._supervisor.start(self._cluster)
         self._console.began(f"what {names} serves", self._settings, _ANY_SAMPLE)
+
+    def _look(self) -> None:
+        self._console.show()
 
 
 class _Local(_Run):
@@ -227,6 +230,10 @@ class _Local(_Run):
         return _ANY_SAMPLE
 
     def _look(self) -> None:
+        self._look_at_file()
+        self._console.show()
+
+    def _look_at_file(self) -> None:
         """Take a changed file once it is the same at two looks: who writes it may not have finished before."""
         before, self._last_seen = self._last_seen, _identity(self._path)
         if before == self._last_seen != self._in_force:

@@ -182,22 +182,11 @@ def _encode_word(word: slots.ToLedger | slots.ToHolder) -> list[object]:
             return ["recall", word.count, word.after]
         case slots.Revoke():
             return ["revoke", word.replica]
-        case slots.Avoid():
-            return ["avoid", sorted(word.replicas)]
-        case slots.Welcome():
-            return ["welcome", word.holder, word.session]
-        case slots.SayHello():
-            return ["say-hello"]
         case slots.Hello():
-<<<<<<< HEAD
-            waiters = (word.wanted_upto, word.served_upto, word.cancelled)
-            return ["hello", word.holder, word.session, dict(word.held), sorted(word.avoided), *waiters]
-=======
             held, avoided = dict(word.held), sorted(word.avoided)
             return [
                 "hello", word.holder, word.session, held, avoided, word.wanted_upto, word.served_upto, word.cancelled,
             ]  # fmt: skip
->>>>>>> 6ae077be894b679febbdd6d0e84cde569ecdde28
 
 
 _TO_LEDGER: dict[str, Callable[[list[Any]], slots.ToLedger]] = {
@@ -215,8 +204,6 @@ _TO_HOLDER: dict[str, Callable[[list[Any]], slots.ToHolder]] = {
     "grant": lambda f: slots.Grant(_text(f[1]), _count(f[2])),
     "recall": lambda f: slots.Recall(_count(f[1]), _count(f[2])),
     "revoke": lambda f: slots.Revoke(_text(f[1])),
-    "welcome": lambda f: slots.Welcome(_count(f[1]), _count(f[2])),
-    "say-hello": lambda _: slots.SayHello(),
 }
 
 
