@@ -51,7 +51,7 @@ class Scene:
     def __init__(self, fault: Exception | None = None) -> None:
         settings = replace(load_settings(environ={}), port=0, admin_port=0, workers=1, drain_seconds=PATIENCE_SECONDS)
         self.cluster = PlayedCluster(fault)
-        self.supervisor = Supervisor(settings, human_log=True)
+        self.supervisor = Supervisor(settings, own_id="pod-1", human_log=True)
 
     def serve(self, *names: str, **settings: Any) -> None:
         self.supervisor.services_changed({name: _service(name, **settings) for name in names})
@@ -197,7 +197,7 @@ def test_a_cordon_is_kept_when_settings_change(slow: int) -> None:
             )
             busy = [made.asks(), made.asks()]
             await until(lambda: made.supervisor.facts(ECHO).in_flight == 2)
-            loop, ledger = made.supervisor._loop, made.supervisor._coordinator.ledger(ECHO)
+            loop, ledger = made.supervisor._loop, made.supervisor._peering.coordinator.ledger(ECHO)
             assert ledger is not None
             await until(lambda: loop.cordoned(ECHO))  # one is too many
             (cordoned,) = loop.cordoned(ECHO)

@@ -187,7 +187,8 @@ class World:
             key, tuple(Replica(r.id, r.host, r.port, ReplicaState.READY) for r in known), frozenset(cordoned)
         )
         limit = version.replica_max_concurrent_requests
-        self.coordinator.set_replicas(key, {r.id: limit for r in known} if limit else {}, cordoned)
+        self.coordinator.set_replicas(key, {r.id: limit for r in known} if limit else {})
+        self.coordinator.cordon(key, cordoned)
 
     def route(self, service: str = "iris", version: str = "default") -> VersionRoute:
         return self.gateway.versions[service, version]
