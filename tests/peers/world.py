@@ -160,6 +160,7 @@ class Network:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
+        self._stopped = False
         self.recorded: list[tuple[bytes, bool]] = []
         self.alter: Alter = lambda data, towards: data
         self.connections = 0
@@ -187,6 +188,7 @@ class Network:
 
     async def stop(self) -> None:
         assert self._server is not None
+        self._stopped = True
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -194,6 +196,9 @@ class Network:
             await asyncio.wait(self._tasks)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._stopped:  # accepted just before
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
