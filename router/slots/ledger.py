@@ -298,7 +298,8 @@ class VersionLedger:
     def _recall(self, outbox: Outbox) -> None:
         """Tell each holder how many wait elsewhere, where what it was told no longer serves.
 
-        That a recall is lowered is not worth a message: it costs a lease that goes back and forth, once.
+        That a recall is lowered is not worth a message: it costs a lease that goes back and forth, once. Whether those
+        who wait can use what is recalled is not looked at either: replicas are avoided for seconds, if at all.
         """
         waiting = self.waiting
         first, second = self._two_oldest()
