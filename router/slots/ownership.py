@@ -49,12 +49,15 @@ class Move:
 class Ownership:
     """One pod's view. Times are seconds of one monotonic clock."""
 
-    __slots__ = ("_gathering_since", "_live", "_owners", "_share_cache", "_told", "_unreachable", "own_id")
+    __slots__ = (
+        "_gathering_since", "_given_up", "_live", "_owners", "_share_cache", "_told", "_unreachable", "own_id",
+    )  # fmt: skip
 
     def __init__(self, own_id: str) -> None:
         self.own_id = own_id
         self._live: frozenset[str] = frozenset((own_id,))
-        self._unreachable: dict[str, float] = {}  # pod -> since when
+        self._unreachable: dict[str, float] = {}  # pod -> since when, until its grace is over
+        self._given_up: dict[str, float] = {}  # unreachable pods whose grace is over -> since when
         self._owners: dict[str, str] = {}
         self._told: dict[str, set[str]] = {}  # service -> pods that told us
         self._gathering_since: dict[str, float] = {}  # services that we own and may not grant for yet
@@ -79,13 +82,16 @@ class Ownership:
         for gone in [name for name in self._owners if name not in names]:
             del self._owners[gone]
             self._gathering_since.pop(gone, None)
+            self._told.pop(gone, None)
         return [self._assign(name, None, now) for name in sorted(names - self._owners.keys())]
 
     def set_peers(self, live: Collection[str], unreachable: Mapping[str, float], now: float) -> list[Move]:
         """Make `live` the pods that can be reached (this one is always among them), `unreachable` (pod -> since when)
         those that cannot but may live. Returns the services that have another owner now."""
         self._live = frozenset((*live, self.own_id))
-        self._unreachable = {pod: since for pod, since in unreachable.items() if pod not in self._live}
+        absent = {pod: since for pod, since in unreachable.items() if pod not in self._live}
+        self._given_up = {pod: since for pod, since in self._given_up.items() if absent.get(pod) == since}
+        self._unreachable = {pod: since for pod, since in absent.items() if pod not in self._given_up}
         self._share_cache.clear()
         moves = []
         for service, before in list(self._owners.items()):
@@ -157,7 +163,7 @@ class Ownership:
         """Unreachable pods whose time of grace is over: each is named once."""
         over = [pod for pod, since in self._unreachable.items() if now - since >= GRACE_SECONDS]
         for pod in over:
-            del self._unreachable[pod]
+            self._given_up[pod] = self._unreachable.pop(pod)
         if over:
             self._share_cache.clear()
         return over

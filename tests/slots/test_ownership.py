@@ -119,6 +119,17 @@ def test_who_told_before_this_pod_knew_of_the_service_has_told() -> None:
     assert view.newly_granting(1.0) == [service]
 
 
+def test_what_was_told_of_a_service_that_went_does_not_count_when_it_comes_back() -> None:
+    service = a_service_of("a", "ab")
+    view = view_of("a", "b", [service])
+    view.told("b", service)
+    view.set_services([], 1.0)
+    view.set_services([service], 2.0)
+    view.told("a", service)
+    assert view.newly_granting(2.0) == []
+    assert view.newly_granting(2.0 + GATHER_SECONDS) == [service]
+
+
 def test_who_does_not_tell_in_time_is_not_waited_for() -> None:
     service = a_service_of("a", "ab")
     view = view_of("a", "b", [service])
