@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from router.peers.dialling import Address
 from router.services import ReplicaState, Service, VersionKey
 from router.settings import RouterSettings
 from router.telemetry.metrics import VersionFacts
@@ -37,25 +39,34 @@ class Console:
         self._state_dir = ""
         self._shown_at = 0.0
 
-    def joining(self, peers: str) -> None:
+    def joining(self, peers: Sequence[Address]) -> None:
         """Other routers are being asked what there is to serve."""
-        self._line(f"joining {peers} ...")
+        self._line(f"joining {addresses(peers)} ...")
 
-    def joins(self, host: str, port: int) -> None:
-        """Other routers may join."""
-        self._line(f"another router joins this one with: azureml-fe local --peer {host}:{port} --port 0 --admin-port 0")
+    def absent(self, peers: Sequence[Address]) -> None:
+        """They cannot be asked."""
+        self._line(f"there is no router to join at {addresses(peers)}; waiting for one ...")
 
-    def began(self, what: str, settings: RouterSettings, sample: str) -> None:
-        """The router accepts clients; replicas are starting."""
-        self._file = what
+    def joins(self, members: Sequence[Address]) -> None:
+        """Other routers may join, with all of `members`."""
+        peers = " ".join(f"--peer {_address(*member)}" for member in members)
+        self._line(f"another router joins with: azureml-fe local {peers} --port 0 --admin-port 0")
+
+    def began(self, what: str, file: Path | None, settings: RouterSettings, sample: str) -> None:
+        """The router accepts clients; replicas of what `file` says are starting, those of another router's file may
+        be at work."""
+        self._file = str(file) if file is not None else "the file of the router that was joined"
         self._sample = sample
         self._state_dir = str(settings.state_dir.absolute())
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self._base = f"http://{host}:{self._supervisor.port}"
+        self._base = f"http://{_address(settings.host, self._supervisor.port)}"
         self._line(f"azureml-fe serves {what} at {self._base}")
-        self._line(f"metrics and health: http://{settings.admin_host}:{self._supervisor.admin_port}/metrics")
-        for name in self._supervisor.services:
-            self._line(f"  {name}: starting replicas ...")
+        admin = _address(settings.admin_host, self._supervisor.admin_port)
+        self._line(f"metrics and health: http://{admin}/metrics")
+        for service in self._supervisor.services.values():
+            if file is not None:
+                self._line(f"  {service.name}: starting replicas ...")
+            elif not self._has_ready(service):
+                self._line(f"  {service.name}: no replica is ready yet")
         self.show()
 
     def show(self) -> None:
@@ -147,6 +158,15 @@ class Console:
             self._out.flush()
         except OSError:
             pass  # nobody reads any more, which must not end the service
+
+
+def addresses(several: Sequence[Address]) -> str:
+    """For people to read."""
+    return ", ".join(_address(*each) for each in several)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _name(key: VersionKey) -> str:

@@ -15,7 +15,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,13 +25,15 @@ from router.cluster.joined import JoinedCluster
 from router.cluster.local import example_path, example_request_path
 from router.cluster.local.cluster import LocalCluster
 from router.cluster.local.file import LocalConfig, load_local
+from router.cluster.local.keys import KeyStore
 from router.cluster.local.secret import peer_secret
-from router.console import Console
+from router.console import Console, addresses
 from router.peers.accepting import listening_socket
 from router.peers.dialling import Address
 from router.peers.mesh import Mesh
+from router.peers.roster import Standing
 from router.services import SettingsError
-from router.settings import RouterSettings, load_settings
+from router.settings import RouterSettings, environment_name, load_settings
 from router.supervisor import Supervisor
 from router.telemetry import log
 
@@ -51,27 +53,36 @@ def run_local(path: Path | None, flags: Mapping[str, object], peers: Sequence[Ad
     if peers:
         settings = load_settings(environ=os.environ, flags=flags)
         log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
-        return uvloop.run(_Joined(peers, settings, flags, sys.stderr).run())
+        port = settings.peer_port if _is_set("peer_port", flags) else 0
+        peer_socket = _peer_socket(settings.host, port)
+        return uvloop.run(_Joined(peers, settings, peer_socket, sys.stderr).run())
     path = path or example_path()
     identity = _identity(path)
     config = load_local(path)
     settings = load_settings(environ=os.environ, file=config.router, flags=flags)
     log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
-    return uvloop.run(_Local(path, identity, config, settings, flags, sys.stderr).run())
+    try:
+        peer_socket = _peer_socket(settings.host, settings.peer_port)
+    except OSError:
+        if _is_set("peer_port", flags, config.router):
+            raise
+        peer_socket = _peer_socket(settings.host, 0)  # another router has the usual port
+    return uvloop.run(_Local(path, identity, config, settings, flags, peer_socket, sys.stderr).run())
 
 
 class _Run(abc.ABC):
     """One router in the foreground: its parts, its signals, its end."""
 
     def __init__(
-        self, settings: RouterSettings, flags: Mapping[str, object], out: TextIO, joined: JoinedCluster | None = None
+        self, settings: RouterSettings, peer_socket: socket.socket, out: TextIO, joined: JoinedCluster | None = None
     ) -> None:
+        """Raises `SettingsError` and OSError for a secret of peers that cannot be used."""
         self._settings = settings
-        self._flags = flags
         self._out = out
         self._on_terminal = out.isatty()
-        self._own_id = f"{re.sub('[^A-Za-z0-9.-]', '-', socket.gethostname())[:64]}:{os.getpid()}"
-        self._supervisor = Supervisor(settings, own_id=self._own_id, human_log=self._on_terminal, joined=joined)
+        own_id = f"{re.sub('[^A-Za-z0-9.-]', '-', socket.gethostname())[:64]}:{os.getpid()}"
+        self._supervisor = Supervisor(settings, own_id=own_id, human_log=self._on_terminal, joined=joined)
+        self._mesh = Mesh(own_id, peer_socket, peer_secret(settings.state_dir), self._supervisor.pods)
         self._console = Console(self._supervisor, out, self._own_key)
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,23 +113,10 @@ class _Run(abc.ABC):
     def _look(self) -> None:
         """Take in, and show, what has changed; called now and then."""
 
-    async def _join(self, peers: Sequence[Address]) -> None:
-        """Route as one with `peers`, and with whoever joins later."""
-        settings = self._settings
-        mesh = Mesh(self._own_id, self._peer_address(), peer_secret(settings.state_dir), self._supervisor.pods)
-        mesh.set_expected(dict.fromkeys(peers))
-        await self._supervisor.join(mesh)
-        self._console.joins(mesh.own.host or settings.host, mesh.own.port)
-
-    def _peer_address(self) -> Address | socket.socket:
-        """Where peers reach this router: the port that is set, else any; another router may have the usual one."""
-        host, port = self._settings.host, self._settings.peer_port
-        try:
-            return listening_socket(host, port)
-        except OSError:
-            if "peer_port" in self._flags:
-                raise
-            return (host, 0)
+    def _tell_how_to_join(self, peers: Sequence[Address] = ()) -> None:
+        """Whoever joins must be linked with all: with this router and with its `peers`."""
+        own = self._mesh.own
+        self._console.joins([*peers, (own.host or self._settings.host, own.port)])
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do `work` unless a signal comes first; False if one did."""
@@ -157,9 +155,9 @@ class _Run(abc.ABC):
         except OSError as error:
             log.event(_log, logging.ERROR, "workers cannot be replaced", error=str(error))
 
+    @abc.abstractmethod
     def _own_key(self, service: str) -> bool:
         """Whether `keys show` knows a service's primary key."""
-        return True
 
     async def _watch(self) -> None:
         while True:
@@ -174,18 +172,41 @@ class _Joined(_Run):
     """A router that serves what another one serves."""
 
     def __init__(
-        self, peers: Sequence[Address], settings: RouterSettings, flags: Mapping[str, object], out: TextIO
+        self, peers: Sequence[Address], settings: RouterSettings, peer_socket: socket.socket, out: TextIO
     ) -> None:
-        self._cluster = JoinedCluster()
-        super().__init__(settings, flags, out, self._cluster)
+        self._cluster = JoinedCluster(self._join)
+        super().__init__(settings, peer_socket, out, self._cluster)
         self._peers = peers
 
     async def _start(self) -> None:
-        names = ", ".join(f"{host}:{port}" for host, port in self._peers)
-        self._console.joining(names)
-        await self._join(self._peers)
         await self._supervisor.start(self._cluster)
-        self._console.began(f"what {names} serves", self._settings, _ANY_SAMPLE)
+        self._console.began(f"what {addresses(self._peers)} serves", None, self._settings, _ANY_SAMPLE)
+        self._tell_how_to_join(self._peers)
+
+    async def _join(self) -> None:
+        self._console.joining(self._peers)
+        self._mesh.set_expected(dict.fromkeys(self._peers))
+        await self._supervisor.join(self._mesh)
+        self._begin(self._tell_of_absence())
+
+    async def _tell_of_absence(self) -> None:
+        """Say when it takes long because nobody is there; a wrong port would otherwise look like a slow start."""
+        while not self._supervisor.services:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if self._is_absent(self._mesh.standings().values()):
+                self._console.absent(self._peers)
+                return
+
+    @staticmethod
+    def _is_absent(standings: Collection[Standing | None]) -> bool:
+        return all(standing in (Standing.GONE, Standing.UNREACHABLE) for standing in standings)
+
+    def _own_key(self, service: str) -> bool:
+        try:
+            known = KeyStore(self._settings.state_dir).existing(service)
+        except (SettingsError, OSError):
+            return False
+        return known["primary"] == self._supervisor.services[service].primary_key
 
     def _look(self) -> None:
         self._console.show()
@@ -201,9 +222,11 @@ class _Local(_Run):
         config: LocalConfig,
         settings: RouterSettings,
         flags: Mapping[str, object],
+        peer_socket: socket.socket,
         out: TextIO,
     ) -> None:
-        super().__init__(settings, flags, out)
+        super().__init__(settings, peer_socket, out)
+        self._flags = flags
         self._path = path
         self._in_force = self._last_seen = identity
         self._config = config
@@ -216,8 +239,9 @@ class _Local(_Run):
 
     async def _start(self) -> None:
         await self._supervisor.start(self._cluster)
-        self._console.began(str(self._path), self._settings, self._sample())
-        await self._join(())
+        await self._supervisor.join(self._mesh)
+        self._console.began(f"{self._path}", self._path, self._settings, self._sample())
+        self._tell_how_to_join()
 
     def _own_key(self, service: str) -> bool:
         given = self._config.services.get(service)
@@ -255,6 +279,20 @@ class _Local(_Run):
         log.event(_log, logging.INFO, "changed file in force", file=str(self._path))
         if settings != self._settings:
             log.event(_log, logging.WARNING, "settings of the router section take effect at the next start")
+
+
+def _is_set(name: str, *sources: Mapping[str, object]) -> bool:
+    """Whether a setting of the router has been set, be it to its default."""
+    return any(name in source for source in sources) or environment_name(name) in os.environ
+
+
+def _peer_socket(host: str, port: int) -> socket.socket:
+    """Where peers reach this router. Raises OSError that names the setting."""
+    try:
+        return listening_socket(host, port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"peer_port: {port} cannot be listened on at {host}: {reason}; allowed: a free port") from error
 
 
 def _identity(path: Path) -> _Identity:

@@ -73,6 +73,7 @@ class Supervisor:
         self._ticking: asyncio.Task[None] | None = None
         self._config_errors = 0
         self._last_reload_succeeded = True
+        self._stopping = False
         self._hurried = asyncio.Event()
 
     # Life.
@@ -95,8 +96,7 @@ class Supervisor:
 
     async def stop(self) -> bool:
         """Drain the workers, then end the cluster's replicas. False if requests had to be cut."""
-        if self._ticking is not None:
-            self._ticking.cancel()
+        self._stopping = True
         if self._socket is not None:
             self._socket.close()
         async with contextlib.AsyncExitStack() as afterwards:  # whatever fails, the rest is done
@@ -106,6 +106,9 @@ class Supervisor:
                 afterwards.push_async_callback(self._admin.stop)
             if self._cluster is not None:
                 afterwards.push_async_callback(self._stop_cluster, self._cluster)
+            if self._ticking is not None:
+                # Other pods hear of requests here until there are none; who drains a replica waits for that.
+                afterwards.callback(self._ticking.cancel)
             return self._workers is None or await self._workers.stop(self._settings.drain_seconds)
 
     async def _stop_cluster(self, cluster: Cluster) -> None:
@@ -278,7 +281,7 @@ class Supervisor:
             now = time.monotonic()
             self._peering.tick()
             self._pods.tick(now)
-            for key in tuple(self._versions) if self._pods.leads else ():
+            for key in tuple(self._versions) if self._pods.leads and not self._stopping else ():
                 try:
                     step = self._loop.step(key, now, self._in_flight)
                     if step is not None:

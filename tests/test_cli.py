@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +12,9 @@ from router import __version__
 from router.cli import main
 from router.values import SettingsError
 
-Calls = list[tuple[Path | None, Mapping[str, object]]]
-Local = Callable[[Path | None, Mapping[str, object]], int]
+Peers = Sequence[tuple[str, int]]
+Calls = list[tuple[Path | None, Mapping[str, object], Peers]]
+Local = Callable[[Path | None, Mapping[str, object], Peers], int]
 
 FILE = """
 services:
@@ -45,8 +46,8 @@ def supervise_with(monkeypatch: pytest.MonkeyPatch, run_local: Local) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     found: Calls = []
 
-    def run_local(path: Path | None, flags: Mapping[str, object]) -> int:
-        found.append((path, flags))
+    def run_local(path: Path | None, flags: Mapping[str, object], peers: Peers) -> int:
+        found.append((path, flags, peers))
         return 0
 
     supervise_with(monkeypatch, run_local)
@@ -64,7 +65,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_local_without_a_file_runs_with_nothing_given(calls: Calls) -> None:
     assert main(["local"]) == 0
-    assert calls == [(None, {})]
+    assert calls == [(None, {}, [])]
 
 
 def test_local_passes_the_file_and_typed_flags(calls: Calls) -> None:
@@ -80,25 +81,30 @@ def test_local_passes_the_file_and_typed_flags(calls: Calls) -> None:
         "log_level": "debug",
         "access_log": 0.1,
     }
-    assert calls == [(Path("m.yaml"), flags)]
+    assert calls == [(Path("m.yaml"), flags, [])]
 
 
 @pytest.mark.parametrize(("word", "share"), [("on", 1.0), ("off", 0.0), ("0.5", 0.5)])
 def test_access_log_is_on_off_or_a_rate(calls: Calls, word: str, share: float) -> None:
     assert main(["local", "--access-log", word]) == 0
-    assert calls == [(None, {"access_log": share})]
+    assert calls == [(None, {"access_log": share}, [])]
+
+
+def test_local_passes_peers_instead_of_a_file(calls: Calls) -> None:
+    assert main(["local", "--peer", "there:9091", "--peer", "[::1]:80"]) == 0
+    assert calls == [(None, {}, [("there", 9091), ("::1", 80)])]
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_exit_code_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    supervise_with(monkeypatch, lambda path, flags: code)
+    supervise_with(monkeypatch, lambda path, flags, peers: code)
     assert main(["local"]) == code
 
 
 def test_settings_error_of_the_run_is_bad_usage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_local(path: Path | None, flags: Mapping[str, object]) -> int:
+    def run_local(path: Path | None, flags: Mapping[str, object], peers: Peers) -> int:
         raise SettingsError("port", 80, "must be another", "here")
 
     supervise_with(monkeypatch, run_local)
@@ -109,7 +115,7 @@ def test_settings_error_of_the_run_is_bad_usage(
 def test_system_error_of_the_run_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_local(path: Path | None, flags: Mapping[str, object]) -> int:
+    def run_local(path: Path | None, flags: Mapping[str, object], peers: Peers) -> int:
         raise OSError(98, "Address already in use\nreally")
 
     supervise_with(monkeypatch, run_local)
@@ -128,6 +134,11 @@ def test_system_error_of_the_run_is_a_failure(
         (["local", "--port"], "argument --port: expected one argument (see azureml-fe local --help)"),
         (["local", "--port", "http"], "flag --port: port = 'http': must be a whole number from 0 to 65535"),
         (["local", "--workers", "0"], "flag --workers: workers = '0': must be a whole number from 1 to 1024"),
+        (["local", "m.yaml", "--peer", "a:1"], "FILE = 'm.yaml': not allowed with --peer"),
+        (["local", "--peer", "nonsense"], "--peer: 'nonsense' is not an address; allowed: HOST:PORT"),
+        (["local", "--peer", "a:0"], "--peer: 'a:0' is not an address"),
+        (["local", "--peer", ":80"], "--peer: ':80' is not an address"),
+        (["local", "--peer", "a:65536"], "--peer: 'a:65536' is not an address"),
         (["check", "none.yaml"], "none.yaml: file: cannot be read: No such file or directory"),
     ],
 )

@@ -6,22 +6,27 @@ The other router starts, scales and stops the replicas. This one routes to them 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from router.cluster import ClusterListener
 from router.services import Replica, Service, VersionKey
 
 
 class JoinedCluster:
-    """A `Cluster` that is told by a peer. What it was told last stays in force when the peer is gone."""
+    """A `Cluster` that is told by a peer. What it was told last stays in force when the peer is gone.
 
-    def __init__(self) -> None:
+    `join` connects with peers; nothing can be told before.
+    """
+
+    def __init__(self, join: Callable[[], Awaitable[None]]) -> None:
+        self._join = join
         self._listener: ClusterListener | None = None
         self._told = asyncio.Event()
 
     async def start(self, listener: ClusterListener) -> None:
-        """Returns once the other router has told its services."""
+        """Returns once the other router has told its services. Raises what `join` raises."""
         self._listener = listener
+        await self._join()
         await self._told.wait()
 
     def services_told(self, services: Mapping[str, Service]) -> None:
