@@ -237,13 +237,20 @@ class ClientConnection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+            return
         except httptools.HttpParserUpgrade as upgrade:
-            self._after_upgrade(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
+            answer = None
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, Refusal):
+                raise
+            answer = error.__context__.answer
         except httptools.HttpParserError as error:
-            cause = error.__context__
-            if isinstance(cause, Exception) and not isinstance(cause, Refusal):
-                raise cause from None
-            self.malformed(cause.answer if isinstance(cause, Refusal) else answers.bad_request(str(error)))
+            answer = answers.bad_request(str(error))
+        if answer is None:
+            self._after_upgrade(rest)
+        else:
+            self.malformed(answer)
 
     def _after_upgrade(self, rest: bytes) -> None:
         """llhttp stops after the head of a request that asks for an upgrade.

@@ -491,7 +491,6 @@ class Exchange:
     ) -> None:
         """The replica's answer begins: make the head that the client gets."""
         self._answered = now = monotonic()
-        self.state = ANSWERING
         self.body = []
         self._head = b""
         gateway = self.gateway
@@ -529,6 +528,7 @@ class Exchange:
                 (self._sent - self.began - queued) * 1e3,
             )  # fmt: skip
         out.append(self._answer_lines + tail + b"\r\n\r\n")
+        self.state = ANSWERING
         if status == 101:
             self._open_tunnel(connection, kept)
 
@@ -679,7 +679,7 @@ class Exchange:
             return
         self.fail(answers.REPLICA_CLOSED)
 
-    def replica_garbled(self, connection: ReplicaConnection, error: BaseException) -> None:
+    def replica_garbled(self, connection: ReplicaConnection, error: BaseException | None) -> None:
         """The replica's answer is not HTTP."""
         self.gateway.log_garbled(self.version, connection.pool.replica_id, error)
         self.fail(answers.REPLICA_CLOSED)

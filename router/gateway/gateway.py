@@ -169,7 +169,7 @@ class Gateway:
             waiter.start(replica, now)
         self.slots_changed(route)
 
-    def log_garbled(self, route: VersionRoute | None, replica_id: str, error: BaseException) -> None:
+    def log_garbled(self, route: VersionRoute | None, replica_id: str, error: BaseException | None) -> None:
         """A replica answers with something that is not HTTP."""
         service, version = route.key if route is not None else ("", "")
         event(

@@ -7,6 +7,7 @@ this file turns bytes into heads, pieces of body and ends, and notices when a co
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -24,6 +25,9 @@ _WRITE_BUFFER_BYTES = 262144
 _MOST_BYTES_WITHOUT_BODY = 262144
 # What was said last through a tunnel is given this long to be read by the replica.
 _LAST_WORDS_SECONDS = 5.0
+# What a replica said last is read up to a megabyte; who waits for the client to take it is not asked any more.
+_LAST_WORDS_READS = 16
+_READ_BYTES = 65536
 
 NO_BODY = 0
 LENGTH = 1
@@ -110,6 +114,8 @@ class ReplicaConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        if exc is not None and self.exchange is not None:
+            self._hear_out()
         exchange = self.exchange
         if exchange is None:
             self.pool.forget(self)
@@ -119,6 +125,24 @@ class ReplicaConnection(asyncio.Protocol):
             return
         self.exchange = None
         exchange.replica_lost(self, exc, self._unacknowledged)
+
+    def _hear_out(self) -> None:
+        """Take in what the replica said before it closed.
+
+        A replica that answers before it has read the whole request and then closes makes the next write fail, and the
+        event loop reads no more then. Its answer lies in the socket, which stays open for as long as this is called.
+        """
+        sock = self.transport.get_extra_info("socket")
+        if sock is None:
+            return
+        for _ in range(_LAST_WORDS_READS):
+            try:
+                data = os.read(sock.fileno(), _READ_BYTES)
+            except OSError:
+                return  # there is nothing more: BlockingIOError, or the reset itself
+            if not data or self.exchange is None:
+                return
+            self.data_received(data)
 
     def abort(self) -> None:
         """Drop the connection and whatever goes on over it."""
@@ -160,11 +184,13 @@ class ReplicaConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            cause = error.__context__
-            if isinstance(cause, Exception) and not isinstance(cause, InvalidAnswer):
-                raise cause from None
+            cause: BaseException | None = error
+            if isinstance(error, httptools.HttpParserCallbackError):
+                cause = error.__context__
+                if not isinstance(cause, InvalidAnswer):
+                    raise
             if not self._complete:  # after the answer's end, it only tells that this connection is of no more use
-                self._garbled(exchange, cause or error)
+                self._garbled(exchange, cause)
                 return
             self._reusable = False
         if self.exchange is not exchange:  # what was parsed has ended the exchange
@@ -187,7 +213,7 @@ class ReplicaConnection(asyncio.Protocol):
             if self._framing == LENGTH and self._left >= RAW_BODY_BYTES:
                 self._raw_left = self._left
 
-    def _garbled(self, exchange: Exchange, error: BaseException) -> None:
+    def _garbled(self, exchange: Exchange, error: BaseException | None) -> None:
         self.flush(exchange)
         exchange.replica_garbled(self, error)
 

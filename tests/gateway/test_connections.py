@@ -477,11 +477,7 @@ async def test_refused_request_waits_for_the_other_replica(world: World) -> None
 
 @story(connect_timeout_ms=50)
 async def test_replica_that_does_not_accept(world: World) -> None:
-    replica = await world.replica()
-    replica.refuse()
-    replica.host = "192.0.2.1"  # TEST-NET-1: no route, or no answer
-    replica.id = "elsewhere"
-    world.announce(("iris", "default"))
+    (await world.replica()).stop_accepting()
     answer = await world.ask(post())
     assert (answer.status, answer.error) == (502, "replica-closed")
 

@@ -58,6 +58,7 @@ class ScriptedReplica:
         self._fresh: asyncio.Queue[Line] = asyncio.Queue()
         self._script: Script | None = None
         self._server: asyncio.Server | None = None
+        self._stuck: list[socket.socket] = []
 
     async def listen(self, *, receive_buffer: int | None = None) -> None:
         """Accept connections, on the same port as before."""
@@ -75,6 +76,23 @@ class ScriptedReplica:
         if self._server is not None:
             self._server.close()
             self._server = None
+        for sock in self._stuck:
+            sock.close()
+        self._stuck.clear()
+
+    def stop_accepting(self) -> None:
+        """Be where connections are neither accepted nor refused: behind a full queue of connections to accept."""
+        self.refuse()
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((self.host, self.port))
+        sock.listen(0)
+        self._stuck.append(sock)
+        for _ in range(3):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex((self.host, self.port))
+            self._stuck.append(waiting)
 
     async def accept(self) -> Line:
         """The next new connection."""
@@ -187,8 +205,7 @@ class World:
             key, tuple(Replica(r.id, r.host, r.port, ReplicaState.READY) for r in known), frozenset(cordoned)
         )
         limit = version.replica_max_concurrent_requests
-        self.coordinator.set_replicas(key, {r.id: limit for r in known} if limit else {})
-        self.coordinator.cordon(key, cordoned)
+        self.coordinator.set_replicas(key, {r.id: limit for r in known} if limit else {}, cordoned)
 
     def route(self, service: str = "iris", version: str = "default") -> VersionRoute:
         return self.gateway.versions[service, version]
