@@ -471,15 +471,14 @@ def test_no_descriptor_is_left_open(ports: dict[str, int]) -> None:
         async with stage(ports, 2) as scene:
             gc.collect()
             before = descriptors()
-            for _ in range(3):
-                await scene.workers.replace_all()
+            await scene.workers.replace_all()
             await scene.until(lambda: len(scene.pids) == 2)
             os.kill(scene.pids[0], signal.SIGKILL)
-            await scene.until(lambda: len(scene.started) == 9)
+            await scene.until(lambda: len(scene.started) == 5)
             await scene.workers.resize(4)
             await scene.workers.resize(2)
             await scene.until(lambda: len(scene.pids) == 2)
-            await scene.until(lambda: len(scene.ended) == 9)
+            await scene.until(lambda: len(scene.ended) == 5)
             gc.collect()
             assert descriptors() == before
             assert {descriptors(pid) for pid in scene.pids} == {descriptors(scene.pids[0])}
