@@ -173,11 +173,12 @@ class World:
     def set_slots(self, slots: dict[str, int]) -> None:
         self.slots = slots
         self.cordoned &= slots.keys()
+        at_once, self.at_once = self.at_once, False
+        for front in self.fronts.values() if at_once else ():
+            self.tell_replicas(front)
+        self.at_once = at_once
         if self.ledger_has_replicas:
             self.send(self.ledger.set_replicas(slots))
-        if self.at_once:
-            for front in self.fronts.values():
-                self.tell_replicas(front)
 
     def cordon(self, replica: str) -> None:
         self.cordoned.add(replica)
