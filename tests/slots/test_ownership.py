@@ -127,7 +127,7 @@ def test_what_was_told_of_a_service_that_went_does_not_count_when_it_comes_back(
     view.set_services([service], 2.0)
     view.told("a", service)
     assert view.newly_granting(2.0) == []
-    assert view.newly_granting(2.0 + GATHER_SECONDS) == [service]
+    assert view.newly_granting(2.1 + GATHER_SECONDS) == [service]
 
 
 def test_who_does_not_tell_in_time_is_not_waited_for() -> None:
