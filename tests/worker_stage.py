@@ -1,0 +1,93 @@
+"""A stage for tests of worker processes: the test plays the supervisor, workers and model servers are real."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+from router.gateway.control import Replicas, Report, Services, ToLedgers
+from router.services import Replica, ReplicaState, Service, VersionKey, parse_service
+from router.settings import load_settings
+from router.workers import Workers
+from tests.processes import PATIENCE_SECONDS, POLL_SECONDS, Pending, ask, statistics, workers_of
+
+ECHO = "/api/v1/service/echo/score"
+SLOW = "/api/v1/service/slow/score"
+
+
+class Stage:
+    """Workers that serve, and what they said."""
+
+    def __init__(self, ports: dict[str, int]) -> None:
+        self.ports = ports
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.socket.setblocking(False)
+        self.port = int(self.socket.getsockname()[1])
+        settings = replace(load_settings(environ={}), drain_seconds=PATIENCE_SECONDS)
+        self.workers = Workers(settings, self, [self.socket], human_log=True)
+        self.started: list[str] = []
+        self.ended: list[str] = []
+        self.answered: dict[str, int] = {}  # by worker
+
+    def worker_started(self, name: str) -> None:
+        self.started.append(name)
+        services = {service: _service(service) for service in self.ports}
+        self.workers.send(name, Services(services))
+        for service, port in self.ports.items():
+            key: VersionKey = (service, "default")
+            replicas = (Replica(service, "127.0.0.1", port, ReplicaState.READY),)
+            self.workers.send(name, Replicas(key, replicas, frozenset()))
+
+    def worker_said(self, name: str, message: ToLedgers | Report) -> None:
+        assert name not in self.ended, "words of the dead"
+        if isinstance(message, Report) and message.counters is not None:
+            versions = message.counters["versions"].values()
+            self.answered[name] = sum(
+                sum(slugs.values()) for version in versions for v in version.values() for slugs in v["answers"].values()
+            )
+
+    def worker_ended(self, name: str) -> None:
+        assert name in self.started
+        self.ended.append(name)
+
+    @property
+    def pids(self) -> list[int]:
+        return workers_of(os.getpid())
+
+    async def until(self, holds: Callable[[], object], what: str = "what was waited for") -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not holds():
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def ask(self, path: str = ECHO) -> int:
+        return (await asyncio.to_thread(ask, self.port, path, b"[1]")).status
+
+    async def under_way(self) -> Pending:
+        """A slow request that has reached its replica."""
+        pending = Pending(self.port, SLOW)
+        await self.until(lambda: statistics(self.ports["slow"])["concurrent"] == 1)
+        return pending
+
+
+def _service(name: str) -> Service:
+    settings = {"auth_enabled": False, "num_replicas": 1, "replica_max_concurrent_requests": 0}
+    return parse_service(name, settings)
+
+
+@contextlib.asynccontextmanager
+async def stage(ports: dict[str, int], count: int = 0) -> AsyncIterator[Stage]:
+    """Some workers, all of which are gone at the end."""
+    made = Stage(ports)
+    try:
+        if count:
+            await made.workers.resize(count)
+            assert len(made.workers) == count
+        yield made
+    finally:
+        await made.workers.stop(PATIENCE_SECONDS)
+        made.socket.close()
+    assert made.pids == []
+    assert sorted(made.ended) == sorted(made.started)
+    assert len(asyncio.all_tasks()) == 1
