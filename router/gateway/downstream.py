@@ -83,8 +83,8 @@ class ClientConnection(asyncio.Protocol):
         "_underscored",
         "address",
         "closed",
+        "forwarded_host",
         "gateway",
-        "scheme",
         "stalled_since",
         "transport",
     )
@@ -94,7 +94,7 @@ class ClientConnection(asyncio.Protocol):
         self._known_kinds = gateway.request_kinds.known
         self.transport: asyncio.Transport
         self.address = b""
-        self.scheme = b"http"
+        self.forwarded_host = b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: "
         self.closed = False
         self._parser = httptools.HttpRequestParser(self)
         self._current: Exchange | None = None  # the one that is being answered
@@ -306,12 +306,12 @@ class ClientConnection(asyncio.Protocol):
         if kind is None:
             kind = self.gateway.request_kinds.classify(name)
         if kind == PASS:
-            self._parts += (b"\r\n", name, b": ", value)
+            self._parts.append(name + b": " + value)
         elif kind == UNDERSCORE:
-            self._underscored += (b"\r\n", name, b": ", value)
+            self._underscored.append(name + b": " + value)
         elif kind != DROP:
             if kind[0] == 43:  # READ
-                self._parts += (b"\r\n", name, b": ", value)
+                self._parts.append(name + b": " + value)
                 kind = kind[1:]
             if kind in self._kept:
                 if kind in _SINGLE:
@@ -331,12 +331,8 @@ class ClientConnection(asyncio.Protocol):
         self._head_since = 0.0
         received, self._head_bytes = self._head_bytes, 0  # with what came of the body in the same piece
         self._paused_seconds = 0.0
-        if len(parts) - 1 + 4 * len(kept) + len(self._underscored) > 4 * settings.max_headers or (
-            received > settings.max_head_bytes
-            and (
-                received > settings.max_head_bytes + _SLICE_BYTES  # some of it dropped
-                or sum(map(len, (target, *parts, *kept.values(), *self._underscored))) > settings.max_head_bytes
-            )
+        if len(parts) - 1 + len(kept) + len(self._underscored) > settings.max_headers or (
+            received > settings.max_head_bytes and self._is_large(received, (target, *parts, *kept.values()))
         ):
             raise self._head_too_large()
         parser = self._parser
@@ -362,6 +358,13 @@ class ClientConnection(asyncio.Protocol):
             self._current = exchange
         else:
             self._pending.append(exchange)
+
+    def _is_large(self, received: int, kept: tuple[bytes, ...]) -> bool:
+        """Whether a head is over the limit, of which the piece that ended it may have held more than the head."""
+        limit = self.gateway.settings.max_head_bytes
+        if received > limit + _SLICE_BYTES:  # some of it dropped
+            return True
+        return sum(map(len, (*kept, *self._underscored))) > limit
 
     def _check_version(self, exchange: Exchange, kept: dict[bytes, bytes]) -> None:
         """What depends on the version of HTTP, which costs a look that most requests need not pay."""

@@ -10,6 +10,7 @@ time: that is what keeps slots from leaking, whoever fails first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ _REPLAYABLE_BYTES = 262144
 _HELD_BODY_BYTES = 65536
 _MOST_ATTEMPTS = 3
 _METHODS = (b"POST", b"GET")
+_STATUS_OK = b"HTTP/1.1 200 OK"
 _SERVER_TIMING = (
     b"\r\nServer-Timing: auth;dur=%.2f, queue;dur=%.2f, connect;dur=%.2f, replica;dur=%.2f, router;dur=%.2f"
 )
@@ -59,6 +61,7 @@ class Exchange:
         "_granted",
         "_head",
         "_id_lines",
+        "_is_cross_origin",
         "_kept",
         "_parts",
         "_passed_checks",
@@ -116,7 +119,7 @@ class Exchange:
         self.keep_alive = True
         self.expects_continue = False
         self.upgrade = False
-        self.underscored: list[bytes] = []
+        self.underscored: Sequence[bytes] = ()
         self.body: list[bytes] = []  # received, and not yet sent or kept to be sent once more
         self.body_bytes = 0  # received so far
         self.body_complete = False
@@ -130,6 +133,7 @@ class Exchange:
         self.answer_bytes = 0
         self.answer_chunked = False
         self._until_close = False
+        self._is_cross_origin = False
         self.waiting_since = 0.0
         self.waiter_number = 0
         self.refusal: Answer | None = None  # what reading it has already led to
@@ -222,6 +226,7 @@ class Exchange:
         if origins is not None:
             origin = self._kept.get(b"origin", b"")
             if origin and (b"*" in origins or origin in origins):
+                self._is_cross_origin = True
                 self._answer_lines += b"\r\nAccess-Control-Allow-Origin: %b\r\nVary: Origin" % origin
                 if self.method == b"OPTIONS" and b"access-control-request-method" in self._kept:
                     self._answer_lines += (
@@ -336,7 +341,7 @@ class Exchange:
             if self.body_complete and self.body_bytes <= _REPLAYABLE_BYTES:
                 self._head = head  # all of it is in hand, and stays so until the answer begins
                 if self.length != CHUNKED_BODY:
-                    connection.transport.write(b"".join((head, *body)))
+                    connection.transport.write(head + body[0] if len(body) == 1 else b"".join((head, *body)))
                 else:
                     connection.transport.write(b"".join((head, *self._framed(body), self._body_end())))
             else:
@@ -355,15 +360,15 @@ class Exchange:
         if not self._attempts:
             version.counters.route_time.observe(now - self.began - self._queued_seconds)
         if self.body_complete:
-            self._timeouts = version.timeouts
-            version.timeouts.add(self, now)
+            self._timeouts = timeouts = version.timeouts
+            timeouts.begin(self, now)
 
     def _make_head(self) -> bytes:
         kept = self._kept
         parts = self._parts
         client = self.client
         host = kept.get(b"host", b"")
-        parts[0] = b"%b %b HTTP/1.1\r\nHost: %b" % (self.method, self.target, host)
+        parts[0] = self.method + b" " + self.target + b" HTTP/1.1\r\nHost: " + host
         service = self.service
         assert service is not None
         if self.underscored and service.keep_underscore_headers:
@@ -371,27 +376,18 @@ class Exchange:
         if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
             self._parts = parts = without_fields(parts, named)
         if service.forward_authorization and b"authorization" in kept:
-            parts += (b"\r\n", b"Authorization", b": ", kept[b"authorization"])
+            parts.append(b"Authorization: " + kept[b"authorization"])
         if self.length > 0 or (self.length == 0 and self.method == b"POST"):
-            parts.append(b"\r\nContent-Length: %d" % self.length)
+            parts.append(b"Content-Length: %d" % self.length)
         elif self.length == CHUNKED_BODY:
-            parts.append(b"\r\nTransfer-Encoding: chunked")
+            parts.append(b"Transfer-Encoding: chunked")
         if self.upgrade:
-            parts.append(b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
+            parts.append(b"Connection: Upgrade\r\nUpgrade: websocket")
         forwarded_for = client.address
         if b"x-forwarded-for" in kept:
             forwarded_for = kept[b"x-forwarded-for"] + b", " + forwarded_for
-        parts += (
-            b"\r\nX-Forwarded-For: ",
-            forwarded_for,
-            b"\r\nX-Forwarded-Proto: ",
-            client.scheme,
-            b"\r\nX-Forwarded-Host: ",
-            host,
-            self._id_lines,
-            b"\r\n\r\n",
-        )
-        return b"".join(parts)
+        parts.append(b"X-Forwarded-For: " + forwarded_for + client.forwarded_host + host + self._id_lines + b"\r\n\r\n")
+        return b"\r\n".join(parts)
 
     def _framed(self, pieces: list[bytes]) -> list[bytes]:
         if self.length != CHUNKED_BODY:
@@ -477,7 +473,7 @@ class Exchange:
     def interim_answer(self, status: int, reason: bytes, parts: list[bytes]) -> None:
         """A 1xx of the replica's: 100 is the router's own affair, others go to clients that understand them."""
         if status != 100 and self.http11:
-            self.to_client(b"".join((b"HTTP/1.1 %d %b" % (status, reason), *parts, b"\r\n\r\n")))
+            self.to_client(b"\r\n".join((b"HTTP/1.1 %d %b" % (status, reason), *parts, b"\r\n")))
 
     def answer_head(
         self,
@@ -507,17 +503,13 @@ class Exchange:
         self._status = status
         version.counters.first_byte.observe(now - self._sent)
         if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
-            parts = without_fields([b"", *parts], named)
-        if (
-            self.service is not None
-            and self.service.origins is not None
-            and b"\r\nAccess-Control" in self._answer_lines
-        ):
-            parts = without_fields([b"", *parts], _CORS_ANSWER_HEADERS)
-        out = connection.out
-        out.append(b"HTTP/1.1 %d %b" % (status, reason))
-        out += parts
-        tail = self._frame_answer(status, framing, length)
+            parts = without_fields(parts, named)
+        if self._is_cross_origin:
+            parts = without_fields(parts, _CORS_ANSWER_HEADERS)
+        if framing == LENGTH and self.keep_alive and self.http11:  # as nearly all are
+            tail = b"\r\nContent-Length: %d" % length
+        else:
+            tail = self._frame_answer(status, framing, length)
         if gateway.settings.server_timing:
             queued = self._queued_seconds
             tail += _SERVER_TIMING % (
@@ -527,13 +519,16 @@ class Exchange:
                 (now - self._sent) * 1e3,
                 (self._sent - self.began - queued) * 1e3,
             )  # fmt: skip
-        out.append(self._answer_lines + tail + b"\r\n\r\n")
+        line = _STATUS_OK if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b" % (status, reason)
+        connection.out.append(b"\r\n".join((line, *parts)) + self._answer_lines + tail + b"\r\n\r\n")
         self.state = ANSWERING
         if status == 101:
-            self._open_tunnel(connection, kept)
+            self._open_tunnel(connection)
 
     def _frame_answer(self, status: int, framing: int, length: int) -> bytes:
         """How the client can tell where the answer ends."""
+        if status == 101:
+            return b"\r\nConnection: Upgrade\r\nUpgrade: websocket"
         if framing == LENGTH or (framing == NO_BODY and length >= 0):
             tail = b"\r\nContent-Length: %d" % length
         elif framing == NO_BODY:
@@ -545,8 +540,6 @@ class Exchange:
             self._until_close = True
             self.keep_alive = False
             tail = b""
-        if status == 101:
-            return tail
         if not self.keep_alive:
             return tail + b"\r\nConnection: close"
         return tail if self.http11 else tail + b"\r\nConnection: keep-alive"
@@ -569,12 +562,11 @@ class Exchange:
 
     # Tunnels (RFC 9110 section 7.8).
 
-    def _open_tunnel(self, connection: ReplicaConnection, kept: dict[bytes, bytes]) -> None:
+    def _open_tunnel(self, connection: ReplicaConnection) -> None:
         self._unwatch_replica()
         self.state = TUNNEL
         self.keep_alive = False
         connection.tunnelled = True
-        connection.out.insert(-1, b"\r\nConnection: Upgrade\r\nUpgrade: " + kept.get(b"upgrade", b"websocket"))
         self.client.tunnel_opened()
 
     def from_tunnel(self, data: bytes) -> None:
@@ -699,8 +691,10 @@ class Exchange:
         if self.state == QUEUED:
             self._leave_queue(now)
         self.state = DONE
-        self._unwatch_replica()
-        self._release(now)
+        if self._timeouts is not None:
+            self._unwatch_replica()
+        if self.lease is not None:
+            self._release(now)
         self.body = []
         self._head = b""
         version = self.version
@@ -714,9 +708,8 @@ class Exchange:
             counters = version.counters
             counters.answers[status, slug] += 1
             counters.duration.observe(now - self.began)
-            queued = self._queued_seconds
-            if queued:
-                counters.queue_wait.observe(queued)
+            if self._queued_seconds:
+                counters.queue_wait.observe(self._queued_seconds)
             else:
                 counters.queue_wait.counts[0] += 1
             counters.request_bytes += self.body_bytes

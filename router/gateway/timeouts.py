@@ -35,6 +35,12 @@ class TimeoutList(Generic[T]):
         if self._timer is None:
             self._timer = self._loop.call_later(self.seconds, self._fire)
 
+    def begin(self, item: T, now: float) -> None:
+        """`add` for an item that is not there."""
+        self._since[item] = now
+        if self._timer is None:
+            self._timer = self._loop.call_later(self.seconds, self._fire)
+
     def discard(self, item: T) -> None:
         """Forget an item, if it is there."""
         self._since.pop(item, None)

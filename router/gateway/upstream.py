@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from router.gateway.proof import unacknowledged
-from router.http.headers import DROP, PASS, UNDERSCORE, HeaderKinds, connection_options, is_chunked, may_be_trailer
+from router.http.headers import DROP, UNDERSCORE, HeaderKinds, connection_options, is_chunked, may_be_trailer
 
 if TYPE_CHECKING:
     from router.gateway.exchange import Exchange
@@ -196,13 +196,16 @@ class ReplicaConnection(asyncio.Protocol):
         if self.exchange is not exchange:  # what was parsed has ended the exchange
             return
         if self.out:
-            self._barren_bytes = 0
             self.flush(exchange)
-        else:
-            self._barren_bytes += len(data)
-        if self._complete:
+            if self._complete:
+                self._end_answer()
+                return
+            self._barren_bytes = 0
+        elif self._complete:
             self._end_answer()
             return
+        else:
+            self._barren_bytes += len(data)
         if self._barren_bytes > _MOST_BYTES_WITHOUT_BODY:
             self._garbled(exchange, InvalidAnswer("too many bytes without a body"))
         elif self.tunnelled:
@@ -245,8 +248,8 @@ class ReplicaConnection(asyncio.Protocol):
         kind = self._known_kinds.get(name)
         if kind is None:
             kind = self._kinds.classify(name)
-        if kind in (PASS, UNDERSCORE):
-            self._parts += (b"\r\n", name, b": ", value)
+        if not kind or kind == UNDERSCORE:  # PASS is empty
+            self._parts.append(name + b": " + value)
         elif kind != DROP:
             if kind in self._kept:
                 value = self._kept[kind] + b", " + value
@@ -312,7 +315,7 @@ class ReplicaConnection(asyncio.Protocol):
         """Write what the parser has made of the data at hand to the client."""
         out = self.out
         if out:
-            exchange.client.write(b"".join(out))
+            exchange.client.write(out[0] + out[1] if len(out) == 2 else b"".join(out))
             self.out = []
 
     def _end_answer(self) -> None:

@@ -68,8 +68,8 @@ class VersionHolder(Generic[W, T]):
 
     __slots__ = (
         "_after", "_avoided", "_choices", "_departed", "_last_number", "_levels", "_lowest", "_random", "_recalled",
-        "_replicas", "_since", "_talk", "_unknown", "_unlimited", "arrivals", "busy", "busy_seconds", "completed",
-        "news", "queued_seconds", "refused", "service_seconds", "waiters",
+        "_replicas", "_since", "_sole", "_talk", "_unknown", "_unlimited", "arrivals", "busy", "busy_seconds",
+        "completed", "news", "queued_seconds", "refused", "service_seconds", "waiters",
     )  # fmt: skip
 
     def __init__(self, *, unlimited: bool, now: float, rng: random.Random | None = None) -> None:
@@ -78,6 +78,8 @@ class VersionHolder(Generic[W, T]):
         self._replicas: dict[str, HeldReplica[T]] = {}
         self._departed: list[HeldReplica[T]] = []  # not in the set any more, with requests in flight
         self._choices: list[HeldReplica[T]] = []  # without a limit: what to pick from
+        # The only replica there is, if there is one: it needs no place among others. Many versions have just one.
+        self._sole: HeldReplica[T] | None = None
         # Replicas with an idle lease, by requests in flight; within a level the one that rested longest is first.
         self._levels: list[OrderedDict[str, HeldReplica[T]]] = [OrderedDict()]
         self._lowest = 0  # no level below has anything
@@ -136,6 +138,11 @@ class VersionHolder(Generic[W, T]):
             replica = self._better_of_two()
             if replica is None:
                 return None
+        elif self._sole is not None:
+            replica = self._sole
+            if not replica.idle:
+                return None
+            replica.idle -= 1
         else:
             levels = self._levels
             lowest = self._lowest
@@ -179,14 +186,17 @@ class VersionHolder(Generic[W, T]):
         replica.busy -= 1
         if self._unlimited:
             return None
-        if replica.idle:
-            self._unshelve(replica, replica.busy + 1)
         if replica.closed or self._recalled:
+            if replica.idle:
+                self._unshelve(replica, replica.busy + 1)
+                self._shelve(replica, replica.busy)
             self._give_back(replica, 1)
-        else:
-            replica.idle += 1
-        if replica.idle:
+            return None
+        if self._sole is None:
+            if replica.idle:
+                self._unshelve(replica, replica.busy + 1)
             self._shelve(replica, replica.busy)
+        replica.idle += 1
         return None
 
     def enqueue(self, waiter: W, now: float) -> None:
@@ -256,6 +266,7 @@ class VersionHolder(Generic[W, T]):
                 replica.revoked = replica.id in cordoned
                 replica.closed = replica.revoked or replica.suspended
         self._unknown.clear()
+        self._reshelve_all()
         self._replicas_changed()
         return self._start_unlimited(now)
 
@@ -313,7 +324,20 @@ class VersionHolder(Generic[W, T]):
         self.busy_seconds += self.busy * elapsed
         self.queued_seconds += len(self.waiters) * elapsed
 
+    def _reshelve_all(self) -> None:
+        """Give each replica its place anew; none to one that is alone."""
+        self._levels = [OrderedDict()]
+        self._lowest = 0
+        self._sole = None
+        if len(self._replicas) == 1:
+            (self._sole,) = self._replicas.values()
+        for replica in self._replicas.values():
+            if replica.idle:
+                self._shelve(replica, replica.busy)
+
     def _shelve(self, replica: HeldReplica[T], level: int) -> None:
+        if self._sole is not None:
+            return
         levels = self._levels
         while len(levels) <= level:
             levels.append(OrderedDict())
@@ -322,7 +346,8 @@ class VersionHolder(Generic[W, T]):
             self._lowest = level
 
     def _unshelve(self, replica: HeldReplica[T], level: int) -> None:
-        self._levels[level].pop(replica.id)
+        if self._sole is None:
+            del self._levels[level][replica.id]
 
     def _replicas_changed(self) -> None:
         if self._unlimited:
@@ -386,6 +411,9 @@ class VersionHolder(Generic[W, T]):
         """Give back idle leases, of the busiest replicas first, until the recall is met."""
         if not self._recalled:
             return
+        if self._sole is not None and (count := min(self._sole.idle, self._recalled)):
+            self._sole.idle -= count
+            self._give_back(self._sole, count)
         for level in reversed(self._levels):
             while level and self._recalled:
                 replica = next(reversed(level.values()))
