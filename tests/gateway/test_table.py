@@ -1,0 +1,72 @@
+"""Where requests may go: shares of versions, the time to come again, the retry budget."""
+
+from collections import Counter
+from time import monotonic
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.gateway.table import RETRY_FLOOR, RETRY_SHARE, ServiceRoute, VersionRoute
+from router.services import Service, parse_service
+from router.telemetry.counters import VersionCounters
+
+
+class Loop:
+    """An event loop in which nothing happens."""
+
+    def call_later(self, seconds: float, action: object) -> object:
+        return object()
+
+
+def route(service: Service, name: str = "default") -> VersionRoute:
+    version = next(version for version in service.versions if version.name == name)
+    loop: object = Loop()
+    return VersionRoute((service.name, name), version, VersionCounters(), loop, lambda _: None)  # type: ignore[arg-type]
+
+
+def service_route(**versions: dict[str, object]) -> ServiceRoute:
+    service = parse_service("ab", {"versions": versions, "primary_key": "k"})
+    return ServiceRoute(service, {name.encode(): route(service, name) for name in versions})
+
+
+@given(st.integers(0, 100))
+def test_versions_get_their_shares(percent: int) -> None:
+    routes = service_route(a={"is_default": True}, b={"traffic_percentile": percent})
+    chosen: Counter[str] = Counter()
+    for _ in range(300):
+        version = routes.choose(None)
+        assert version is not None
+        chosen[version.key[1]] += 1
+    assert chosen["b"] == 0 if percent == 0 else chosen["b"] > 0 or percent < 10
+    assert chosen["a"] == 0 if percent == 100 else chosen["a"] > 0 or percent > 90
+    assert abs(chosen["b"] - 3 * percent) <= 60  # 7 standard deviations
+
+
+def test_forced_version_needs_its_exact_name() -> None:
+    routes = service_route(blue={}, green={"traffic_percentile": 0})
+    for asked, name in ((b"green", "green"), (b" blue ", "blue"), (b"Blue", None), (b"", None), (b"blu", None)):
+        version = routes.choose(asked)
+        assert (version.key[1] if version is not None else None) == name
+
+
+def test_come_again_in_a_second_while_nothing_is_known() -> None:
+    assert route(parse_service("iris", {})).retry_after() == 1
+
+
+def test_come_again_when_the_queue_will_have_drained() -> None:
+    version = route(parse_service("iris", {}))
+    version.tick(monotonic() - 5.0)
+    version.holder.completed += 2  # 0.4 a second
+    assert version.retry_after() == 3  # one request, itself, at 0.4 a second
+    version.holder.waiters.update(dict.fromkeys(range(7)))  # type: ignore[arg-type]
+    assert version.retry_after() in (20, 21)
+    version.holder.waiters.update(dict.fromkeys(range(1000)))  # type: ignore[arg-type]
+    assert version.retry_after() == 60
+
+
+def test_retry_budget_is_a_share_of_the_requests_and_a_few() -> None:
+    version = route(parse_service("iris", {}))
+    assert [version.may_retry() for _ in range(RETRY_FLOOR + 5)] == [True] * RETRY_FLOOR + [False] * 5
+    version.holder.arrivals += 50
+    more = int(50 * RETRY_SHARE)
+    assert [version.may_retry() for _ in range(more + 5)] == [True] * more + [False] * 5
