@@ -84,7 +84,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "peer-secret").mkdir(mode=0o700)
-    with pytest.raises(OSError, match="peer-secret|directory"):
+    with pytest.raises(OSError, match=r"peer-secret|directory"):
         peer_secret(tmp_path)
 
 
