@@ -271,7 +271,7 @@ class _Local(_Run):
             settings = load_settings(environ=os.environ, file=config.router, flags=self._flags)
             self._cluster.apply(config)
         except (SettingsError, OSError) as error:
-            self._supervisor.config_refused()
+            self._supervisor.config_refused(str(error))
             log.event(_log, logging.ERROR, "changed file refused, the former one stays in force", error=str(error))
             return
         self._config = config

@@ -77,6 +77,7 @@ class Peering:
         self.coordinator = Coordinator()
         self.links: Links = NoLinks()
         self.messages_sent = 0  # to peers, about slots
+        self.messages_received = 0
         self._to_worker = to_worker
         self._clock = clock
         self._workers: set[str] = set()
@@ -202,6 +203,7 @@ class Peering:
 
     def peer_said(self, peer: str, message: Message) -> None:
         """A pod speaks about slots."""
+        self.messages_received += 1
         match message:
             case ToLedger(front_end, key, said):
                 if self._is_of(peer, front_end):

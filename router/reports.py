@@ -24,6 +24,7 @@ class Reports:
         self._heard: dict[str, int] = {}  # by worker
         self._closed: dict[str, Sent] = {}  # by replica
         self._dropped: dict[str, int] = {}  # by worker
+        self._idle: dict[str, int] = {}  # connections to replicas, by worker
         self._dropped_before = 0  # by workers that have ended
 
     def began(self, worker: str) -> None:
@@ -35,11 +36,13 @@ class Reports:
         """A worker's process is gone, and with it its requests."""
         del self._versions[worker], self._heard[worker]
         self._dropped_before += self._dropped.pop(worker, 0)
+        self._idle.pop(worker, None)
 
     def take(self, worker: str, report: Report, known: Collection[VersionKey]) -> None:
         """Take in a report. Of versions that are not `known` any more, only what is in flight counts."""
         self._heard[worker] = report.heard
         self._dropped[worker] = report.access_log_dropped
+        self._idle[worker] = report.connections_idle
         versions = self._versions[worker]
         versions |= report.versions
         for key in report.versions:
@@ -81,3 +84,8 @@ class Reports:
     def access_log_dropped(self) -> int:
         """Lines that could not be written, by all workers there were."""
         return self._dropped_before + sum(self._dropped.values())
+
+    @property
+    def connections_idle(self) -> int:
+        """Connections to replicas that rest in the pools of all workers."""
+        return sum(self._idle.values())

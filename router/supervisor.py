@@ -19,12 +19,12 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from router import __version__
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
 from router.cpu import available_cpus
 from router.gateway.control import Replicas, Report, Services, ToLedgers
 from router.gateway.gateway import BACKLOG
+from router.overview.overview import Overview
 from router.peering import Peering
 from router.peers import wire
 from router.peers.mesh import Mesh
@@ -39,7 +39,7 @@ from router.slots.holder import Totals
 from router.telemetry.admin import AdminServer
 from router.telemetry.counters import Totals as CounterTotals
 from router.telemetry.log import event
-from router.telemetry.metrics import MetricsView, VersionFacts
+from router.telemetry.metrics import VersionFacts
 from router.workers import Workers
 
 _log = logging.getLogger("router.supervisor")
@@ -71,8 +71,10 @@ class Supervisor:
         self._admin: AdminServer | None = None
         self._socket: socket.socket | None = None
         self._ticking: asyncio.Task[None] | None = None
-        self._config_errors = 0
-        self._last_reload_succeeded = True
+        self.overview = Overview(
+            self, loop=self._loop, counters=self._counters, reports=self._reports, peering=self._peering,
+            pods=self._pods,
+        )  # fmt: skip
         self._stopping = False
         self._hurried = asyncio.Event()
 
@@ -85,11 +87,12 @@ class Supervisor:
         """
         self._socket = _listen(self._settings.host, self._settings.port)
         self._admin = AdminServer(
-            self._settings.admin_host, self._settings.admin_port, metrics=self._metrics, ready=self._not_ready
+            self._settings.admin_host, self._settings.admin_port, metrics=self.overview.metrics, ready=self._not_ready
         )
         await self._admin.start()
         self._cluster = cluster
         self._workers = Workers(self._settings, self, [self._socket], human_log=self._human_log)
+        self.overview.workers = self._workers
         await cluster.start(self)
         await self._workers.resize(self._settings.workers or available_cpus())
         self._ticking = asyncio.ensure_future(self._tick())
@@ -143,14 +146,13 @@ class Supervisor:
         if self._workers is not None:
             await self._workers.replace_all()
 
-    def config_refused(self) -> None:
-        """Note that a changed file was not taken."""
-        self._config_errors += 1
-        self._last_reload_succeeded = False
+    def config_refused(self, error: str) -> None:
+        """Note that a changed file was not taken, and why."""
+        self.overview.config_refused(time.time(), error)
 
     def config_taken(self) -> None:
         """Note that a changed file is in force."""
-        self._last_reload_succeeded = True
+        self.overview.config_taken()
 
     # The cluster speaks.
 
@@ -277,8 +279,10 @@ class Supervisor:
 
     async def _tick(self) -> None:
         while True:
+            began = time.monotonic()
             await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
+            self.overview.loop_was_late("supervisor", now - began - _TICK_SECONDS)
             self._peering.tick()
             self._pods.tick(now)
             for key in tuple(self._versions) if self._pods.leads and not self._stopping else ():
@@ -331,7 +335,7 @@ class Supervisor:
 
     async def join(self, mesh: Mesh) -> None:
         """Route as one with the pods of `mesh`. Raises OSError if the peer port cannot be listened on."""
-        self._mesh = mesh
+        self._mesh = self.overview.mesh = mesh
         self._peering.links = mesh
         await mesh.start()
 
@@ -373,45 +377,21 @@ class Supervisor:
 
     def facts(self, key: VersionKey) -> VersionFacts:
         """A version at this moment, as far as workers have reported."""
-        reports = self._reports.of(key)
-        in_flight = sum(sum(report.busy.values()) for report in reports)
-        slots = self._versions[key].replica_max_concurrent_requests
-        states = self._loop.replicas_by_state(key)
-        decision = self._loop.decision(key)
-        return VersionFacts(
-            in_flight=in_flight,
-            queued=sum(report.waiting for report in reports),
-            slots=slots * states["ready"] if slots else None,
-            slots_in_use=in_flight if slots else 0,
-            leases_idle=sum(report.idle for report in reports),
-            replicas_by_state=states,
-            desired=decision.desired
-            if decision is not None
-            else states[ReplicaState.READY] + states[ReplicaState.STARTING],
-            utilization=decision.utilization if decision is not None and slots else None,
-            scaling_decisions=self._loop.decisions(key),
-        )
+        return self.overview.facts(key)
 
     @property
     def services(self) -> Mapping[str, Service]:
         """The services that are served."""
         return self._services
 
+    @property
+    def versions(self) -> Mapping[VersionKey, Version]:
+        """Their versions."""
+        return self._versions
+
     def replicas(self, key: VersionKey) -> tuple[Replica, ...]:
         """The replicas of a version, whatever their state."""
         return self._replicas.get(key, ())
-
-    def _metrics(self) -> MetricsView:
-        return MetricsView(
-            router_version=__version__,
-            counters=self._counters.total(),
-            versions={key: self.facts(key) for key in self._versions},
-            workers=len(self._workers) if self._workers is not None else 0,
-            slot_leaks_repaired=0,
-            access_log_dropped=self._reports.access_log_dropped,
-            config_errors=self._config_errors,
-            config_last_reload_success=self._last_reload_succeeded,
-        )
 
     def _not_ready(self) -> Sequence[str]:
         """What is still missing before clients should be sent here. A model without replicas is no such thing: it has

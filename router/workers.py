@@ -122,6 +122,7 @@ class Workers:
         self._changing = asyncio.Lock()  # one at a time changes how many there are
         self._stopping = asyncio.Event()
         self._complete = True
+        self.ended_unasked = 0  # workers that did
 
     def __len__(self) -> int:
         return len(self._staying())
@@ -141,6 +142,10 @@ class Workers:
         """Say something to all workers."""
         for worker in self._workers.values():
             worker.channel.send(message)
+
+    def pids(self) -> dict[str, int]:
+        """The process of each worker."""
+        return {name: worker.process.pid for name, worker in self._workers.items()}
 
     def sent(self) -> Mapping[str, int]:
         """How many messages each worker that lives was sent so far; its reports say how many it has heard."""
@@ -240,6 +245,7 @@ class Workers:
         del self._workers[worker.name]
         self._listener.worker_ended(worker.name)
         if not worker.leaving:
+            self.ended_unasked += 1
             event(_log, logging.ERROR, "worker ended unasked", worker=worker.name, exit_code=code)
         elif code:
             event(_log, logging.WARNING, "worker had to cut requests", worker=worker.name, exit_code=code)

@@ -18,7 +18,14 @@ from router.settings import ROUTER_SETTINGS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
-PAGES = ("README.md", "CHANGELOG.md", "docs/architecture.md", "docs/settings.md", "benchmarks/README.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "docs/architecture.md",
+    "docs/settings.md",
+    "docs/metrics.md",
+    "benchmarks/README.md",
+)
 MODULES = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "router").rglob("*.py"))}
 
 

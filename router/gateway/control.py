@@ -83,6 +83,7 @@ class Report(NamedTuple):
     versions: Mapping[VersionKey, VersionReport]
     counters: GatewaySnapshot | None
     access_log_dropped: int
+    connections_idle: int = 0  # to replicas
 
 
 class Ready(NamedTuple):

@@ -297,8 +297,11 @@ class Exchange:
         """A connection is open. False if it is not wanted any more."""
         if self.state != CONNECTING or self.lease is None or self.lease.target is not pool:
             return False
+        now = monotonic()
+        if self.version is not None:
+            self.version.counters.connect.observe(now - self._granted)
         try:
-            self._send(connection, monotonic())
+            self._send(connection, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost with it
             self.fault(error)
         return True

@@ -151,6 +151,7 @@ class Gateway:
 
     def replica_refused(self, route: VersionRoute, lease: HeldReplica[ReplicaPool], error: BaseException) -> None:
         """A replica does not accept connections: spare it for a while."""
+        route.counters.connect_failures[_why_refused(error)] += 1
         if lease.suspended:
             return
         lease.target.failures = failures = lease.target.failures + 1
@@ -205,6 +206,11 @@ class Gateway:
             self.counters.connections_open -= 1
             if self.draining and not self._clients:
                 self._drained.set()
+
+    @property
+    def connections_idle(self) -> int:
+        """Connections to replicas that rest in their pools."""
+        return sum(len(pool) for route in self.versions.values() for pool in route.pools())
 
     # Time.
 
@@ -273,3 +279,10 @@ class Gateway:
         for route in self.versions.values():
             route.retire()
         self.access_log.close()
+
+
+def _why_refused(error: BaseException) -> str:
+    """A constant for a connection that could not be opened."""
+    if isinstance(error, ConnectionRefusedError):
+        return "refused"
+    return "timeout" if isinstance(error, TimeoutError) else "other"

@@ -161,7 +161,9 @@ class VersionRoute:
         self._queue_timer = None
         now = monotonic()
         longest = self._longest_wait()
-        for waiter in self.holder.expire(now - longest, now):
+        expired = self.holder.expire(now - longest, now)
+        self.counters.queue_timeouts += len(expired)
+        for waiter in expired:
             waiter.waited_too_long(now)
         waiters = self.holder.waiters
         if waiters:

@@ -139,7 +139,8 @@ class Worker:
         now = time.monotonic()
         changed = self._routes.changed(gateway, now)
         snapshot = gateway.counters.snapshot() if counters else None
-        self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, gateway.access_log.dropped))
+        dropped, idle = gateway.access_log.dropped, gateway.connections_idle
+        self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, dropped, idle))
         self._reported_at = now
 
 

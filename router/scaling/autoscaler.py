@@ -67,13 +67,15 @@ class Decision:
 
     `utilization` is `(busy + queued) / slots`, 1.0 when every slot is taken; without any replica the slots of one are
     meant, so that it stays a number. `raw_desired` is what the last interval alone asks for, before minimum, maximum
-    and window.
+    and window. `reason` is for people; `bound`, one of a few words, names what had the last say: `demand`, `window`,
+    `minimum`, `maximum`, `fixed` or `silence`.
     """
 
     desired: int
     utilization: float
     reason: str
     raw_desired: int
+    bound: str = "demand"
 
 
 def replicas_for(rps: float, seconds: float, target_percent: float, max_concurrent: int) -> int:
@@ -144,10 +146,12 @@ class Autoscaler:
             desired = self._clamp(wanted)
             verdict = self._verdict(before, raw, wanted, desired, why_not_fewer)
             reason = f"{self._describe(demand, utilization)}: {verdict}"
+            bound = self._bound(raw, wanted, desired)
         else:
             raw, desired = before, self._clamp(before)
             reason = f"no front-end reported: {_step(before, desired)}"
-        decision = Decision(desired, utilization, reason, raw)
+            bound = "silence"
+        decision = Decision(desired, utilization, reason, raw, bound)
         self._desired = desired
         self._record(now, demand, replicas, decision)
         return decision
@@ -213,6 +217,14 @@ class Autoscaler:
         if wanted < desired:
             return f"{verdict}, kept up by autoscale_min_replicas"
         return f"{verdict}, {why_not_fewer}" if wanted > raw else verdict
+
+    def _bound(self, raw: int, wanted: int, desired: int) -> str:
+        """What had the last say, in one word."""
+        if not self._version.autoscale_enabled:
+            return "fixed"
+        if wanted != desired:
+            return "maximum" if wanted > desired else "minimum"
+        return "window" if wanted > raw else "demand"
 
     def _record(self, now: float, demand: Demand, replicas: int, decision: Decision) -> None:
         observation = Observation(

@@ -47,7 +47,7 @@ class _Scaled:
         self.replicas: tuple[Replica, ...] | None = None  # not known yet
         self.started: dict[str, float] = {}
         self.cordoned: frozenset[str] = frozenset()
-        self.decisions = {"up": 0, "down": 0}
+        self.decisions: dict[tuple[str, str], int] = {}  # by direction and what bounded it
 
     @property
     def refresh(self) -> float:
@@ -141,8 +141,9 @@ class ControlLoop:
         before = scaled.scaler.decision
         actions = scaled.scaler.tick(now, demand, facts)
         step = Step(key, actions, scaled.scaler.decision, _direction(before, scaled.scaler.decision))
-        if step.changed:
-            scaled.decisions[step.changed] += 1
+        if step.changed and step.decision is not None:
+            kind = step.changed, step.decision.bound
+            scaled.decisions[kind] = scaled.decisions.get(kind, 0) + 1
         return step if actions or step.changed else None
 
     def decision(self, key: VersionKey) -> Decision | None:
@@ -150,8 +151,8 @@ class ControlLoop:
         scaled = self._scaled.get(key)
         return None if scaled is None else scaled.scaler.decision
 
-    def decisions(self, key: VersionKey) -> Mapping[str, int]:
-        """How many decisions changed the number of a version's replicas, by direction."""
+    def decisions(self, key: VersionKey) -> Mapping[tuple[str, str], int]:
+        """How many decisions changed the number of a version's replicas, by direction and what bounded them."""
         scaled = self._scaled.get(key)
         return {} if scaled is None else dict(scaled.decisions)
 

@@ -5,6 +5,7 @@ No I/O: `deliver` functions carry messages to front-ends, whether they live in t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from router.services import VersionKey
@@ -17,13 +18,15 @@ Deliver = Callable[[VersionKey, ToHolder], None]
 class Coordinator:
     """Routes messages between front-ends and the ledgers of the versions."""
 
-    __slots__ = ("_deliver", "_ledgers", "_recording", "_replicas")
+    __slots__ = ("_deliver", "_ledgers", "_recording", "_replicas", "messages")
 
     def __init__(self) -> None:
         self._ledgers: dict[VersionKey, VersionLedger] = {}
         self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str]]] = {}  # slots, cordoned
         self._deliver: dict[str, Deliver] = {}
         self._recording: set[str] = set()  # services whose ledgers do not grant
+        self.messages: Counter[str] = Counter()
+        """Messages taken in and sent, by their word in lower case."""
 
     # Front-ends.
 
@@ -52,7 +55,9 @@ class Coordinator:
 
     def receive(self, front_end: str, key: VersionKey, messages: Iterable[ToLedger]) -> None:
         """Take in what a front-end says about a version, and answer whoever is concerned."""
-        self._send(key, self._get(key).handle(front_end, *messages))
+        said = tuple(messages)
+        self._count(said)
+        self._send(key, self._get(key).handle(front_end, *said))
 
     # Services.
 
@@ -125,4 +130,9 @@ class Coordinator:
         for front_end, message in outbox:
             deliver = self._deliver.get(front_end)
             if deliver is not None:
+                self._count((message,))
                 deliver(key, message)
+
+    def _count(self, messages: Iterable[ToHolder | ToLedger]) -> None:
+        for message in messages:
+            self.messages[type(message).__name__.lower()] += 1

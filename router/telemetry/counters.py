@@ -32,6 +32,12 @@ ROUTE_BOUNDS: tuple[float, ...] = (
 """Upper bounds in seconds of what the router itself adds. 3 and 15 ms are the published limits (mean, p99) of the
 original router."""
 
+CONNECT_BOUNDS: tuple[float, ...] = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
+"""Upper bounds in seconds of opening a connection within a cluster; 1 s is the default of `connect_timeout_ms`."""
+
+LAG_BOUNDS: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+"""Upper bounds in seconds of how late an event loop may be."""
+
 NO_VERSION = ""
 """The version name under which a service counts what was answered before a version was chosen (a 401, say)."""
 
@@ -51,6 +57,9 @@ class VersionSnapshot(TypedDict):
     queue_wait: HistogramSnapshot
     route_time: HistogramSnapshot
     first_byte: HistogramSnapshot
+    connect: HistogramSnapshot
+    connect_failures: dict[str, int]
+    queue_timeouts: int
     request_bytes: int
     response_bytes: int
     retry_causes: dict[str, int]
@@ -97,8 +106,11 @@ class VersionCounters:
     __slots__ = (
         "answers",
         "client_aborts",
+        "connect",
+        "connect_failures",
         "duration",
         "first_byte",
+        "queue_timeouts",
         "queue_wait",
         "request_bytes",
         "response_bytes",
@@ -117,6 +129,12 @@ class VersionCounters:
         """What the router adds: head read to first byte sent to the replica, less the queue wait."""
         self.first_byte = Histogram(DURATION_BOUNDS)
         """First byte sent to the replica to first byte of its answer."""
+        self.connect = Histogram(CONNECT_BOUNDS)
+        """Slot held to connection open, of those that had to be opened."""
+        self.connect_failures: defaultdict[str, int] = defaultdict(int)
+        """Connections that could not be opened, by one of a few constants."""
+        self.queue_timeouts = 0
+        """Requests that waited for a slot as long as they may."""
         self.request_bytes = 0
         self.response_bytes = 0
         self.retry_causes: defaultdict[str, int] = defaultdict(int)
@@ -141,6 +159,9 @@ class VersionCounters:
             "queue_wait": self.queue_wait.snapshot(),
             "route_time": self.route_time.snapshot(),
             "first_byte": self.first_byte.snapshot(),
+            "connect": self.connect.snapshot(),
+            "connect_failures": dict(self.connect_failures),
+            "queue_timeouts": self.queue_timeouts,
             "request_bytes": self.request_bytes,
             "response_bytes": self.response_bytes,
             "retry_causes": dict(self.retry_causes),

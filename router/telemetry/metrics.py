@@ -1,35 +1,44 @@
-"""The metrics of the router for Prometheus: their names, labels and help texts, all in the tables below.
+"""A scrape: what is so right now, as metric families of Prometheus. Names and help texts are in `catalogue`.
 
 A scrape makes a `MetricsView`, plain data that the supervisor fills, and this turns it into metric families: nothing
 is counted here and nothing lives between scrapes, so there is no default registry and no metric object to keep in
-step. Names start with `azureml_fe_` and use base units (seconds, bytes, ratios).
-
-Labels are bounded: service and version are those that are configured, the rest are constants of the code. The name
-that a client asks for is never a label; requests that matched no service have `service=""`.
+step. What other parts of the router tell (the cluster, tokens, certificates, the self-scaler) comes as `Sample`s.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from router.services import ReplicaState, VersionKey
+from router.telemetry.catalogue import METRICS, PREFIX, Kind, Sample, checked
 from router.telemetry.counters import (
+    CONNECT_BOUNDS,
     DURATION_BOUNDS,
+    LAG_BOUNDS,
+    NO_VERSION,
     ROUTE_BOUNDS,
     GatewaySnapshot,
     HistogramSnapshot,
     VersionSnapshot,
 )
 
-PREFIX = "azureml_fe_"
 DIRECTIONS = ("up", "down")
+
+_F = TypeVar("_F", CounterMetricFamily, GaugeMetricFamily)
+
+Exemplars = Mapping[int, tuple[str, float, float]]
+"""By bucket of the duration: a trace's id, the request's duration, and when it ended (seconds since the epoch)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +55,10 @@ class VersionFacts:
     desired: int
     utilization: float | None
     """(busy + queued) / slots, 1.0 is full; None when slots are not limited or not yet measured."""
-    scaling_decisions: Mapping[str, int]
-    """Decisions so far by direction, one of `DIRECTIONS`."""
+    target: float
+    """The utilization that scaling aims at."""
+    scaling_decisions: Mapping[tuple[str, str], int]
+    """Decisions so far by direction, one of `DIRECTIONS`, and by what bounded them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +68,11 @@ class MetricsView:
     router_version: str
     counters: GatewaySnapshot
     versions: Mapping[VersionKey, VersionFacts]
-    workers: int
-    slot_leaks_repaired: int
-    access_log_dropped: int
-    config_errors: int
-    config_last_reload_success: bool
+    lag: Mapping[str, HistogramSnapshot] = field(default_factory=dict)
+    """How late event loops were, by process."""
+    exemplars: Mapping[VersionKey, Exemplars] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    """What other parts tell."""
 
 
 class RouterCollector(Collector):
@@ -72,12 +83,20 @@ class RouterCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         view = self._read()
-        yield InfoMetricFamily(PREFIX + "build", "Version of the router.", {"version": view.router_version})
-        yield from _requests(view.counters)
-        yield from _histograms(view.counters)
-        yield from _version_counters(view.counters)
-        yield from _version_facts(view.versions)
-        yield from _process_facts(view)
+        by_metric: dict[str, list[Sample]] = {}
+        for sample in _samples(view):
+            by_metric.setdefault(sample.metric, []).append(sample)
+        for spec in METRICS.values():
+            name, its = PREFIX + spec.name, by_metric.get(spec.name, ())
+            match spec.kind:
+                case Kind.INFO:
+                    yield InfoMetricFamily(name, spec.about, {"version": view.router_version})
+                case Kind.HISTOGRAM:
+                    yield _histogram(spec.name, view)
+                case Kind.COUNTER:
+                    yield _family(CounterMetricFamily(name, spec.about, labels=spec.labels), its)
+                case Kind.GAUGE:
+                    yield _family(GaugeMetricFamily(name, spec.about, labels=spec.labels), its)
 
 
 def registry(read: Callable[[], MetricsView]) -> CollectorRegistry:
@@ -89,7 +108,10 @@ def registry(read: Callable[[], MetricsView]) -> CollectorRegistry:
 
 
 def exposition(view: MetricsView, accept: str) -> tuple[bytes, str]:
-    """Body and content type of a scrape: OpenMetrics or Prometheus text, as the header `Accept` asks."""
+    """Body and content type of a scrape: OpenMetrics or Prometheus text, as the header `Accept` asks.
+
+    Raises `ValueError` for a sample that the catalogue does not know.
+    """
     try:
         encoder, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # a format version that is not made of numbers
@@ -97,54 +119,72 @@ def exposition(view: MetricsView, accept: str) -> tuple[bytes, str]:
     return encoder(registry(lambda: view)), content_type
 
 
-_HISTOGRAMS: tuple[tuple[str, str, tuple[float, ...], Callable[[VersionSnapshot], HistogramSnapshot]], ...] = (
-    (
-        "request_duration_seconds",
-        "First byte of a request to last byte of its answer.",
-        DURATION_BOUNDS,
-        lambda counted: counted["duration"],
-    ),
-    (
-        "queue_wait_seconds",
-        "Time a request waited for a slot, 0 when one was free.",
-        DURATION_BOUNDS,
-        lambda counted: counted["queue_wait"],
-    ),
-    (
-        "route_time_seconds",
-        "What the router adds: head read to first byte sent to the replica, less the queue wait.",
-        ROUTE_BOUNDS,
-        lambda counted: counted["route_time"],
-    ),
-    (
-        "replica_first_byte_seconds",
-        "First byte sent to the replica to first byte of its answer.",
-        DURATION_BOUNDS,
-        lambda counted: counted["first_byte"],
-    ),
-)
+def _family(family: _F, samples: Iterable[Sample]) -> _F:
+    for sample in samples:
+        family.add_metric(sample.labels, sample.value)
+    return family
 
-_COUNTERS: tuple[tuple[str, str, Callable[[VersionSnapshot], int]], ...] = (
-    ("request_body_bytes", "Bytes of request bodies read from clients.", lambda counted: counted["request_bytes"]),
-    ("response_body_bytes", "Bytes of answer bodies sent to clients.", lambda counted: counted["response_bytes"]),
-    ("client_aborts", "Requests whose client left before the end.", lambda counted: counted["client_aborts"]),
-)
 
-_GAUGES: tuple[tuple[str, str, Callable[[VersionFacts], float | None]], ...] = (
-    ("requests_in_flight", "Requests at replicas now.", lambda facts: facts.in_flight),
-    ("requests_queued", "Requests that wait for a slot now.", lambda facts: facts.queued),
-    ("slots", "Requests that ready replicas may have in flight; absent when not limited.", lambda facts: facts.slots),
-    ("slots_in_use", "Slots that carry a request now.", lambda facts: facts.slots_in_use),
-    ("leases_idle", "Slots granted to a front-end that carry no request now.", lambda facts: facts.leases_idle),
-    ("replicas_desired", "Replicas that the autoscaler wants.", lambda facts: facts.desired),
-    (
-        "utilization_ratio",
-        "In flight and queued per slot, as scaling sees it.",
-        lambda facts: facts.utilization,
-    ),
-)
+# Histograms.
 
-_VERSION = ("service", "version")
+_BY_VERSION: dict[str, tuple[tuple[float, ...], Callable[[VersionSnapshot], HistogramSnapshot]]] = {
+    "request_duration_seconds": (DURATION_BOUNDS, lambda counted: counted["duration"]),
+    "queue_wait_seconds": (DURATION_BOUNDS, lambda counted: counted["queue_wait"]),
+    "route_time_seconds": (ROUTE_BOUNDS, lambda counted: counted["route_time"]),
+    "replica_first_byte_seconds": (DURATION_BOUNDS, lambda counted: counted["first_byte"]),
+    "replica_connect_seconds": (CONNECT_BOUNDS, lambda counted: counted["connect"]),
+}
+
+
+def _histogram(name: str, view: MetricsView) -> HistogramMetricFamily:
+    spec = METRICS[name]
+    family = HistogramMetricFamily(PREFIX + name, spec.about, labels=spec.labels)
+    if name in _BY_VERSION:
+        bounds, of = _BY_VERSION[name]
+        edges = [*map(floatToGoString, bounds), "+Inf"]
+        for key, counted in _versions(view.counters):
+            if key[1] != NO_VERSION:  # what was answered before a version was chosen is not timed
+                exemplars = view.exemplars.get(key, {}) if name == "request_duration_seconds" else {}
+                _add(family, key, edges, of(counted), exemplars)
+    else:
+        edges = [*map(floatToGoString, LAG_BOUNDS), "+Inf"]
+        for process, lag in view.lag.items():
+            _add(family, (process,), edges, lag, {})
+    return family
+
+
+def _add(
+    family: HistogramMetricFamily,
+    labels: Sequence[str],
+    edges: Sequence[str],
+    histogram: HistogramSnapshot,
+    exemplars: Exemplars,
+) -> None:
+    totals = accumulate(histogram["counts"])
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+    for bucket, (edge, total) in enumerate(zip(edges, totals, strict=True)):
+        if bucket in exemplars:
+            trace, seconds, at = exemplars[bucket]
+            buckets.append((edge, total, Exemplar({"trace_id": trace}, seconds, at)))
+        else:
+            buckets.append((edge, total))
+    family.add_metric(labels, buckets, histogram["sum"])
+
+
+# Counters and gauges.
+
+
+def _samples(view: MetricsView) -> Iterator[Sample]:
+    yield from _requests(view.counters)
+    yield from _version_counters(view.counters)
+    for key, facts in view.versions.items():
+        yield from _version_facts(key, facts)
+    counters = view.counters
+    yield Sample("client_connections", counters["connections_accepted"])
+    yield Sample("client_connections_open", counters["connections_open"])
+    yield Sample("client_connections_refused", counters["connections_refused"])
+    yield Sample("parse_errors", counters["parse_errors"])
+    yield from map(checked, view.samples)
 
 
 def _versions(counters: GatewaySnapshot) -> Iterator[tuple[tuple[str, str], VersionSnapshot]]:
@@ -153,88 +193,81 @@ def _versions(counters: GatewaySnapshot) -> Iterator[tuple[tuple[str, str], Vers
             yield (service, version), counted
 
 
-def _requests(counters: GatewaySnapshot) -> Iterator[Metric]:
-    family = CounterMetricFamily(
-        PREFIX + "requests",
-        "Requests answered, by status; error is the slug of the router's own answer, empty for a replica's.",
-        labels=(*_VERSION, "code", "error"),
-    )
+# Slugs under which a request ends whose answer may have begun: with the router's own status it has not.
+_CUT = {"replica-closed": "502", "scoring-timeout": "504", "router-error": "500", "request-timeout": "408"}
+
+
+def answered_by(version: str, status: str, slug: str) -> str:
+    """Whose answer the client got: `replica`, `router`, or `nobody` where it had left."""
+    if slug == "client-closed":
+        return "nobody"
+    if version == NO_VERSION:
+        return "router"
+    if slug in ("", "replica-error") or _CUT.get(slug, status) != status:
+        return "replica"
+    return "router"
+
+
+def _requests(counters: GatewaySnapshot) -> Iterator[Sample]:
     matched = ((key, counted["answers"]) for key, counted in _versions(counters))
-    for key, answers in (*matched, (("", ""), counters["answers"])):
+    for key, answers in (*matched, (("", NO_VERSION), counters["answers"])):
         for status, by_slug in answers.items():
             for slug, number in by_slug.items():
-                family.add_metric((*key, status, slug), number)
-    yield family
+                by = answered_by(key[1], status, slug)
+                yield Sample("requests", number, (*key, status, f"{status[:1]}xx", by, slug))
 
 
-def _histograms(counters: GatewaySnapshot) -> Iterator[Metric]:
-    for name, text, bounds, of in _HISTOGRAMS:
-        family = HistogramMetricFamily(PREFIX + name, text, labels=_VERSION)
-        edges = [*map(floatToGoString, bounds), "+Inf"]
-        for key, counted in _versions(counters):
-            histogram = of(counted)
-            buckets = list(zip(edges, accumulate(histogram["counts"]), strict=True))
-            family.add_metric(key, buckets, histogram["sum"])
-        yield family
-
-
-def _version_counters(counters: GatewaySnapshot) -> Iterator[Metric]:
-    for name, text, of in _COUNTERS:
-        family = CounterMetricFamily(PREFIX + name, text, labels=_VERSION)
-        for key, counted in _versions(counters):
-            family.add_metric(key, of(counted))
-        yield family
-    retries = CounterMetricFamily(PREFIX + "retries", "Requests sent once more.", labels=(*_VERSION, "cause"))
+def _version_counters(counters: GatewaySnapshot) -> Iterator[Sample]:
     for key, counted in _versions(counters):
         for cause, number in counted["retry_causes"].items():
-            retries.add_metric((*key, cause), number)
-    yield retries
-    failures = CounterMetricFamily(
-        PREFIX + "auth_failures", "Requests without a valid key or token.", labels=("service", "reason")
-    )
+            yield Sample("retries", number, (*key, cause))
+        for reason, number in counted["connect_failures"].items():
+            yield Sample("replica_connect_failures", number, (*key, reason))
+        for kind, number in _timeouts(counted).items():
+            yield Sample("timeouts", number, (*key, kind))
+        yield Sample("request_body_bytes", counted["request_bytes"], key)
+        yield Sample("response_body_bytes", counted["response_bytes"], key)
+        yield Sample("client_aborts", counted["client_aborts"], key)
     for service, by_reason in counters["auth_failures"].items():
         for reason, number in by_reason.items():
-            failures.add_metric((service, reason), number)
-    yield failures
+            yield Sample("auth_failures", number, (service, reason))
 
 
-def _version_facts(versions: Mapping[VersionKey, VersionFacts]) -> Iterator[Metric]:
-    for name, text, of in _GAUGES:
-        gauge = GaugeMetricFamily(PREFIX + name, text, labels=_VERSION)
-        for key, facts in versions.items():
-            value = of(facts)
-            if value is not None:
-                gauge.add_metric(key, value)
-        yield gauge
-    replicas = GaugeMetricFamily(PREFIX + "replicas", "Replicas by state.", labels=(*_VERSION, "state"))
-    decisions = CounterMetricFamily(
-        PREFIX + "scaling_decisions", "Changes of the wanted number of replicas.", labels=(*_VERSION, "direction")
-    )
-    for key, facts in versions.items():
-        for state in ReplicaState:
-            replicas.add_metric((*key, state.value), facts.replicas_by_state.get(state, 0))
-        for direction in DIRECTIONS:
-            decisions.add_metric((*key, direction), facts.scaling_decisions.get(direction, 0))
-    yield replicas
-    yield decisions
+def _timeouts(counted: VersionSnapshot) -> dict[str, int]:
+    """Limits of time that were reached: the queue's and the connection's are counted, the others end a request."""
+    answers = counted["answers"].values()
+    kinds = {
+        "queue": counted["queue_timeouts"],
+        "connect": counted["connect_failures"].get("timeout", 0),
+        "scoring": sum(by_slug.get("scoring-timeout", 0) for by_slug in answers),
+        "request": sum(by_slug.get("request-timeout", 0) for by_slug in answers),
+    }
+    return {kind: number for kind, number in kinds.items() if number}
 
 
-def _process_facts(view: MetricsView) -> Iterator[Metric]:
-    counters = view.counters
-    counts = (
-        ("client_connections", "Client connections accepted.", counters["connections_accepted"]),
-        ("client_connections_refused", "Client connections refused at a limit.", counters["connections_refused"]),
-        ("parse_errors", "Client connections closed over malformed HTTP.", counters["parse_errors"]),
-        ("slot_leaks_repaired", "Slots found out of step and repaired; must stay 0.", view.slot_leaks_repaired),
-        ("access_log_lines_dropped", "Lines the access log could not write.", view.access_log_dropped),
-        ("config_errors", "Settings that were refused.", view.config_errors),
-    )
-    for name, text, number in counts:
-        yield CounterMetricFamily(PREFIX + name, text, number)
-    levels = (
-        ("client_connections_open", "Client connections open now.", counters["connections_open"]),
-        ("workers", "Worker processes that serve clients.", view.workers),
-        ("config_last_reload_success", "1 when the latest settings are in force.", view.config_last_reload_success),
-    )
-    for name, text, level in levels:
-        yield GaugeMetricFamily(PREFIX + name, text, level)
+_GAUGES: tuple[tuple[str, Callable[[VersionFacts], float | None]], ...] = (
+    ("requests_in_flight", lambda facts: facts.in_flight),
+    ("requests_queued", lambda facts: facts.queued),
+    ("slots", lambda facts: facts.slots),
+    ("slots_in_use", lambda facts: facts.slots_in_use),
+    ("leases_idle", lambda facts: facts.leases_idle),
+    ("replicas_desired", lambda facts: facts.desired),
+    ("utilization_ratio", lambda facts: facts.utilization),
+    ("utilization_target_ratio", lambda facts: facts.target),
+)
+
+
+def _version_facts(key: VersionKey, facts: VersionFacts) -> Iterator[Sample]:
+    for name, of in _GAUGES:
+        value = of(facts)
+        if value is not None:
+            yield Sample(name, value, key)
+    for state in ReplicaState:
+        yield Sample("replicas", facts.replicas_by_state.get(state, 0), (*key, state.value))
+    for direction in DIRECTIONS:  # told at 0 as well, so that the first one shows in a rate
+        yield Sample(
+            "scaling_decisions", facts.scaling_decisions.get((direction, "demand"), 0), (*key, direction, "demand")
+        )
+    for (direction, bound), number in facts.scaling_decisions.items():
+        if bound != "demand":
+            yield Sample("scaling_decisions", number, (*key, direction, bound))

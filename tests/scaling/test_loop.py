@@ -233,9 +233,9 @@ def test_changes_of_the_wanted_number_are_counted_by_direction() -> None:
     scene.steady(4.0, 1)
     scene.have("a", "b", "c", "d")
     scene.steady(4.0, 1)
-    assert scene.loop.decisions(IRIS) == {"up": 1, "down": 0}
+    assert scene.loop.decisions(IRIS) == {("up", "demand"): 1}
     scene.steady(2.0)
-    assert scene.loop.decisions(IRIS) == {"up": 1, "down": 1}
+    assert scene.loop.decisions(IRIS) == {("up", "demand"): 1, ("down", "demand"): 1}
 
 
 def test_while_one_is_cordoned_it_is_looked_at_each_time() -> None:

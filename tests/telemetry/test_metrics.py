@@ -1,17 +1,23 @@
 """What a scrape says, read back by a parser of the format."""
 
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client import parser
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
+from router.metrics_doc import render
 from router.services import ReplicaState, VersionKey
+from router.telemetry.catalogue import LABELS, METRICS, PREFIX, Sample
 from router.telemetry.counters import DURATION_BOUNDS, GatewayCounters
 from router.telemetry.metrics import MetricsView, VersionFacts, exposition
 
+PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 BLUE = ("iris", "blue")
 GREEN = ("iris", "green")
 
@@ -24,7 +30,8 @@ FACTS = VersionFacts(
     replicas_by_state={ReplicaState.READY: 8, ReplicaState.STARTING: 1},
     desired=9,
     utilization=0.625,
-    scaling_decisions={"up": 5},
+    target=0.7,
+    scaling_decisions={("up", "demand"): 5, ("up", "maximum"): 2},
 )
 
 
@@ -33,11 +40,14 @@ def view(counters: GatewayCounters, versions: Mapping[VersionKey, VersionFacts] 
         router_version="1.2.3",
         counters=counters.snapshot(),
         versions={BLUE: FACTS} if versions is None else versions,
-        workers=2,
-        slot_leaks_repaired=0,
-        access_log_dropped=7,
-        config_errors=1,
-        config_last_reload_success=True,
+        lag={"supervisor": {"counts": [1] * 13, "sum": 12.0}},
+        samples=(
+            Sample("workers", 2),
+            Sample("slot_leaks_repaired", 0),
+            Sample("access_log_lines_dropped", 7),
+            Sample("config_errors", 1),
+            Sample("config_last_reload_success", True),
+        ),
     )
 
 
@@ -51,6 +61,10 @@ def busy_counters() -> GatewayCounters:
         blue.duration.observe(seconds)
     blue.request_bytes, blue.response_bytes, blue.client_aborts = 10, 20, 1
     blue.retried("connect-refused")
+    blue.count(504, "scoring-timeout")
+    blue.queue_timeouts = 3
+    blue.connect_failures["timeout"] += 2
+    blue.connect.observe(0.0003)
     counters.version(GREEN).count(401, "unauthorized")
     counters.answers[404, "unknown-service"] += 2
     counters.connections_accepted, counters.connections_open = 12, 5
@@ -75,12 +89,47 @@ def value(families: Mapping[str, Metric], sample_name: str, **labels: str) -> fl
     return found[0] if found else None
 
 
-def test_requests_are_counted_by_service_version_status_and_slug() -> None:
+def requests(families: Mapping[str, Metric]) -> dict[tuple[str, ...], float]:
+    """Requests by service, version, code, its class, who answered, error."""
+    names = ("service", "version", "code", "code_class", "answered_by", "error")
+    samples = families["azureml_fe_requests"].samples
+    return {tuple(sample.labels[name] for name in names): sample.value for sample in samples}
+
+
+def test_requests_are_counted_by_service_version_status_and_who_answered_and_why() -> None:
+    assert requests(scrape(view(busy_counters()))) == {
+        ("iris", "blue", "200", "2xx", "replica", ""): 3,
+        ("iris", "blue", "503", "5xx", "router", "overloaded"): 1,
+        ("iris", "blue", "504", "5xx", "router", "scoring-timeout"): 1,
+        ("iris", "green", "401", "4xx", "router", "unauthorized"): 1,
+        ("", "", "404", "4xx", "router", "unknown-service"): 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "slug", "who"),
+    [
+        ("blue", "502", "replica-error", "replica"),  # its own 500, passed on as 502
+        ("blue", "502", "replica-closed", "router"),
+        ("blue", "200", "replica-closed", "replica"),  # cut in the middle of its answer
+        ("blue", "200", "scoring-timeout", "replica"),
+        ("blue", "499", "client-closed", "nobody"),
+        ("", "204", "", "router"),  # a preflight
+    ],
+)
+def test_who_answered(version: str, status: str, slug: str, who: str) -> None:
+    counters = GatewayCounters()
+    counters.version(("iris", version)).count(int(status), slug)
+    assert requests(scrape(view(counters))) == {("iris", version, status, f"{status[0]}xx", who, slug): 1}
+
+
+def test_limits_of_time_that_were_reached_are_counted_by_kind() -> None:
     families = scrape(view(busy_counters()))
     blue = {"service": "iris", "version": "blue"}
-    assert value(families, "requests_total", **blue, code="200", error="") == 3
-    assert value(families, "requests_total", **blue, code="503", error="overloaded") == 1
-    assert value(families, "requests_total", service="", version="", code="404", error="unknown-service") == 2
+    kinds = {kind: value(families, "timeouts_total", **blue, kind=kind) for kind in ("queue", "connect", "scoring")}
+    assert kinds == {"queue": 3, "connect": 2, "scoring": 1}
+    assert value(families, "replica_connect_failures_total", **blue, reason="timeout") == 2
+    assert value(families, "replica_connect_seconds_count", **blue) == 1
 
 
 def test_histogram_buckets_are_cumulative_and_reach_beyond_the_last_bound() -> None:
@@ -118,8 +167,16 @@ def test_every_state_and_direction_is_told_even_at_0() -> None:
     families = scrape(view(busy_counters()))
     blue = {"service": "iris", "version": "blue"}
     assert [value(families, "replicas", **blue, state=state) for state in ReplicaState] == [1, 8, 0]
-    assert value(families, "scaling_decisions_total", **blue, direction="up") == 5
-    assert value(families, "scaling_decisions_total", **blue, direction="down") == 0
+    decisions = {
+        ("up", "demand"): 5,
+        ("up", "maximum"): 2,
+        ("down", "demand"): 0,
+        ("down", "window"): None,
+    }
+    assert decisions == {
+        (direction, reason): value(families, "scaling_decisions_total", **blue, direction=direction, reason=reason)
+        for direction, reason in decisions
+    }
 
 
 def test_slots_and_utilization_are_absent_when_slots_are_not_limited() -> None:
@@ -158,12 +215,43 @@ def test_bytes_retries_aborts_and_auth_failures_are_counted() -> None:
     assert value(families, "auth_failures_total", service="iris", reason="wrong-key") == 6
 
 
-def test_labels_are_those_that_are_promised() -> None:
-    allowed = {"service", "version", "code", "error", "cause", "reason", "state", "direction", "le"}
+def test_every_metric_is_in_the_catalogue_with_these_labels() -> None:
     for family in scrape(view(busy_counters())).values():
-        assert family.documentation
-        for sample in family.samples:
-            assert set(sample.labels) <= allowed, sample
+        if family.name.startswith(PREFIX):
+            spec = METRICS[family.name.removeprefix(PREFIX).removesuffix("_info")]
+            assert family.documentation == spec.about
+            for sample in family.samples:
+                assert set(sample.labels) - {"le"} == set(spec.labels), sample
+
+
+def test_every_label_is_explained_and_every_explanation_used() -> None:
+    assert {label for spec in METRICS.values() for label in spec.labels} == LABELS.keys()
+
+
+@pytest.mark.parametrize("sample", [Sample("unheard_of", 1), Sample("workers", 1, ("one",)), Sample("build", 1)])
+def test_sample_that_the_catalogue_does_not_know_is_a_fault(sample: Sample) -> None:
+    with pytest.raises(ValueError, match=sample.metric):
+        exposition(replace(view(GatewayCounters()), samples=(sample,)), "")
+
+
+def test_page_of_metrics_is_made_from_the_catalogue() -> None:
+    assert PAGE.read_text() == render(), "python -m router.metrics_doc > docs/metrics.md"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing (Debian: prometheus)")
+def test_promtool_finds_no_fault() -> None:
+    body, _ = exposition(view(busy_counters()), "text/plain")
+    ran = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
+
+
+def test_exemplars_lead_from_a_bucket_to_a_trace() -> None:
+    seen = replace(view(busy_counters()), exemplars={BLUE: {0: ("ab" * 16, 0.00005, 1700000000.5)}})
+    body, _ = exposition(seen, "application/openmetrics-text; version=1.0.0")
+    (line,) = [line for line in body.decode().splitlines() if "# {" in line]
+    assert line.startswith('azureml_fe_request_duration_seconds_bucket{le="0.0001",service="iris",version="blue"} 1.0')
+    assert line.endswith(' # {trace_id="' + "ab" * 16 + '"} 5e-05 1700000000.5')
+    assert b"# {" not in exposition(seen, "text/plain")[0]
 
 
 def test_open_metrics_is_served_to_who_asks_for_it_and_is_valid() -> None:
@@ -194,4 +282,4 @@ def test_text_in_label_values_is_escaped() -> None:
     counters = GatewayCounters()
     counters.version(odd).count(200, "")
     families = scrape(view(counters, {odd: FACTS}))
-    assert value(families, "requests_total", service=odd[0], version=odd[1], code="200", error="") == 1
+    assert requests(families) == {(*odd, "200", "2xx", "replica", ""): 1}

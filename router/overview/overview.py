@@ -1,0 +1,182 @@
+"""What is so of this pod right now, put together from the parts of its supervisor. Reads them, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from router import __version__
+from router.cpu import available_cpus, cpu_quota
+from router.peering import Peering
+from router.peers.mesh import Mesh
+from router.pods import Pods
+from router.reports import Reports
+from router.scaling.loop import ControlLoop
+from router.services import Replica, ReplicaState, Service, Version, VersionKey
+from router.slots.coordinator import Coordinator
+from router.telemetry.catalogue import Sample
+from router.telemetry.counters import LAG_BOUNDS, Histogram, Totals
+from router.telemetry.metrics import MetricsView, VersionFacts
+from router.workers import Workers
+
+_ERRORS_KEPT = 20
+
+Source = Callable[[], Iterable[Sample]]
+
+
+class Served(Protocol):
+    """What is asked of the supervisor."""
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """The services that are served."""
+
+    @property
+    def versions(self) -> Mapping[VersionKey, Version]:
+        """Their versions."""
+
+    def replicas(self, key: VersionKey) -> tuple[Replica, ...]:
+        """The replicas of a version, whatever their state."""
+
+
+class ConfigError(NamedTuple):
+    """A setting that was refused."""
+
+    time: float
+    """Seconds since the epoch."""
+    error: str
+
+
+class Overview:
+    """The parts, and what they know together."""
+
+    def __init__(
+        self,
+        served: Served,
+        *,
+        loop: ControlLoop,
+        counters: Totals,
+        reports: Reports,
+        peering: Peering,
+        pods: Pods,
+    ) -> None:
+        self.served = served
+        self.loop = loop
+        self.counters = counters
+        self.reports = reports
+        self.peering = peering
+        self.pods = pods
+        self.workers: Workers | None = None
+        self.mesh: Mesh | None = None
+        self.sources: list[Source] = []
+        """What else has something to tell at each scrape; see `catalogue` for the names."""
+        self.config_errors: deque[ConfigError] = deque(maxlen=_ERRORS_KEPT)
+        self._config_error_count = 0
+        self._last_reload_succeeded = True
+        self._lag = {"supervisor": Histogram(LAG_BOUNDS)}
+        self._quota = cpu_quota() or float(available_cpus())
+
+    # What is told.
+
+    def config_refused(self, now: float, error: str) -> None:
+        """A changed setting was not taken; `now` is the time of day."""
+        self._config_error_count += 1
+        self._last_reload_succeeded = False
+        self.config_errors.append(ConfigError(now, error))
+
+    def config_taken(self) -> None:
+        """What was changed is in force."""
+        self._last_reload_succeeded = True
+
+    def loop_was_late(self, process: str, seconds: float) -> None:
+        """An event loop of this process, or of this kind of process, was so late."""
+        if process not in self._lag:
+            self._lag[process] = Histogram(LAG_BOUNDS)
+        self._lag[process].observe(max(seconds, 0.0))
+
+    # What is so.
+
+    def facts(self, key: VersionKey) -> VersionFacts:
+        """A version at this moment, as far as workers have reported. Raises KeyError for one that is not served."""
+        version = self.served.versions[key]
+        reports = self.reports.of(key)
+        in_flight = sum(sum(report.busy.values()) for report in reports)
+        slots = version.replica_max_concurrent_requests
+        states = self.loop.replicas_by_state(key)
+        decision = self.loop.decision(key)
+        return VersionFacts(
+            in_flight=in_flight,
+            queued=sum(report.waiting for report in reports),
+            slots=slots * states["ready"] if slots else None,
+            slots_in_use=in_flight if slots else 0,
+            leases_idle=sum(report.idle for report in reports),
+            replicas_by_state=states,
+            desired=decision.desired
+            if decision is not None
+            else states[ReplicaState.READY] + states[ReplicaState.STARTING],
+            utilization=decision.utilization if decision is not None and slots else None,
+            target=version.autoscale_target_utilization / 100,
+            scaling_decisions=self.loop.decisions(key),
+        )
+
+    def metrics(self) -> MetricsView:
+        """All that a scrape tells."""
+        return MetricsView(
+            router_version=__version__,
+            counters=self.counters.total(),
+            versions={key: self.facts(key) for key in self.served.versions},
+            lag={process: lag.snapshot() for process, lag in self._lag.items()},
+            samples=tuple(self._samples()),
+        )
+
+    def _samples(self) -> Iterator[Sample]:
+        yield from self._of_processes()
+        yield from self._of_pods()
+        for source in self.sources:
+            yield from source()
+
+    def _of_processes(self) -> Iterator[Sample]:
+        workers = self.workers
+        yield Sample("workers", len(workers) if workers is not None else 0)
+        yield Sample("worker_restarts", workers.ended_unasked if workers is not None else 0)
+        if workers is not None:
+            yield Sample("worker_resident_memory_bytes", sum(map(_resident_bytes, workers.pids().values())))
+        yield Sample("cpu_quota_cores", self._quota)
+        yield Sample("replica_connections_idle", self.reports.connections_idle)
+        yield Sample("access_log_lines_dropped", self.reports.access_log_dropped)
+        yield Sample("config_errors", self._config_error_count)
+        yield Sample("config_last_reload_success", self._last_reload_succeeded)
+
+    def _of_pods(self) -> Iterator[Sample]:
+        yield Sample("leader", self.pods.leads)
+        for service in self.served.services:
+            yield Sample("service_owned", self.peering.ownership.owner(service) == self.peering.own_id, (service,))
+        yield Sample("slot_leaks_repaired", 0)
+        for message, number in sorted(self.coordinator.messages.items()):
+            yield Sample("slot_messages", number, (message,))
+        yield Sample("peer_messages", self.peering.messages_sent, ("sent",))
+        yield Sample("peer_messages", self.peering.messages_received, ("received",))
+        if self.mesh is not None:
+            standings = list(self.mesh.standings().values())
+            live = len(self.mesh.live())
+            yield Sample("peers", live, ("live",))
+            yield Sample("peers", len(self.mesh.unreachable()), ("unreachable",))
+            yield Sample("peers", sum(standing == "gone" for standing in standings), ("gone",))
+            for reason, number in self.mesh.refusals.items():
+                yield Sample("peer_refusals", number, (reason,))
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """The ledgers of this pod."""
+        return self.peering.coordinator
+
+
+def _resident_bytes(pid: int) -> int:
+    """Memory of a process; 0 for one that has ended (proc_pid_statm(5))."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
