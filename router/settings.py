@@ -169,9 +169,10 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
     _router(
         "connect_timeout_ms",
         Kind.INT,
+        # Above one second, after which TCP sends a lost SYN once more.
         "Longest time to connect to a replica.",
         unit="ms",
-        default=1000,
+        default=2000,
         minimum=1,
     ),
     _router(

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from router.gateway.downstream import ClientConnection
+from router.gateway.pool import ReplicaPool
 from router.gateway.table import ServiceRoute, VersionRoute
-from router.gateway.upstream import ReplicaPool
 from router.http.headers import answer_kinds, request_kinds
 from router.http.ids import RequestIds
 from router.services import Replica, Service, Version, VersionKey
@@ -33,6 +33,8 @@ _SWEEP_SECONDS = 0.25
 _TICK_SECONDS = 1.0
 _ACCESS_LOG_SECONDS = 0.2
 BACKLOG = 4096
+_MOST_REMEMBERED_ADDRESSES = 4096
+_LONGEST_REMEMBERED_ADDRESS = 256
 # While draining, a client that sends one request after another gets its next answer with "Connection: close". To close
 # its connection between two of them would be a race with the next, which it could not safely repeat.
 _FAREWELL_SECONDS = 1.0
@@ -52,6 +54,7 @@ class Gateway:
         self.ids = RequestIds()
         self.request_kinds = request_kinds()
         self.services: dict[bytes, ServiceRoute] = {}
+        self.addresses: dict[bytes, tuple[ServiceRoute, bytes]] = {}  # of services, with the replica's path
         self.versions: dict[VersionKey, VersionRoute] = {}
         self.draining = False
         self.wall_clock = time.time
@@ -85,7 +88,15 @@ class Gateway:
             )
             for service in services.values()
         }
+        self.addresses.clear()
         self.counters.retain(keys)
+
+    def remember_address(self, target: bytes, service: ServiceRoute, path: bytes) -> None:
+        """Spare the next request to the same address its parsing."""
+        if len(target) <= _LONGEST_REMEMBERED_ADDRESS and b"?" not in target:
+            if len(self.addresses) >= _MOST_REMEMBERED_ADDRESSES:
+                self.addresses.clear()
+            self.addresses[target] = service, path
 
     def _apply_version(self, key: VersionKey, settings: Version) -> None:
         route = self.versions.get(key)

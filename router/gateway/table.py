@@ -21,8 +21,9 @@ from router.slots.holder import VersionHolder
 from router.telemetry.counters import VersionCounters
 
 if TYPE_CHECKING:
+    from router.gateway.admission import Admission
     from router.gateway.exchange import Exchange
-    from router.gateway.upstream import ReplicaPool
+    from router.gateway.pool import ReplicaPool
 
 # Sending once more is allowed to this share of the requests of the last seconds, and to a few in any case: when
 # everything fails, retries must not double the load (the "retry budget" of Finagle and Envoy, with their defaults).
@@ -37,7 +38,7 @@ class VersionRoute:
 
     __slots__ = (
         "_completed", "_loop", "_pools", "_queue_timer", "_ready", "_requests", "_retries", "_slots_changed",
-        "_timeouts", "answer_line", "counters", "holder", "key", "service_name", "settings",
+        "answer_line", "counters", "holder", "key", "service_name", "settings", "timeouts",
     )  # fmt: skip
 
     def __init__(
@@ -61,23 +62,19 @@ class VersionRoute:
         self._requests: deque[tuple[float, int]] = deque()
         self._retries: deque[float] = deque(maxlen=1000)
         self.answer_line = b"\r\nazureml-model-deployment: " + key[1].encode()
-        self.holder: VersionHolder[Exchange, ReplicaPool] = VersionHolder(
+        self.holder: VersionHolder[Admission, ReplicaPool] = VersionHolder(
             unlimited=settings.replica_max_concurrent_requests == 0, now=monotonic()
         )
-        self._timeouts = self._scoring_timeouts()
+        # Who waits for a replica, and for how long at most.
+        self.timeouts = self._scoring_timeouts()
 
     # Settings and replicas.
-
-    @property
-    def timeouts(self) -> TimeoutList[Exchange]:
-        """Who waits for a replica, and for how long at most."""
-        return self._timeouts
 
     def change(self, settings: Version) -> None:
         """Take on changed settings, for requests from now on."""
         before, self.settings = self.settings, settings
         if settings.scoring_timeout_ms != before.scoring_timeout_ms:
-            self._timeouts = self._scoring_timeouts()
+            self.timeouts = self._scoring_timeouts()
         if self.holder.waiters:
             self._rearm()
 

@@ -1,4 +1,4 @@
-"""The side towards replicas: pooled connections and the parser of their answers.
+"""The side towards replicas: one connection, and the parser of its answers.
 
 Callbacks stand in the order in which data arrives. What an answer means for the request is the exchange's business:
 this file turns bytes into heads, pieces of body and ends, and notices when a connection breaks.
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from router.gateway.heads import CHUNKED, LENGTH, NO_BODY, UNTIL_CLOSE
 from router.gateway.proof import unacknowledged
-from router.http.headers import DROP, UNDERSCORE, HeaderKinds, connection_options, is_chunked, may_be_trailer
+from router.http.headers import DROP, UNDERSCORE, connection_options, is_chunked, may_be_trailer
 
 if TYPE_CHECKING:
     from router.gateway.exchange import Exchange
+    from router.gateway.pool import ReplicaPool
 
 # A body with a length of at least this is counted instead of parsed: llhttp would copy each piece once more.
 RAW_BODY_BYTES = 65536
@@ -28,11 +30,6 @@ _LAST_WORDS_SECONDS = 5.0
 # What a replica said last is read up to a megabyte; who waits for the client to take it is not asked any more.
 _LAST_WORDS_READS = 16
 _READ_BYTES = 65536
-
-NO_BODY = 0
-LENGTH = 1
-CHUNKED = 2
-UNTIL_CLOSE = 3
 
 
 class InvalidAnswer(ValueError):
@@ -322,9 +319,9 @@ class ReplicaConnection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None:
             return
-        exchange.answer_end(self._trailers)
         self.exchange = None
         reusable = self._reusable and exchange.body_complete and not self.closed and not self.tunnelled
+        trailers = self._trailers
         self.served += 1
         self._reset()
         if reusable:
@@ -334,93 +331,9 @@ class ReplicaConnection(asyncio.Protocol):
         else:
             self.closed = True
             self.transport.close()
-        exchange.finish()
+        exchange.finish(trailers)
 
 
 def _switches_to_websocket(kept: dict[bytes, bytes]) -> bool:
     named = connection_options(kept.get(b"connection", b""))
     return b"upgrade" in named and kept.get(b"upgrade", b"").strip().lower() == b"websocket"
-
-
-class ReplicaPool:
-    """Connections to one replica. The one that rested least is used next, so that those too many grow old and close."""
-
-    __slots__ = ("_idle", "_loop", "_tasks", "_timeout", "failures", "host", "kinds", "port", "replica_id", "retired")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        replica_id: str,
-        host: str,
-        port: int,
-        *,
-        kinds: HeaderKinds,
-        connect_timeout_seconds: float,
-    ) -> None:
-        self._loop = loop
-        self.replica_id = replica_id
-        self.host = host
-        self.port = port
-        self.kinds = kinds
-        self._timeout = connect_timeout_seconds
-        self._idle: dict[ReplicaConnection, float] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.failures = 0  # how often in a row it was left alone for refusing connections
-        self.retired = False
-
-    def __len__(self) -> int:
-        return len(self._idle)
-
-    def take(self) -> ReplicaConnection | None:
-        """An idle connection; None if there is none."""
-        while self._idle:
-            connection, _ = self._idle.popitem()
-            if not connection.closed and not connection.transport.is_closing():
-                return connection
-        return None
-
-    def put(self, connection: ReplicaConnection) -> None:
-        """Take back a connection on which nothing is under way."""
-        if self.retired:
-            connection.closed = True
-            connection.transport.close()
-        else:
-            self._idle[connection] = self._loop.time()
-
-    def forget(self, connection: ReplicaConnection) -> None:
-        """Drop an idle connection that has closed."""
-        self._idle.pop(connection, None)
-
-    def connect(self, exchange: Exchange) -> None:
-        """Open a connection for an exchange, which hears of it by `connected` or `connect_failed`."""
-        task = self._loop.create_task(self._connect(exchange))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, exchange: Exchange) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                _, connection = await self._loop.create_connection(
-                    lambda: ReplicaConnection(self), self.host, self.port
-                )
-        except (OSError, TimeoutError) as error:
-            exchange.connect_failed(self, error)
-            return
-        self.failures = 0
-        if not exchange.connected(self, connection):
-            self.put(connection)
-
-    def close_idle(self, before: float) -> None:
-        """Close the connections that rest since before a time of the loop's clock."""
-        while self._idle:
-            connection, since = next(iter(self._idle.items()))
-            if since > before:
-                return
-            del self._idle[connection]
-            connection.closed = True
-            connection.transport.close()
-
-    def retire(self) -> None:
-        """Close what is idle now, and the rest as soon as it is: the replica is gone."""
-        self.retired = True
-        self.close_idle(float("inf"))

@@ -9,24 +9,34 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 _CLIENT_ID_LENGTH = 40
 
 
+# The last three digits of an id, made once: to format a number costs more than all the rest of an id.
+_LAST_DIGITS = tuple(b"%03x" % number for number in range(4096))
+
+
 class RequestIds:
     """Makes one valid UUID (version 4 in form) per request.
 
     The first 76 bits are random for each worker, the rest counts: unique like a random UUID, at a tenth of the cost.
     """
 
-    __slots__ = ("_count", "_prefix")
+    __slots__ = ("_high", "_low", "_most", "_prefix")
 
     def __init__(self, entropy: bytes | None = None) -> None:
         digits = (entropy or os.urandom(16)).hex()
         variant = "89ab"[int(digits[15], 16) & 3]
         self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-{variant}{digits[16:19]}-".encode()
-        self._count = int(digits[19:30], 16)
+        self._high, self._low = divmod(int(digits[19:30], 16) + 1, 4096)
+        self._most = self._prefix + b"%09x" % self._high
 
     def next(self) -> bytes:
         """The next id."""
-        self._count = count = self._count + 1 & 0xFFFFFFFFFFFF
-        return b"%b%012x" % (self._prefix, count)
+        low = self._low
+        if low == 4096:
+            low = 0
+            self._high = self._high + 1 & 0xFFFFFFFFF
+            self._most = self._prefix + b"%09x" % self._high
+        self._low = low + 1
+        return self._most + _LAST_DIGITS[low]
 
 
 def clean_client_id(value: bytes) -> bytes:

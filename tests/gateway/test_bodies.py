@@ -427,8 +427,8 @@ async def test_slow_replica_slows_the_client(world: World, in_chunks: bool) -> N
     assert sent < size
     (inside,) = world.gateway._clients
     assert inside._current is not None
-    assert inside._current._upstream is not None
-    assert inside._current._upstream.transport.get_write_buffer_size() <= MB
+    assert inside._current.upstream is not None
+    assert inside._current.upstream.transport.get_write_buffer_size() <= MB
     line.keeps = False
     line.read_on()
     while sent < size:
@@ -462,8 +462,8 @@ async def test_large_first_piece_does_not_escape_backpressure(world: World) -> N
     assert sent < size
     (inside,) = world.gateway._clients
     assert inside._current is not None
-    assert inside._current._upstream is not None
-    assert inside._current._upstream.transport.get_write_buffer_size() <= MB
+    assert inside._current.upstream is not None
+    assert inside._current.upstream.transport.get_write_buffer_size() <= MB
     client.reset()
     await world.at_rest()
 

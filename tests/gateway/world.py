@@ -69,7 +69,7 @@ class ScriptedReplica:
         sock.bind((self.host, self.port))
         self.port = sock.getsockname()[1]
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Line(self._accepted), sock=sock)
+        self._server = await loop.create_server(lambda: Line(self._accepted), sock=sock, backlog=4096)
 
     def refuse(self) -> None:
         """Stop listening; connections that are open stay."""

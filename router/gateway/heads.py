@@ -1,0 +1,126 @@
+"""The heads that the router writes: of requests to replicas, and of replicas' answers to clients.
+
+Lives here: which lines, in which order, and nothing that decides. Every head is composed anew from what was parsed, so
+that no byte of one side's framing ever reaches the other. The router's own answers are `router.http.answers`'.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from router.gateway.request import CHUNKED_BODY
+from router.http.headers import fields_named_by, without_fields
+
+if TYPE_CHECKING:
+    from router.gateway.request import Request
+
+# How the end of a replica's answer is told.
+NO_BODY, LENGTH, CHUNKED, UNTIL_CLOSE = range(4)
+
+_STATUS_OK = b"HTTP/1.1 200 OK"
+_SERVER_TIMING = (
+    b"\r\nServer-Timing: auth;dur=%.2f, queue;dur=%.2f, connect;dur=%.2f, replica;dur=%.2f, router;dur=%.2f\r\n\r\n"
+)
+_CORS_ANSWER_HEADERS = frozenset((b"access-control-allow-origin", b"access-control-expose-headers"))
+
+
+def ids(request_id: bytes, client_id: bytes) -> bytes:
+    """The lines that carry a request's ids, in both directions."""
+    lines = b"\r\nx-ms-request-id: " + request_id + b"\r\nx-request-id: " + request_id
+    return lines + b"\r\nx-ms-client-request-id: " + client_id if client_id else lines
+
+
+def request_head(request: Request) -> bytes:
+    """What the replica receives before the body."""
+    kept = request.kept
+    parts = request.parts
+    host = kept.get(b"host", b"")
+    parts[0] = request.method + b" " + request.target + b" HTTP/1.1\r\nHost: " + host
+    service = request.service
+    assert service is not None
+    if request.underscored and service.keep_underscore_headers:
+        parts += request.underscored
+    if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
+        request.parts = parts = without_fields(parts, named)
+    if service.forward_authorization and b"authorization" in kept:
+        parts.append(b"Authorization: " + kept[b"authorization"])
+    length = request.length
+    if length > 0 or (length == 0 and request.method == b"POST"):
+        parts.append(b"Content-Length: %d" % length)
+    elif length == CHUNKED_BODY:
+        parts.append(b"Transfer-Encoding: chunked")
+    if request.upgrade:
+        parts.append(b"Connection: Upgrade\r\nUpgrade: websocket")
+    if b"x-forwarded-for" in kept:
+        parts.append(b"X-Forwarded-For: " + kept[b"x-forwarded-for"] + b", " + request.client.forwarded + host)
+    else:
+        parts.append(b"X-Forwarded-For: " + request.client.forwarded + host)
+    return b"\r\n".join(parts) + request.id_lines + b"\r\n\r\n"
+
+
+def framed(request: Request, pieces: list[bytes]) -> list[bytes]:
+    """Pieces of a request's body as they go to the replica."""
+    if request.length != CHUNKED_BODY:
+        return pieces
+    chunks: list[bytes] = []
+    for piece in pieces:
+        chunks += (b"%x\r\n" % len(piece), piece, b"\r\n")
+    return chunks
+
+
+def body_end(request: Request) -> bytes:
+    """What follows the last piece of a request's body."""
+    return b"0\r\n%b\r\n" % b"".join(request.trailers) if request.length == CHUNKED_BODY else b""
+
+
+def answer_head(
+    request: Request,
+    status: int,
+    reason: bytes,
+    parts: list[bytes],
+    kept: dict[bytes, bytes],
+    framing: int,
+    length: int,
+) -> bytes:
+    """What the client receives before the body of a replica's answer."""
+    if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
+        parts = without_fields(parts, named)
+    if request.is_cross_origin:
+        parts = without_fields(parts, _CORS_ANSWER_HEADERS)
+    if framing == LENGTH and request.keep_alive and request.http11:  # as nearly all are
+        tail = b"\r\nContent-Length: %d" % length
+    else:
+        tail = _frame(request, status, framing, length)
+    if request.gateway.settings.server_timing:
+        began, sent, queued = request.began, request.sent, request.queued_seconds
+        tail += _SERVER_TIMING % (
+            (request.checked - began) * 1e3,
+            queued * 1e3,
+            (request.connected_at - request.granted) * 1e3,
+            (request.answered - sent) * 1e3,
+            (sent - began - queued) * 1e3,
+        )
+    else:
+        tail += b"\r\n\r\n"
+    line = _STATUS_OK if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b" % (status, reason)
+    return b"\r\n".join((line, *parts)) + request.answer_lines + tail
+
+
+def _frame(request: Request, status: int, framing: int, length: int) -> bytes:
+    """How the client can tell where the answer ends."""
+    if status == 101:
+        return b"\r\nConnection: Upgrade\r\nUpgrade: websocket"
+    if framing == LENGTH or (framing == NO_BODY and length >= 0):
+        tail = b"\r\nContent-Length: %d" % length
+    elif framing == NO_BODY:
+        tail = b""
+    elif request.http11:
+        request.answer_chunked = True
+        tail = b"\r\nTransfer-Encoding: chunked"
+    else:
+        request.until_close = True
+        request.keep_alive = False
+        tail = b""
+    if not request.keep_alive:
+        return tail + b"\r\nConnection: close"
+    return tail if request.http11 else tail + b"\r\nConnection: keep-alive"

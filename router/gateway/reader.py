@@ -1,0 +1,250 @@
+"""The parser's side of a client connection: from bytes to requests.
+
+Lives here: the callbacks of llhttp, in the order in which data arrives, and the rules that llhttp leaves to the router
+(a second `Host`, codings other than chunked, versions, sizes of heads). Must not live here: what becomes of a request
+(`exchange`) and of the connection (`downstream`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import httptools
+
+from router.gateway.exchange import Exchange
+from router.gateway.request import CHUNKED_BODY, DONE
+from router.http import answers
+from router.http.answers import Answer
+from router.http.headers import DROP, UNDERSCORE, connection_options, is_chunked, may_be_trailer
+
+if TYPE_CHECKING:
+    from router.gateway.gateway import Gateway
+
+# Of what a client sends ahead, this much is parsed at a time: bounds the requests that one read can bring.
+SLICE_BYTES = 16384
+# Headers of which there can be only one: with two, who reads which would be a matter of taste.
+_SINGLE = frozenset((b"host", b"authorization", b"content-length", b"transfer-encoding"))
+
+
+class Refusal(Exception):
+    """Raised in a parser's callback: the request is refused with this answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.slug)
+        self.answer = answer
+
+
+class RequestReader(asyncio.Protocol):
+    """What a client connection knows of the requests that it has read and those that it is reading."""
+
+    __slots__ = (
+        "_barren_bytes",
+        "_current",
+        "_fruitful_bytes",
+        "_head_bytes",
+        "_head_since",
+        "_kept",
+        "_known_kinds",
+        "_parser",
+        "_parsing",
+        "_parts",
+        "_paused_seconds",
+        "_pending",
+        "_rest",
+        "_served",
+        "_target",
+        "_underscored",
+        "gateway",
+    )
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._known_kinds = gateway.request_kinds.known
+        self._parser = httptools.HttpRequestParser(self)
+        self._current: Exchange | None = None  # the one that is being answered
+        self._parsing: Exchange | None = None  # the one whose body is arriving
+        self._pending: deque[Exchange] = deque()
+        self._parts: list[bytes] = [b""]
+        self._kept: dict[bytes, bytes] = {}
+        self._underscored: list[bytes] = []
+        self._target = b""
+        self._served = False  # whether a head has ever come whole
+        self._head_since = 0.0  # 0: no head is on its way
+        self._head_bytes = 0
+        self._paused_seconds = 0.0  # for which this body was not read, through no fault of the client's
+        self._rest: bytes | None = None  # received and not parsed yet; None: what comes is parsed at once
+        self._fruitful_bytes = 0  # of a body in chunks, when last looked at
+        self._barren_bytes = 0  # that came since it grew
+
+    if TYPE_CHECKING:  # what it leads to
+
+        def malformed(self, answer: Answer) -> None: ...
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            answer = None
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, Refusal):
+                raise
+            answer = error.__context__.answer
+        except httptools.HttpParserError as error:
+            answer = answers.bad_request(str(error))
+        if answer is None:
+            self._after_upgrade(rest)
+        else:
+            self.malformed(answer)
+
+    def _after_upgrade(self, rest: bytes) -> None:
+        """llhttp stops after the head of a request that asks for an upgrade.
+
+        Without a body, what follows is a tunnel's or the next request, and only the answer can tell. With one, the
+        upgrade is out of the question and the body is parsed as any other.
+        """
+        self._parser = httptools.HttpRequestParser(self)
+        exchange = self._pending[-1] if self._pending else self._current
+        assert exchange is not None
+        if exchange.length == 0:
+            self._rest = rest
+            return
+        exchange.body_complete = False
+        self._parsing = exchange
+        framing = b"Transfer-Encoding: chunked" if exchange.length < 0 else b"Content-Length: %d" % exchange.length
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
+        if rest:
+            self._parse(rest)
+
+    def on_url(self, url: bytes) -> None:
+        self._target = self._target + url if self._target else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        kind = self._known_kinds.get(name)
+        if kind is None:
+            kind = self.gateway.request_kinds.classify(name)
+        if self._parsing is not None:
+            self._on_trailer(self._parsing, name, value)
+        elif not kind:  # PASS, which is empty
+            self._parts.append(name + b": " + value)
+        elif kind == UNDERSCORE:
+            self._underscored.append(name + b": " + value)
+        elif kind != DROP:
+            if kind[0] == 43:  # READ
+                self._parts.append(name + b": " + value)
+                kind = kind[1:]
+            if kind in self._kept:
+                if kind in _SINGLE:
+                    raise Refusal(answers.bad_request(f"more than one {kind.decode()} header"))
+                value = self._kept[kind] + b", " + value
+            self._kept[kind] = value
+
+    def _on_trailer(self, exchange: Exchange, name: bytes, value: bytes) -> None:
+        if may_be_trailer(name):
+            exchange.trailers += (name, b": ", value, b"\r\n")
+            if len(exchange.trailers) > 4 * self.gateway.settings.max_headers:
+                raise self._head_too_large()
+
+    def on_headers_complete(self) -> None:
+        if self._parsing is not None:  # made up in `_after_upgrade`
+            self._target = b""
+            return
+        parts, self._parts = self._parts, [b""]
+        kept, self._kept = self._kept, {}
+        target, self._target = self._target, b""
+        settings = self.gateway.settings
+        self._served = True
+        self._head_since = 0.0
+        received, self._head_bytes = self._head_bytes, 0  # with what came of the body in the same piece
+        self._paused_seconds = 0.0
+        if len(parts) - 1 + len(kept) + len(self._underscored) > settings.max_headers or (
+            received > settings.max_head_bytes and self._is_large(received, (target, *parts, *kept.values()))
+        ):
+            raise self._head_too_large()
+        parser = self._parser
+        length = 0
+        if b"content-length" in kept:
+            length = int(kept[b"content-length"])
+        elif b"transfer-encoding" in kept:
+            if not is_chunked(kept[b"transfer-encoding"]):
+                raise Refusal(answers.bad_request("a transfer coding other than chunked"))
+            length = CHUNKED_BODY
+            self._fruitful_bytes = self._barren_bytes = 0
+        exchange = Exchange(self, parser.get_method(), target, parts, kept, length)  # type: ignore[arg-type]
+        if self._underscored:
+            exchange.underscored, self._underscored = self._underscored, []
+        if not parser.should_keep_alive():
+            exchange.keep_alive = False
+        if not exchange.keep_alive or b"connection" in kept or b"host" not in kept:
+            self._check_version(exchange, kept)
+        if b"expect" in kept:
+            exchange.expects_continue = exchange.http11 and kept[b"expect"].lower() == b"100-continue"
+        self._parsing = exchange
+        if self._current is None:
+            self._current = exchange
+        else:
+            self._pending.append(exchange)
+
+    def _is_large(self, received: int, kept: tuple[bytes, ...]) -> bool:
+        """Whether a head is over the limit, of which the piece that ended it may have held more than the head."""
+        limit = self.gateway.settings.max_head_bytes
+        if received > limit + SLICE_BYTES:  # some of it dropped
+            return True
+        return sum(map(len, (*kept, *self._underscored))) > limit
+
+    def _check_version(self, exchange: Exchange, kept: dict[bytes, bytes]) -> None:
+        """What depends on the version of HTTP, which costs a look that most requests need not pay."""
+        version = self._parser.get_http_version()
+        if version == "1.0":
+            exchange.http11 = False
+            if exchange.length == CHUNKED_BODY:
+                raise Refusal(answers.bad_request("Transfer-Encoding in HTTP/1.0"))
+        elif version != "1.1":
+            raise Refusal(answers.bad_request(f"HTTP/{version}; allowed: 1.0 and 1.1"))
+        elif b"host" not in kept:
+            raise Refusal(answers.bad_request("no Host header"))
+        if exchange.http11 and b"upgrade" in kept and b"upgrade" in connection_options(kept.get(b"connection", b"")):
+            exchange.upgrade = kept[b"upgrade"].strip().lower() == b"websocket" and exchange.length == 0
+
+    def on_body(self, data: bytes) -> None:
+        exchange = self._parsing
+        if exchange is None:
+            return
+        exchange.body_bytes += len(data)
+        if exchange.length == CHUNKED_BODY and exchange.body_bytes > self.gateway.settings.max_payload_bytes:
+            raise Refusal(answers.payload_too_large(self.gateway.settings.max_payload_bytes))
+        if exchange.state != DONE:
+            exchange.body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._parsing is not None:
+            self._parsing.body_complete = True
+            self._parsing = None
+
+    # Sizes.
+
+    def _watch_head(self, piece: bytes) -> None:
+        """A head is on its way and not complete."""
+        if not self._head_since:
+            if not piece.strip(b"\r\n"):
+                return  # empty lines before a request mean nothing (RFC 9112 section 2.2)
+            self._head_since = monotonic()
+        if self._head_bytes > self.gateway.settings.max_head_bytes:
+            self.malformed(self._head_too_large().answer)
+
+    def _is_barren(self, exchange: Exchange, piece: bytes) -> bool:
+        """Whether a body in chunks has gone on for longer than a head may be without a byte of body."""
+        if exchange.body_bytes != self._fruitful_bytes:
+            self._fruitful_bytes = exchange.body_bytes
+            self._barren_bytes = 0
+            return False
+        self._barren_bytes += len(piece)
+        return self._barren_bytes > self.gateway.settings.max_head_bytes
+
+    def _head_too_large(self) -> Refusal:
+        settings = self.gateway.settings
+        return Refusal(answers.head_too_large(settings.max_head_bytes, settings.max_headers))
