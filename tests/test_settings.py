@@ -50,7 +50,7 @@ def test_defaults() -> None:
         client_body_timeout_seconds=30,
         body_min_rate_bytes=500,
         client_idle_timeout_seconds=75,
-        connect_timeout_ms=1000,
+        connect_timeout_ms=2000,
         replica_idle_connection_seconds=60,
         drain_seconds=60,
     )

@@ -62,7 +62,7 @@ class Exchange(Admission):
             return False
         now = monotonic()
         if self.version is not None:
-            self.version.counters.connect.observe(now - self._granted)
+            self.version.counters.connect.observe(now - self.granted)
         try:
             self._send(connection, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost with it
