@@ -1,0 +1,68 @@
+"""The part of the chart's values.schema.json that says which settings `router` may hold:
+`python -m deploy.values_schema` writes it.
+
+Lives here: how a row of the router's table of settings reads as JSON schema, and which rows the chart fills itself. Must
+not live here: a fact about a setting, which `router.settings` has.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from router.settings import ROUTER_SETTINGS
+from router.values import LARGEST_NUMBER, Kind, Setting
+
+SCHEMA = Path(__file__).parent / "helm" / "azureml-fe" / "values.schema.json"
+
+MANAGED = frozenset(
+    {
+        "host", "port", "https_port", "admin_host", "admin_port", "peer_host", "peer_port", "state_dir",
+        "namespaces", "pod_name", "pod_namespace", "pod_ip", "peer_secret_file", "kubeconfig",
+        "generate_keys", "cluster_purpose", "drain_seconds",
+        "tls_cert_file", "tls_key_file", "allow_insecure_connections",
+    }
+)  # fmt: skip
+"""Settings that are fixed by manifests, or are values of the chart by another name: not allowed in `router`."""
+
+
+def router_schema() -> dict[str, Any]:
+    """What the value `router` may be."""
+    settings = [setting for setting in ROUTER_SETTINGS if setting.name not in MANAGED]
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {setting.name: _property(setting) for setting in settings},
+    }
+
+
+def _property(setting: Setting) -> dict[str, Any]:
+    match setting.kind:
+        case Kind.BOOL:
+            return {"type": "boolean"}
+        case Kind.INT | Kind.FLOAT:
+            least = {"minimum": setting.minimum} if setting.above is None else {"exclusiveMinimum": setting.above}
+            number = {"type": "integer" if setting.kind is Kind.INT else "number", **least}
+            return number if setting.maximum == LARGEST_NUMBER else {**number, "maximum": setting.maximum}
+        case Kind.RATE:
+            return {
+                "anyOf": [{"enum": ["on", "off"]}, {"type": "boolean"}, {"type": "number", "minimum": 0, "maximum": 1}]
+            }
+        case Kind.LIST:
+            return {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}
+        case Kind.MAPPING:
+            return {"type": "object", "additionalProperties": {"type": "string"}}
+    return {"enum": list(setting.choices)} if setting.choices else {"type": "string"}
+
+
+def render(text: str) -> str:
+    """The whole schema with its part on `router` made anew."""
+    schema = json.loads(text)
+    schema["$defs"]["router"] = router_schema()
+    lines = json.dumps(schema, indent=2, ensure_ascii=False)
+    return lines + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(render(SCHEMA.read_text()))

@@ -1,0 +1,135 @@
+"""Values of the chart: each is documented, and one that cannot work is refused with its name before it is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jsonschema
+import pytest
+from helm_python import HelmError
+
+from deploy.values_schema import MANAGED, SCHEMA
+from deploy.values_schema import render as render_schema
+from router.settings import ROUTER_SETTINGS
+from tests.deploy.chart import CHART, DEFAULTS, NAMESPACE, render, smallest, texts, values_file
+
+TEXT = (CHART / "values.yaml").read_text()
+
+
+def test_schema_of_the_routers_settings_is_up_to_date() -> None:
+    text = SCHEMA.read_text()
+    assert render_schema(text) == text, "run: python -m deploy.values_schema"
+
+
+def test_schema_is_one_and_covers_each_value() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    assert set(schema["properties"]) == {*DEFAULTS, "global"}
+
+    def compare(part: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        for name, facts in part.get("properties", {}).items():
+            if isinstance(values.get(name), dict) and facts.get("properties"):
+                assert set(facts["properties"]) == set(values[name]), name
+                compare(facts, values[name])
+
+    compare(schema, DEFAULTS)
+
+
+def _leading_comments(text: str) -> Iterator[tuple[str, str]]:
+    """Each name of a value in the file, and the comment above it or at its end."""
+    comment: list[str] = []
+    for line in text.splitlines():
+        if re.match(r"\s*# -{20,}", line) or not line.strip():
+            comment = []
+        elif line.strip().startswith("#"):
+            comment.append(line.strip("# "))
+        elif found := re.match(r"\s*([A-Za-z]+):", line):
+            yield found[1], " ".join(comment)
+            comment = []
+
+
+def test_each_value_has_a_comment() -> None:
+    documented = dict(_leading_comments(TEXT))
+    plain = {"image", "resources", "enabled", "labels", "annotations", "affinity", "priorityClassName", "tolerations"}
+    plain |= {"requests", "limits", "podAnnotations", "service", "shutdown", "serviceAccount", "sslKeyPemFile"}
+    plain |= {"podDisruptionBudget", "networkPolicy", "peerSecret", "metrics", "serviceMonitor", "prometheusRule"}
+    for name in (*DEFAULTS, *(inner for value in DEFAULTS.values() if isinstance(value, dict) for inner in value)):
+        if name in documented and name not in plain:
+            assert len(documented[name]) > 15, name
+
+
+def test_what_the_chart_fills_itself_is_not_among_the_routers_settings() -> None:
+    settings = json.loads(SCHEMA.read_text())["$defs"]["router"]["properties"]
+    assert not MANAGED & set(settings)
+    assert set(settings) | MANAGED >= {setting.name for setting in ROUTER_SETTINGS}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"image": {"repository": ""}}, ["image.repository", "pushed"]),
+        ({"image": {"repository": "Models/azureml-fe:1"}}, ["image/repository"]),
+        ({"image": {"pullPolicy": "Sometimes"}}, ["image/pullPolicy", "Always"]),
+        ({"inferenceRouterServiceType": "Ingress"}, ["inferenceRouterServiceType"]),
+        ({"inferenceRouterHA": "maybe"}, ["inferenceRouterHA", "true"]),
+        ({"clusterPurpose": "Prod"}, ["clusterPurpose", "FastProd", "DenseProd", "DevTest"]),
+        ({"sslSecret": ""}, ["allowInsecureConnections", "sslSecret"]),
+        ({"sslCertPemFile": "-----BEGIN CERTIFICATE-----"}, ["sslSecret", "sslCertPemFile", "exclude"]),
+        ({"sslSecret": "", "sslCertPemFile": "-----BEGIN CERTIFICATE-----"}, ["sslKeyPemFile", "both"]),
+        ({"sslSecret": "", "sslCertPemFile": "cert.pem"}, ["sslCertPemFile"]),
+        ({"sslSecret": "Not A Name"}, ["sslSecret"]),
+        ({"internalLoadBalancerProvider": "aws"}, ["internalLoadBalancerProvider", "azure"]),
+        (
+            {"internalLoadBalancerProvider": "azure", "inferenceRouterServiceType": "nodePort"},
+            ["internalLoadBalancerProvider", "loadBalancer", "nodePort"],
+        ),
+        ({"namespaces": ["models", "models"]}, ["namespaces"]),
+        ({"namespaces": "models"}, ["namespaces", "array"]),
+        ({"nodeSelector": {"gpu": True}}, ["nodeSelector/gpu"]),
+        ({"router": {"no_such_setting": 1}}, ["router", "no_such_setting"]),
+        ({"router": {"port": 80}}, ["router", "port"]),
+        ({"router": {"log_level": "loud"}}, ["router/log_level", "debug"]),
+        ({"router": {"max_headers": 0}}, ["router/max_headers", "1"]),
+        ({"shutdown": {"drainSeconds": "long"}}, ["shutdown/drainSeconds", "integer"]),
+        ({"shutdown": {"marginSeconds": 1}}, ["shutdown/marginSeconds", "15"]),
+        ({"service": {"idleTimeoutMinutes": 3}}, ["service/idleTimeoutMinutes", "4"]),
+        ({"service": {"loadBalancerSourceRanges": ["10.0.0.1"]}}, ["loadBalancerSourceRanges"]),
+        ({"podLabels": {"azuremlappname": "mine"}}, ["podLabels"]),
+        ({"podDisruptionBudget": {"maxUnavailable": 0}}, ["maxUnavailable"]),
+        ({"resources": {"limits": {"cpu": "many"}}}, ["resources/limits/cpu"]),
+        ({"extraEnv": [{"name": "AZUREML_FE_POD_IP", "value": "127.0.0.1"}]}, ["extraEnv"]),
+        ({"serviceMonitor": {"interval": "often"}}, ["serviceMonitor/interval"]),
+        ({"prometheusRule": {"runbookUrl": "docs/operations.md"}}, ["prometheusRule/runbookUrl"]),
+        ({"inferenceRouterHa": True}, ["inferenceRouterHa"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_by_name(values: Any, words: list[str]) -> None:
+    with pytest.raises(HelmError) as refused:
+        texts(smallest(**values))
+    said = str(refused.value)
+    for word in words:
+        assert word in said
+
+
+def test_settings_of_the_original_are_accepted() -> None:
+    objects = render(values_file("original"))
+    assert objects["Service", "azureml-fe"]["spec"]["type"] == "NodePort"
+    assert objects["Deployment", "azureml-fe"]["spec"]["replicas"] == 3
+    assert {"cert.pem", "key.pem"} == set(objects["Secret", "azuremlfessl"]["data"])
+
+
+def test_secret_of_peers_is_made_once_and_kept() -> None:
+    secret = render(smallest())["Secret", "azureml-fe-peers"]
+    assert secret["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert len(secret["data"]["secret"]) >= 64
+    assert secret["data"] != render(smallest())["Secret", "azureml-fe-peers"]["data"]
+    template = (CHART / "templates" / "secrets.yaml").read_text()
+    assert 'lookup "v1" "Secret" .Release.Namespace' in template
+    own = render(values_file("production"))
+    assert not [name for kind, name in own if kind == "Secret"]
+    assert "peers-of-mine" in str(own["Deployment", "azureml-fe"])
+    assert secret["metadata"]["namespace"] == NAMESPACE
