@@ -24,7 +24,7 @@ ENV PATH="/opt/azureml-fe/bin:$PATH" \
     AZUREML_FE_STATE_DIR=/var/lib/azureml-fe
 USER 10001:10001
 WORKDIR /var/lib/azureml-fe
-EXPOSE 8080 9090
+EXPOSE 8080 8443 9090 9091
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["azureml-fe"]
 CMD ["--help"]

@@ -1,8 +1,8 @@
 """The part of the chart's values.schema.json that says which settings `router` may hold:
 `python -m deploy.values_schema` writes it.
 
-Lives here: how a row of the router's table of settings reads as JSON schema, and which rows the chart fills itself. Must
-not live here: a fact about a setting, which `router.settings` has.
+Lives here: how a row of the router's table of settings reads as JSON schema, and which rows the chart fills itself.
+Must not live here: a fact about a setting, which `router.settings` has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ MANAGED = frozenset(
         "host", "port", "https_port", "admin_host", "admin_port", "peer_host", "peer_port", "state_dir",
         "namespaces", "pod_name", "pod_namespace", "pod_ip", "peer_secret_file", "kubeconfig",
         "generate_keys", "cluster_purpose", "drain_seconds",
-        "tls_cert_file", "tls_key_file", "allow_insecure_connections",
+        "tls_cert_file", "tls_key_file", "tls_client_ca_file", "allow_insecure_connections",
+        "peer_tls_cert_file", "peer_tls_key_file", "peer_tls_ca_file",
     }
 )  # fmt: skip
 """Settings that are fixed by manifests, or are values of the chart by another name: not allowed in `router`."""

@@ -36,7 +36,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 
 {{- define "azureml-fe.peerSecret" -}}
-{{ .Values.peerSecret.existingSecret | default "azureml-fe-peers" }}
+{{ .Values.peers.existingSecret | default "azureml-fe-peers" }}
 {{- end }}
 
 {{/* LoadBalancer, NodePort or ClusterIP, from any case. */}}
@@ -78,6 +78,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if ne (empty .Values.sslCertPemFile) (empty .Values.sslKeyPemFile) }}
 {{- fail "sslCertPemFile and sslKeyPemFile belong together: give both, with --set-file" }}
 {{- end }}
+{{- if and .Values.sslClientCaSecret (not (include "azureml-fe.https" .)) }}
+{{- fail "sslClientCaSecret needs sslSecret: certificates of clients are asked for by HTTPS only" }}
+{{- end }}
 {{- if and (eq .Values.internalLoadBalancerProvider "azure") (ne (include "azureml-fe.serviceType" .) "LoadBalancer") }}
 {{- fail (printf "internalLoadBalancerProvider=azure needs inferenceRouterServiceType=loadBalancer, not %s" .Values.inferenceRouterServiceType) }}
 {{- end }}
@@ -95,6 +98,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if include "azureml-fe.https" . -}}
 {{- $derived = set $derived "tls_cert_file" "/etc/azureml-fe/tls/cert.pem" -}}
 {{- $derived = set $derived "tls_key_file" "/etc/azureml-fe/tls/key.pem" -}}
+{{- end -}}
+{{- if .Values.sslClientCaSecret }}{{ $derived = set $derived "tls_client_ca_file" "/etc/azureml-fe/client-ca/ca.pem" }}{{ end -}}
+{{- if .Values.peers.tlsSecret -}}
+{{- $derived = set $derived "peer_tls_cert_file" "/etc/azureml-fe/peers-tls/tls.crt" -}}
+{{- $derived = set $derived "peer_tls_key_file" "/etc/azureml-fe/peers-tls/tls.key" -}}
+{{- $derived = set $derived "peer_tls_ca_file" "/etc/azureml-fe/peers-tls/ca.crt" -}}
 {{- end -}}
 {{- if include "azureml-fe.selfScaling" . -}}
 {{- $derived = set $derived "self_scaling_min_pods" (include "azureml-fe.leastPods" . | int) -}}
