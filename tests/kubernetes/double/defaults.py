@@ -1,0 +1,212 @@
+"""What the server fills in and refuses for each kind. No I/O.
+
+Only what a client can tell: defaults that it reads back, and the rules that it can break.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tests.kubernetes.double.errors import ApiError, bad_request, invalid
+from tests.kubernetes.double.resources import Object, Resource
+
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+_QUALIFIED = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
+_ANY_NAME = ("roles", "rolebindings", "clusterroles", "clusterrolebindings")  # names are path segments
+
+
+def check_metadata(resource: Resource, thing: Object) -> None:
+    """Names, labels and annotations."""
+    metadata = thing["metadata"]
+    name = metadata["name"]
+    if resource.plural not in _ANY_NAME and not (len(name) <= 253 and _SUBDOMAIN.fullmatch(name)):
+        message = f'Invalid value: "{name}": a lowercase RFC 1123 subdomain must consist of lower case letters'
+        raise invalid(resource, name, "metadata.name", message)
+    for what in ("labels", "annotations"):
+        for key, value in (metadata.get(what) or {}).items():
+            if not isinstance(value, str):
+                raise cannot_be_handled(resource, f"ObjectMeta.metadata.{what} of type string")
+            if not _QUALIFIED.fullmatch(key):
+                raise invalid(resource, name, f"metadata.{what}", f'Invalid value: "{key}": name part must be valid')
+    for value in (metadata.get("labels") or {}).values():
+        if len(value) > 63 or not _LABEL_VALUE.fullmatch(value):
+            raise invalid(
+                resource, name, "metadata.labels", f'Invalid value: "{value}": a valid label must be at most 63'
+            )
+
+
+def cannot_be_handled(resource: Resource, field: str) -> ApiError:
+    """A value of another type than its field."""
+    return bad_request(
+        f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+        f"json: cannot unmarshal into Go struct field {field}"
+    )
+
+
+def complete(resource: Resource, thing: Object) -> Object:
+    """The object with the defaults of its kind; raises when it breaks a rule. `thing` may be changed."""
+    act = _OF_KIND.get(resource.kind)
+    if act is not None:
+        act(resource, thing)
+    return thing
+
+
+def _name(thing: Object) -> str:
+    name: str = thing["metadata"]["name"]
+    return name
+
+
+def count(resource: Resource, thing: Object, value: Any, field: str = "spec.replicas") -> int:
+    """A number of replicas."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise cannot_be_handled(resource, f"{field} of type int32")
+    if value < 0:
+        message = f"Invalid value: {value}: must be greater than or equal to 0"
+        raise invalid(resource, _name(thing), field, message)
+    return value
+
+
+def _pod_spec(resource: Resource, thing: Object, spec: Object, path: str) -> None:
+    if not spec.get("containers"):
+        raise invalid(resource, _name(thing), f"{path}.containers", "Required value", "FieldValueRequired")
+    for index, container in enumerate(spec["containers"]):
+        for need in ("name", "image"):
+            if not container.get(need):
+                field = f"{path}.containers[{index}].{need}"
+                raise invalid(resource, _name(thing), field, "Required value", "FieldValueRequired")
+        container.setdefault("imagePullPolicy", "IfNotPresent" if ":" in container["image"] else "Always")
+        container.setdefault("resources", {})
+        container.setdefault("terminationMessagePath", "/dev/termination-log")
+        container.setdefault("terminationMessagePolicy", "File")
+        resources = container["resources"]
+        for what, amount in (resources.get("limits") or {}).items():
+            resources.setdefault("requests", {}).setdefault(what, amount)
+        for port in container.get("ports") or []:
+            port.setdefault("protocol", "TCP")
+    spec.setdefault("restartPolicy", "Always")
+    spec.setdefault("terminationGracePeriodSeconds", 30)
+    spec.setdefault("dnsPolicy", "ClusterFirst")
+    spec.setdefault("securityContext", {})
+    spec.setdefault("schedulerName", "default-scheduler")
+
+
+def _pod(resource: Resource, pod: Object) -> None:
+    spec = pod.setdefault("spec", {})
+    _pod_spec(resource, pod, spec, "spec")
+    spec.setdefault("serviceAccountName", "default")
+    spec.setdefault("enableServiceLinks", True)
+    pod.setdefault("status", {}).setdefault("phase", "Pending")
+    pod["status"].setdefault("qosClass", "Burstable" if _has_resources(spec) else "BestEffort")
+
+
+def _has_resources(spec: Object) -> bool:
+    return any(container["resources"] for container in spec["containers"])
+
+
+def _template_owner(resource: Resource, thing: Object) -> None:
+    spec = thing.setdefault("spec", {})
+    spec["replicas"] = count(resource, thing, spec.get("replicas", 1))
+    if not spec.get("selector"):
+        raise invalid(resource, _name(thing), "spec.selector", "Required value", "FieldValueRequired")
+    template = spec.setdefault("template", {})
+    labels = template.setdefault("metadata", {}).get("labels") or {}
+    wanted = spec["selector"].get("matchLabels") or {}
+    if any(labels.get(key) != value for key, value in wanted.items()):
+        message = f"Invalid value: {labels}: `selector` does not match template `labels`"
+        raise invalid(resource, _name(thing), "spec.template.metadata.labels", message)
+    _pod_spec(resource, thing, template.setdefault("spec", {}), "spec.template.spec")
+
+
+def _deployment(resource: Resource, deployment: Object) -> None:
+    _template_owner(resource, deployment)
+    spec = deployment["spec"]
+    strategy = spec.setdefault("strategy", {})
+    if strategy.setdefault("type", "RollingUpdate") == "RollingUpdate":
+        rolling = strategy.setdefault("rollingUpdate", {})
+        rolling.setdefault("maxSurge", "25%")
+        rolling.setdefault("maxUnavailable", "25%")
+    spec.setdefault("revisionHistoryLimit", 10)
+    spec.setdefault("progressDeadlineSeconds", 600)
+
+
+def _secret(resource: Resource, secret: Object) -> None:
+    secret.setdefault("type", "Opaque")
+    data = secret.setdefault("data", {})
+    for key, text in (secret.pop("stringData", None) or {}).items():
+        data[key] = base64.b64encode(text.encode()).decode()
+    for text in data.values():
+        try:
+            base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise bad_request(
+                'Secret in version "v1" cannot be handled as a Secret: illegal base64 data at input byte 0'
+            ) from error
+    if not data:
+        del secret["data"]
+
+
+def _lease(resource: Resource, lease: Object) -> None:
+    spec = lease.setdefault("spec", {})
+    seconds = spec.get("leaseDurationSeconds")
+    if seconds is not None and seconds <= 0:
+        message = f"Invalid value: {seconds}: must be greater than 0"
+        raise invalid(resource, _name(lease), "spec.leaseDurationSeconds", message)
+    for name in ("acquireTime", "renewTime"):
+        check_micro_time(resource, spec.get(name))
+
+
+def check_micro_time(resource: Resource, text: Any) -> None:
+    """The server takes exactly six digits of a second."""
+    if text is not None and not (isinstance(text, str) and _MICRO_TIME.fullmatch(text)):
+        raise bad_request(
+            f'{resource.kind} in version "v1" cannot be handled as a {resource.kind}: parsing time "{text}" as '
+            '"2006-01-02T15:04:05.000000Z07:00": cannot parse'
+        )
+
+
+def _autoscaler(resource: Resource, autoscaler: Object) -> None:
+    spec = autoscaler.setdefault("spec", {})
+    most, least = spec.get("maxReplicas", 0), spec.setdefault("minReplicas", 1)
+    if not most >= 1:
+        raise invalid(resource, _name(autoscaler), "spec.maxReplicas", f"Invalid value: {most}: must be greater than 0")
+    if most < least:
+        message = f"Invalid value: {most}: must be greater than or equal to `minReplicas`"
+        raise invalid(resource, _name(autoscaler), "spec.maxReplicas", message)
+    target = spec.get("scaleTargetRef") or {}
+    for need in ("kind", "name"):
+        if not target.get(need):
+            raise invalid(
+                resource, _name(autoscaler), f"spec.scaleTargetRef.{need}", "Required value", "FieldValueRequired"
+            )
+    resources = {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}
+    spec.setdefault("metrics", [{"type": "Resource", "resource": resources}])
+
+
+def _namespace(_: Resource, namespace: Object) -> None:
+    namespace.setdefault("spec", {}).setdefault("finalizers", ["kubernetes"])
+    namespace.setdefault("status", {}).setdefault("phase", "Active")
+    namespace["metadata"].setdefault("labels", {})["kubernetes.io/metadata.name"] = _name(namespace)
+
+
+def _binding(resource: Resource, binding: Object) -> None:
+    reference = binding.get("roleRef") or {}
+    if not reference.get("name"):
+        raise invalid(resource, _name(binding), "roleRef.name", "Required value", "FieldValueRequired")
+    reference.setdefault("apiGroup", resource.group)
+
+
+_OF_KIND: dict[str, Callable[[Resource, Object], None]] = {
+    "Pod": _pod,
+    "Deployment": _deployment,
+    "ReplicaSet": _template_owner,
+    "Secret": _secret,
+    "Lease": _lease,
+    "HorizontalPodAutoscaler": _autoscaler,
+    "Namespace": _namespace,
+    "RoleBinding": _binding,
+    "ClusterRoleBinding": _binding,
+}

@@ -1,0 +1,37 @@
+"""The API server of the tests: the double, or the real one that AZUREML_FE_TEST_KUBECONFIG names."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.cluster import Cluster, cluster_of
+from tests.kubernetes.double.running import running
+from tests.kubernetes.proxy import Proxy, proxying
+
+REAL = os.environ.get("AZUREML_FE_TEST_KUBECONFIG")
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A kubeconfig of its master."""
+    if REAL:
+        yield Path(REAL)
+    else:
+        with running(tmp_path_factory.mktemp("double")) as kubeconfig:
+            yield kubeconfig
+
+
+@pytest.fixture
+def cluster(api_server: Path, tmp_path: Path) -> Iterator[Cluster]:
+    """A namespace of its own in the API server."""
+    with cluster_of(api_server, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(cluster: Cluster) -> Iterator[Proxy]:
+    """Stands before the API server, keeps a record of all requests, and makes faults."""
+    with proxying(cluster.access) as found:
+        yield found
