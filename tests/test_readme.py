@@ -122,7 +122,9 @@ def test_files_and_names_of_the_architecture_exist() -> None:
 def room_of(module: str) -> str:
     """The row of the architecture's table that a module belongs to."""
     _, *parts = module.split(".")
-    return ".".join(parts[:2]) if parts[:2] == ["cluster", "local"] else parts[0] if parts else ""
+    if parts[:1] == ["cluster"] and len(parts) > 1 and parts[1] in ("kubernetes", "local"):
+        return ".".join(parts[:2])
+    return parts[0] if parts else ""
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -1,0 +1,51 @@
+"""What the router asks of the API server: each resource with the verbs it uses, and for what.
+
+The one list of it. The chart's role grants exactly this (a test compares them), `azureml-fe check --cluster` asks
+whether it is granted, and nothing else in this package may send a request that is not covered here.
+
+| scope | resource | verbs | for |
+|---|---|---|---|
+| models | apps/deployments | list, watch | the models and their settings |
+| models | apps/deployments/scale | get, patch | the number of replicas; get after a conflict |
+| models | pods | list, watch, patch | replicas; patch marks which one goes (`pod-deletion-cost`) |
+| models | secrets | list, watch, create | keys; create only where `generate_keys` |
+| models | autoscaling/horizontalpodautoscalers | list, watch | Deployments that must be left alone |
+| models | events | create, patch | what operators should read |
+| own | pods | list, watch | the other routers |
+| own | coordination.k8s.io/leases | list, watch, create, update | who scales |
+
+`models` are the namespaces that are served, all of them where `namespaces` is empty; `own` is the router's namespace.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Verbs on one resource. `scope` is where: the namespaces of models, or the router's own. `needs_keys`: only where
+    missing keys are generated. `name`: only the object of this name, where the verb is not create, which has no name
+    that could be granted."""
+
+    scope: Literal["models", "own"]
+    group: str
+    resource: str
+    verbs: tuple[str, ...]
+    needs_keys: bool = False
+    name: str = ""
+
+
+LEASE_NAME = "azureml-fe"
+
+ACCESS: tuple[Access, ...] = (
+    Access("models", "apps", "deployments", ("list", "watch")),
+    Access("models", "apps", "deployments/scale", ("get", "patch")),
+    Access("models", "", "pods", ("list", "watch", "patch")),
+    Access("models", "", "secrets", ("list", "watch")),
+    Access("models", "", "secrets", ("create",), needs_keys=True),
+    Access("models", "autoscaling", "horizontalpodautoscalers", ("list", "watch")),
+    Access("models", "", "events", ("create", "patch")),
+    Access("own", "", "pods", ("list", "watch")),
+    Access("own", "coordination.k8s.io", "leases", ("list", "watch", "update"), name=LEASE_NAME),
+    Access("own", "coordination.k8s.io", "leases", ("create",)),
+)
