@@ -81,7 +81,9 @@ class _Run(abc.ABC):
         self._out = out
         self._on_terminal = out.isatty()
         own_id = f"{re.sub('[^A-Za-z0-9.-]', '-', socket.gethostname())[:64]}:{os.getpid()}"
-        self._supervisor = Supervisor(settings, own_id=own_id, human_log=self._on_terminal, joined=joined)
+        self._supervisor = Supervisor(
+            settings, own_id=own_id, human_log=self._on_terminal, joined=joined, peer_socket=peer_socket
+        )
         self._mesh = Mesh(own_id, peer_socket, peer_secret(settings.state_dir), self._supervisor.pods)
         self._console = Console(self._supervisor, out, self._own_key)
         self._stopping = asyncio.Event()

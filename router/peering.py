@@ -16,16 +16,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from router.gateway.control import FromLedger, Reintroduce
-from router.peers.wire import Forget, FrontEndGone, Message, ToHolder, Told, ToLedger
+from router.peers.wire import Forget, FrontEndGone, Leases, Message, ToHolder, Told, ToLedger
 from router.services import VersionKey
 from router.slots.coordinator import Coordinator
-from router.slots.messages import Hello
+from router.slots.messages import Hello, Holds
 from router.slots.messages import ToHolder as HolderMessage
 from router.slots.messages import ToLedger as LedgerMessage
-from router.slots.ownership import Move, Ownership
+from router.slots.ownership import GATHER_SECONDS, LOOK_SECONDS, STILL_SECONDS, Move, Ownership
 from router.telemetry.log import event
 
 _log = logging.getLogger("router.peering")
+
+_LEASES_AT_ONCE = 250  # versions in one message: a frame must not grow with the number of services
+_SWEEP_SECONDS = 60.0  # longer than pods take to learn of the same services
 
 
 class Links(Protocol):
@@ -42,6 +45,9 @@ class Links(Protocol):
 
     def unreachable(self) -> Mapping[str, float]:
         """Peers that may live but cannot be reached, and since when (monotonic seconds)."""
+
+    def has_tried_all(self) -> bool:
+        """Whether it is known of each peer that there should be whether it can be reached."""
 
 
 class NoLinks:
@@ -61,6 +67,10 @@ class NoLinks:
         """Nobody."""
         return {}
 
+    def has_tried_all(self) -> bool:
+        """There is nobody to try."""
+        return True
+
 
 class Peering:
     """This pod's part in routing as one. `to_worker(name, message)` reaches a worker of this pod."""
@@ -76,7 +86,7 @@ class Peering:
         self.ownership = Ownership(own_id)
         self.coordinator = Coordinator()
         self.links: Links = NoLinks()
-        self.messages_sent = 0  # to peers, about slots
+        self.messages_sent = 0  # to peers, about slots; reports of leases apart
         self.messages_received = 0
         self._to_worker = to_worker
         self._clock = clock
@@ -88,19 +98,29 @@ class Peering:
         self._versions: dict[str, list[VersionKey]] = {}
         self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str]]] = {}  # slots, cordoned
         self._cut = False
+        self._awake_at: float | None = None  # None until `tick` is called
+        self._swept_at = self._joined_at = clock()
+        self._has_met_all = True
+
+    def join(self, links: Links) -> None:
+        """Be one of several pods from now on. Should come before services are known, as it is the only one until then:
+        who there is must be expected by `links`."""
+        self.links = links
+        self._joined_at = self._clock()
+        self._has_met_all = False
 
     # Services and replicas.
 
     def services_changed(self, versions: Collection[VersionKey]) -> None:
         """Make `versions` the complete set."""
-        now = self._clock()
+        now = self._wake()
         self._versions = {}
         for key in versions:
             self._versions.setdefault(key[0], []).append(key)
         self._replicas = {key: known for key, known in self._replicas.items() if key in versions}
-        self.coordinator.retain(versions)
+        self.coordinator.set_versions(versions)
         for move in self.ownership.set_services(self._versions, now):
-            self.coordinator.start_over(move.service)
+            self.coordinator.stop_granting(move.service)  # what others may have told of it already is kept
             self._tell(move.service)  # nobody here holds anything of a service that is new
         for service in tuple(self._awaited):
             self._awaited[service] &= {(w, key) for w in self._workers for key in self._versions.get(service, ())}
@@ -109,6 +129,7 @@ class Peering:
 
     def set_replicas(self, key: VersionKey, slots: Mapping[str, int], cordoned: Collection[str]) -> None:
         """Make `slots` (replica id -> slots) the complete set of a version's replicas, and cordon those `cordoned`."""
+        self._wake()
         self._replicas[key] = (slots, frozenset(cordoned))
         self._apply_replicas(key)
 
@@ -133,6 +154,7 @@ class Peering:
 
     def worker_ended(self, name: str) -> None:
         """A worker's process is gone."""
+        self._wake()
         self._workers.discard(name)
         front_end = self._front_end(name)
         self.coordinator.detach(front_end)
@@ -144,6 +166,7 @@ class Peering:
 
     def worker_said(self, name: str, key: VersionKey, messages: Sequence[LedgerMessage]) -> None:
         """A worker's holder has something to say to its ledger."""
+        self._wake()
         owner = self.ownership.owner(key[0])
         if owner == self.own_id:
             self.coordinator.receive(self._front_end(name), key, messages)
@@ -155,6 +178,28 @@ class Peering:
             awaited.discard((name, key))
             self._tell_if_complete(key[0])
             self._begin_granting()
+
+    def worker_holds(self, name: str, leases: Mapping[VersionKey, Holds]) -> None:
+        """A worker's holders say what they have; all that they had to say before was heard."""
+        self._wake()
+        front_end = self._front_end(name)
+        elsewhere: dict[str, list[tuple[VersionKey, Holds]]] = {}
+        for key, holds in leases.items():
+            owner = self.ownership.owner(key[0])
+            if owner == self.own_id:
+                self._reconcile(front_end, key, holds)
+            else:
+                elsewhere.setdefault(owner, []).append((key, holds))
+        for owner, all_holds in elsewhere.items():
+            for start in range(0, len(all_holds), _LEASES_AT_ONCE):
+                self.links.send(owner, Leases(front_end, dict(all_holds[start : start + _LEASES_AT_ONCE])))
+
+    def _reconcile(self, front_end: str, key: VersionKey, holds: Holds) -> None:
+        for leak in self.coordinator.reconcile(front_end, key, holds):
+            event(
+                _log, logging.ERROR, "leases out of step, repaired", service=key[0], version=key[1],
+                front_end=front_end, replica=leak.replica, recorded=leak.recorded, held=leak.held,
+            )  # fmt: skip
 
     def _tell_if_complete(self, service: str) -> None:
         if not self._awaited[service]:
@@ -176,10 +221,11 @@ class Peering:
 
     def peer_up(self, peer: str, incarnation: str) -> None:
         """A link to a pod is up, for the first time or again."""
+        now = self._wake()
         if self._incarnations.get(peer, incarnation) != incarnation:
             self._forget_front_ends(peer)  # the process that held leases is another one now
         self._incarnations[peer] = incarnation
-        for service in self.ownership.session_began(peer, self._clock()):
+        for service in self.ownership.session_began(peer, now):
             self.coordinator.stop_granting(service)
         moves = self._look()
         # What was on its way when the link broke is lost, so a service that stays this peer's is told anew as well.
@@ -188,6 +234,7 @@ class Peering:
 
     def peer_down(self, peer: str, certain: bool) -> None:
         """A link is down; `certain`: the pod's process has ended."""
+        self._wake()
         if certain:
             self._forget_front_ends(peer)
         else:
@@ -198,12 +245,14 @@ class Peering:
 
     def peer_certainly_gone(self, peer: str) -> None:
         """A pod that was unreachable has turned out to be gone."""
+        self._wake()
         self._forget_front_ends(peer)
         self._move(self._look())
 
     def peer_said(self, peer: str, message: Message) -> None:
         """A pod speaks about slots."""
         self.messages_received += 1
+        now = self._wake()
         match message:
             case ToLedger(front_end, key, said):
                 if self._is_of(peer, front_end):
@@ -213,6 +262,10 @@ class Peering:
                 if worker in self._workers and self.ownership.owner(key[0]) == peer:
                     for each in said:
                         self._to_worker(worker, FromLedger(key, each))
+            case Leases(front_end, leases):
+                if self._is_of(peer, front_end):
+                    for key, holds in leases.items():
+                        self._reconcile(front_end, key, holds)
             case FrontEndGone(front_end):
                 if self._is_of(peer, front_end):
                     self._front_ends[peer].discard(front_end)
@@ -223,7 +276,7 @@ class Peering:
                 self._begin_granting()
             case Forget(service):
                 self.coordinator.lose(self._front_ends.get(peer, ()), service)
-                if self.ownership.forget(peer, service, self._clock()):
+                if self.ownership.forget(peer, service, now):
                     self.coordinator.stop_granting(service)
 
     def _is_of(self, peer: str, front_end: str) -> bool:
@@ -249,11 +302,28 @@ class Peering:
 
     def tick(self) -> None:
         """See what only time tells; call ten times a second."""
-        for peer in self.ownership.expired(self._clock()):
+        self._awake_at = self._awake_at or self._clock()
+        now = self._wake()
+        for peer in self.ownership.expired(now):
             event(_log, logging.WARNING, "peer still unreachable, its leases and share are taken", peer=peer)
             self._forget_front_ends(peer)
+        if now - self._swept_at >= _SWEEP_SECONDS:
+            self._swept_at = now
+            self.coordinator.sweep()
         self._share_out()
         self._begin_granting()
+
+    def _wake(self) -> float:
+        """The time, after a look at whether this process stood still: others may take its services for theirs now."""
+        now = self._clock()
+        if self._awake_at is None:
+            return now
+        still, self._awake_at = now - self._awake_at, now
+        if still >= STILL_SECONDS and self.links.live():
+            event(_log, logging.WARNING, "process stood still, nothing is granted for a moment", seconds=f"{still:.3f}")
+            for service in self.ownership.hold_back(now, now + LOOK_SECONDS):
+                self.coordinator.stop_granting(service)
+        return now
 
     def _look(self) -> list[Move]:
         moves = self.ownership.set_peers(self.links.live(), self.links.unreachable(), self._clock())
@@ -263,6 +333,9 @@ class Peering:
     def _share_out(self) -> None:
         """Let the ledgers know when a cut begins, changes or ends."""
         cut = self.ownership.is_cut
+        if cut != self._cut:
+            message = "replicas are shared out between the sides of a cut" if cut else "replicas are shared out no more"
+            event(_log, logging.WARNING if cut else logging.INFO, message, reachable=len(self.ownership.live))
         if cut or self._cut:
             self._cut = cut
             for key in self._replicas:
@@ -290,6 +363,18 @@ class Peering:
         for worker in self._workers:
             self._to_worker(worker, Reintroduce(services))
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether there are other pods that may live and cannot be reached: only a fair share of the replicas is
+        granted."""
+        return self._cut
+
     def _begin_granting(self) -> None:
+        if not self._has_met_all:
+            # Others may own what seems to be this pod's, as long as it does not know who there is.
+            waited = self._clock() - self._joined_at >= GATHER_SECONDS
+            self._has_met_all = waited or self.links.has_tried_all()
+            if not self._has_met_all:
+                return
         for service in self.ownership.newly_granting(self._clock()):
             self.coordinator.begin_granting(service)

@@ -52,9 +52,17 @@ class Supervisor:
     """Runs a cluster's router on this machine. Is the listener of both its cluster and its workers."""
 
     def __init__(
-        self, settings: RouterSettings, *, own_id: str, human_log: bool, joined: JoinedCluster | None = None
+        self,
+        settings: RouterSettings,
+        *,
+        own_id: str,
+        human_log: bool,
+        joined: JoinedCluster | None = None,
+        peer_socket: socket.socket | None = None,
     ) -> None:
-        """`own_id` is no other pod's. `joined` is the cluster, where it is another pod's that leads."""
+        """`own_id` is no other pod's. `joined` is the cluster, where it is another pod's that leads. `peer_socket` is
+        where peers connect: workers keep it open, so that nobody is refused there as long as one of them lives, which
+        is how peers know that none of this pod's requests runs any more, even if this process is killed."""
         self._settings = settings
         self._human_log = human_log
         self._loop = ControlLoop()
@@ -69,6 +77,7 @@ class Supervisor:
         self._pods = Pods(self, self._peering, joined)
         self._mesh: Mesh | None = None
         self._admin: AdminServer | None = None
+        self._peer_socket = peer_socket
         self._socket: socket.socket | None = None
         self._ticking: asyncio.Task[None] | None = None
         self.overview = Overview(
@@ -91,7 +100,8 @@ class Supervisor:
         )
         await self._admin.start()
         self._cluster = cluster
-        self._workers = Workers(self._settings, self, [self._socket], human_log=self._human_log)
+        kept = [self._peer_socket] if self._peer_socket is not None else []
+        self._workers = Workers(self._settings, self, [self._socket], human_log=self._human_log, kept=kept)
         self.overview.workers = self._workers
         await cluster.start(self)
         await self._workers.resize(self._settings.workers or available_cpus())
@@ -266,6 +276,7 @@ class Supervisor:
         demands = {key: _demand(report.seen) for key, report in message.versions.items()}
         self._loop.add_demands(name, message.seconds, demands)
         self._pods.saw(demands)
+        self._peering.worker_holds(name, {k: held for k, held in message.leases.items() if k in self._versions})
         if message.counters is not None:
             self._counters.report(name, 0, message.counters)
 
@@ -334,9 +345,10 @@ class Supervisor:
     # Other pods.
 
     async def join(self, mesh: Mesh) -> None:
-        """Route as one with the pods of `mesh`. Raises OSError if the peer port cannot be listened on."""
+        """Route as one with the pods of `mesh`, which should expect those that run already, before the cluster tells of
+        services. Raises OSError if the peer port cannot be listened on."""
         self._mesh = self.overview.mesh = mesh
-        self._peering.links = mesh
+        self._peering.join(mesh)
         await mesh.start()
 
     @property

@@ -107,11 +107,19 @@ class Workers:
     """A number of worker processes that share the listening sockets."""
 
     def __init__(
-        self, settings: RouterSettings, listener: WorkersListener, sockets: Sequence[socket.socket], *, human_log: bool
+        self,
+        settings: RouterSettings,
+        listener: WorkersListener,
+        sockets: Sequence[socket.socket],
+        *,
+        human_log: bool,
+        kept: Sequence[socket.socket] = (),
     ) -> None:
+        """`sockets` are listened on. `kept` ones stay open for as long as a worker lives, and are not used by it."""
         self._settings = settings
         self._listener = listener
         self._sockets = sockets
+        self._kept = kept
         self._human_log = human_log
         self._workers: dict[str, _Worker] = {}
         self._wanted = 0
@@ -203,7 +211,7 @@ class Workers:
         fds = [theirs.fileno(), *(sock.fileno() for sock in self._sockets)]
         try:
             with theirs:
-                process = await _spawn(fds)
+                process = await _spawn(fds, [sock.fileno() for sock in self._kept])
         except BaseException:
             ours.close()
             raise
@@ -272,12 +280,12 @@ class Workers:
                     return
 
 
-async def _spawn(fds: Sequence[int]) -> asyncio.subprocess.Process:
+async def _spawn(fds: Sequence[int], kept: Sequence[int]) -> asyncio.subprocess.Process:
     making = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
             # -P: the folder in which the router was started holds no modules of its.
             *(sys.executable, "-P", "-m", "router.gateway.worker", *map(str, fds)),
-            pass_fds=fds,
+            pass_fds=[*fds, *kept],
             stdin=asyncio.subprocess.DEVNULL,
             # Ctrl-C in a terminal goes to the whole foreground group: workers must not be in it.
             start_new_session=True,

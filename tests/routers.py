@@ -237,6 +237,7 @@ class Router:
         """Wait until nothing is in flight, nothing waits and no slot is taken."""
         names = ("requests_in_flight", "requests_queued", "slots_in_use")
         until(lambda: [self.metric(name) for name in names] == [0, 0, 0], "rest")
+        assert self.metric("slot_leaks_repaired_total") == 0
 
     def end(self) -> None:
         """See that it is at rest, and that it ends as it should; if it has ended already, that nothing is left."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from router.services import Replica, Service, VersionKey
 from router.settings import RouterSettings
 from router.slots.holder import Totals
-from router.slots.messages import ToHolder, ToLedger
+from router.slots.messages import Holds, ToHolder, ToLedger
 from router.telemetry.counters import GatewaySnapshot
 
 EXIT_CUT = 3
@@ -84,6 +85,7 @@ class Report(NamedTuple):
     counters: GatewaySnapshot | None
     access_log_dropped: int
     connections_idle: int = 0  # to replicas
+    leases: Mapping[VersionKey, Holds] = MappingProxyType({})  # of some versions: of each once a second
 
 
 class Ready(NamedTuple):

@@ -20,7 +20,7 @@ from router.http.ids import RequestIds
 from router.services import Replica, Service, Version, VersionKey
 from router.settings import RouterSettings
 from router.slots.holder import HeldReplica
-from router.slots.messages import ToHolder, ToLedger
+from router.slots.messages import Holds, ToHolder, ToLedger
 from router.telemetry.access_log import AccessLog
 from router.telemetry.counters import GatewayCounters
 from router.telemetry.log import event
@@ -148,6 +148,17 @@ class Gateway:
         messages = route.holder.flush()
         if messages:
             self._send(route.key, messages)
+
+    def holds(self, part: int, parts: int) -> dict[VersionKey, Holds]:
+        """What the holders of one of `parts` parts of the versions hold, after all that there was to say is said."""
+        leases: dict[VersionKey, Holds] = {}
+        for route in tuple(self.versions.values())[part::parts]:
+            if route.holder.news:
+                self._send_news(route)
+            holds = route.holder.holds()
+            if holds is not None:
+                leases[route.key] = holds
+        return leases
 
     def deliver(self, key: VersionKey, message: ToHolder) -> None:
         """Take in what a ledger says."""

@@ -41,6 +41,7 @@ from router.telemetry.access_log import AccessLog
 
 REPORT_SECONDS = 0.2
 _COUNTERS_EVERY = 5  # reports
+_LEASES_EVERY = 5  # reports, for each version
 _FAREWELL_SECONDS = 1.0  # for the last report to reach a supervisor that may hang
 _NOTHING = Totals(0.0, 0.0, 0, 0, 0, 0.0)
 
@@ -138,9 +139,10 @@ class Worker:
     def _report(self, gateway: Gateway, *, counters: bool) -> None:
         now = time.monotonic()
         changed = self._routes.changed(gateway, now)
+        leases = gateway.holds(self._reports % _LEASES_EVERY, _LEASES_EVERY)
         snapshot = gateway.counters.snapshot() if counters else None
         dropped, idle = gateway.access_log.dropped, gateway.connections_idle
-        self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, dropped, idle))
+        self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, dropped, idle, leases))
         self._reported_at = now
 
 

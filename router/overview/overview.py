@@ -155,7 +155,8 @@ class Overview:
         yield Sample("leader", self.pods.leads)
         for service in self.served.services:
             yield Sample("service_owned", self.peering.ownership.owner(service) == self.peering.own_id, (service,))
-        yield Sample("slot_leaks_repaired", 0)
+        yield Sample("slot_leaks_repaired", self.coordinator.leaks_repaired)
+        yield Sample("degraded_services", len(self.served.services) if self.peering.is_cut else 0)
         for message, number in sorted(self.coordinator.messages.items()):
             yield Sample("slot_messages", number, (message,))
         yield Sample("peer_messages", self.peering.messages_sent, ("sent",))

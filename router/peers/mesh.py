@@ -177,6 +177,10 @@ class Mesh:
         own, once that is noticed."""
         return {p.address: self._standing(p) for p in self._pursuits.values() if p.expected and not p.is_self}
 
+    def has_tried_all(self) -> bool:
+        """Whether it is known of each expected address who listens there, or that nobody can be reached."""
+        return all(standing is not None for standing in self.standings().values())
+
     @property
     def refusals(self) -> Mapping[str, int]:
         """Connections refused or broken off for what came, by reason, since the start."""

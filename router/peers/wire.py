@@ -57,6 +57,14 @@ class ToHolder:
 
 
 @dataclass(frozen=True, slots=True)
+class Leases:
+    """A front-end of mine holds this of versions that are yours by my view. Said again and again."""
+
+    front_end: str
+    holds: Mapping[VersionKey, slots.Holds]
+
+
+@dataclass(frozen=True, slots=True)
 class FrontEndGone:
     """The process of a front-end of mine has ended."""
 
@@ -106,7 +114,7 @@ class Replicas:
 
 
 Message = (
-    Heartbeat | Goodbye | ToLedger | ToHolder | FrontEndGone | Told | Forget | Demand | Services | Replicas
+    Heartbeat | Goodbye | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Services | Replicas
 )  # fmt: skip
 
 
@@ -354,6 +362,21 @@ def _decode_demand(_: MessageReader, fields: list[Any]) -> Demand:
     return Demand(reports, _counts(fields[2]), waiting, frozenset(_texts(fields[4])))
 
 
+def _encode_leases(message: Leases) -> list[object]:
+    holds = [[*key, h.holder, h.session, h.heard, dict(h.held)] for key, h in message.holds.items()]
+    return ["leases", message.front_end, holds]
+
+
+def _decode_leases(_: MessageReader, fields: list[Any]) -> Leases:
+    holds = {
+        (_text(each[0]), _text(each[1])): slots.Holds(
+            _count(each[2]), _count(each[3]), _count(each[4]), _counts(each[5])
+        )
+        for each in map(_list, _list(fields[2]))
+    }
+    return Leases(_text(fields[1]), holds)
+
+
 def _decode_services(_: MessageReader, fields: list[Any]) -> Services:
     return Services({service.name: service for service in map(_service, _list(fields[1]))})
 
@@ -373,6 +396,7 @@ _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
     Goodbye: lambda _: ["goodbye"],
     ToLedger: lambda m: ["to-ledger", m.front_end, *m.key, [_encode_word(word) for word in m.messages]],
     ToHolder: lambda m: ["to-holder", m.front_end, *m.key, [_encode_word(word) for word in m.messages]],
+    Leases: _encode_leases,
     FrontEndGone: lambda m: ["front-end-gone", m.front_end],
     Told: lambda m: ["told", m.service],
     Forget: lambda m: ["forget", m.service],
@@ -386,6 +410,7 @@ _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
     "goodbye": lambda _, f: Goodbye(),
     "to-ledger": MessageReader.to_ledger,
     "to-holder": MessageReader.to_holder,
+    "leases": _decode_leases,
     "front-end-gone": lambda _, f: FrontEndGone(_text(f[1])),
     "told": lambda _, f: Told(_text(f[1])),
     "forget": lambda _, f: Forget(_text(f[1])),

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from router.services import VersionKey
-from router.slots.ledger import Outbox, VersionLedger
-from router.slots.messages import ToHolder, ToLedger
+from router.slots.ledger import Leak, Outbox, VersionLedger
+from router.slots.messages import Holds, ToHolder, ToLedger
 
 Deliver = Callable[[VersionKey, ToHolder], None]
 
@@ -18,7 +18,7 @@ Deliver = Callable[[VersionKey, ToHolder], None]
 class Coordinator:
     """Routes messages between front-ends and the ledgers of the versions."""
 
-    __slots__ = ("_deliver", "_ledgers", "_recording", "_replicas", "messages")
+    __slots__ = ("_deliver", "_known", "_ledgers", "_recording", "_replicas", "_stale", "leaks_repaired", "messages")
 
     def __init__(self) -> None:
         self._ledgers: dict[VersionKey, VersionLedger] = {}
@@ -27,6 +27,9 @@ class Coordinator:
         self._recording: set[str] = set()  # services whose ledgers do not grant
         self.messages: Counter[str] = Counter()
         """Messages taken in and sent, by their word in lower case."""
+        self._known: frozenset[VersionKey] = frozenset()
+        self._stale: set[VersionKey] = set()  # unknown versions of which nobody has spoken since the last sweep
+        self.leaks_repaired = 0  # leases on which ledgers and front-ends differed; 0 unless this program has a fault
 
     # Front-ends.
 
@@ -55,9 +58,18 @@ class Coordinator:
 
     def receive(self, front_end: str, key: VersionKey, messages: Iterable[ToLedger]) -> None:
         """Take in what a front-end says about a version, and answer whoever is concerned."""
+        self._stale.discard(key)
         said = tuple(messages)
         self._count(said)
         self._send(key, self._get(key).handle(front_end, *said))
+
+    def reconcile(self, front_end: str, key: VersionKey, holds: Holds) -> list[Leak]:
+        """Compare what a front-end holds of a version with the record, and mend that. Returns what differed."""
+        self._stale.discard(key)
+        leaks, outbox = self._get(key).reconcile(front_end, holds)
+        self.leaks_repaired += sum(abs(leak.held - leak.recorded) for leak in leaks)
+        self._send(key, outbox)
+        return leaks
 
     # Services.
 
@@ -107,11 +119,23 @@ class Coordinator:
         if before is not None and before[1] - closed:
             self._send(key, ledger.uncordon(before[1] - closed))
 
-    def retain(self, keys: Collection[VersionKey]) -> None:
-        """Forget versions that are not among `keys`."""
-        for key in [key for key in self._ledgers if key not in keys]:
-            del self._ledgers[key]
-        self._replicas = {key: known for key, known in self._replicas.items() if key in keys}
+    def set_versions(self, keys: Collection[VersionKey]) -> None:
+        """Make `keys` the versions that are known here, and forget those that were before.
+
+        Front-ends of another pod may speak of one that this pod has not heard of yet: that stays on record.
+        """
+        former, self._known = self._known, frozenset(keys)
+        for key in former - self._known:
+            self._ledgers.pop(key, None)
+        self._recording.intersection_update({service for service, _ in keys})
+        self._replicas = {key: known for key, known in self._replicas.items() if key in self._known}
+
+    def sweep(self) -> None:
+        """Forget versions that are not known here and of which no front-end has spoken since the last sweep."""
+        for key in self._stale:
+            if key not in self._known:
+                self._ledgers.pop(key, None)
+        self._stale = self._ledgers.keys() - self._known
 
     def _of(self, service: str) -> Iterator[tuple[VersionKey, VersionLedger]]:
         return iter([(key, ledger) for key, ledger in self._ledgers.items() if key[0] == service])

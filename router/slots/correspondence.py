@@ -10,15 +10,15 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from router.slots.messages import Avoid, Hello, Return, SayHello, ToHolder, ToLedger, Wants, Welcome
+from router.slots.messages import Avoid, Grant, Hello, Holds, Return, SayHello, ToHolder, ToLedger, Wants, Welcome
 
 
 class Correspondence:
     """One holder's side of the talk with its ledger. Waiters are numbered from 1, in the order in which they came."""
 
     __slots__ = (
-        "_avoided", "_begin_anew", "_cancelled", "_holder", "_known_upto", "_returns", "_session", "_told_upto",
-        "_welcomed",
+        "_avoided", "_begin_anew", "_cancelled", "_heard", "_holder", "_known_upto", "_returns", "_session",
+        "_told_upto", "_welcomed",
     )  # fmt: skip
 
     def __init__(self, holder: int) -> None:
@@ -26,6 +26,7 @@ class Correspondence:
         self._session = 0
         self._welcomed = True  # False: a Hello is on its way, and what the ledger says until it has it is void
         self._begin_anew = False
+        self._heard = 0  # grants of this session
         self._told_upto = 0  # the last waiter that the ledger was told of
         self._known_upto = 0  # waiters up to here are gone, as far as the ledger knows
         self._cancelled: list[int] = []
@@ -57,6 +58,8 @@ class Correspondence:
             return False
         if isinstance(message, SayHello):
             self._begin_anew = True
+        elif isinstance(message, Grant):
+            self._heard += 1
         return not isinstance(message, SayHello | Welcome)
 
     # What is said.
@@ -68,6 +71,7 @@ class Correspondence:
         self._session += 1
         self._welcomed = False
         self._begin_anew = False
+        self._heard = 0
         self._returns.clear()
         self._cancelled.clear()
         self._avoided = avoided
@@ -75,6 +79,10 @@ class Correspondence:
         self._known_upto = served_upto = _served_upto(waiters, last_number)
         gone = tuple(number for number in range(served_upto + 1, last_number + 1) if number not in waiters)
         return Hello(self._holder, self._session, held, avoided, last_number, served_upto, gone)
+
+    def holds(self, held: Mapping[str, int]) -> Holds:
+        """Tell once more what the other side should know. To be said when nothing else is left to say."""
+        return Holds(self._holder, self._session, self._heard, held)
 
     @property
     def must_begin_anew(self) -> bool:

@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from router.slots.correspondence import Correspondence
-from router.slots.messages import Grant, Hello, Recall, Revoke, ToHolder, ToLedger
+from router.slots.messages import Grant, Hello, Holds, Recall, Revoke, ToHolder, ToLedger
 
 
 class Waiter(Protocol):
@@ -309,6 +309,11 @@ class VersionHolder(Generic[W, T]):
         if self._unlimited:
             return []
         return self._talk.flush(self._avoided, self.waiters, self._last_number)
+
+    def holds(self) -> Holds | None:
+        """For the ledger to compare with its record; None without leases, or while something else must be said first
+        (`flush`)."""
+        return None if self._unlimited or self.news else self._talk.holds(self.held())
 
     def totals(self, now: float) -> Totals:
         """What this holder has counted since it was made."""

@@ -13,15 +13,33 @@ takes over finds more out, nothing is granted until enough came back, and they a
 out of the set stays on record until its leases are back, so that it starts full if it returns. A front-end that cannot
 be reached keeps its leases, as its requests may be running; its wants rest until it says `Hello` again.
 
+Once a second a front-end says what it holds (`Holds`). Messages travel in order, so all that can be under way then are
+grants, and the report says how many it comes after: what it holds and those on their way must be what is on record. A
+difference is a fault of this program. Then the front-end is right, as it is there that requests run (`reconcile`).
+
 A ledger that takes over from another stays closed, which is to say that it grants nothing, until every front-end has
 said `Hello` to it. Before it is told of replicas it takes none for gone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
-from router.slots.messages import Grant, Hello, Recall, Return, Revoke, SayHello, ToHolder, ToLedger, Wants, Welcome
+from router.slots.messages import (
+    Grant,
+    Hello,
+    Holds,
+    Recall,
+    Return,
+    Revoke,
+    SayHello,
+    ToHolder,
+    ToLedger,
+    Wants,
+    Welcome,
+)
 from router.slots.records import FrontEndRecord, ReplicaRecord, Shelf
 
 # A run of one front-end's wants at the head of the queue is looked at this far. A longer run costs that front-end
@@ -29,6 +47,14 @@ from router.slots.records import FrontEndRecord, ReplicaRecord, Shelf
 _LOOK_AHEAD = 64
 
 Outbox = list[tuple[str, ToHolder]]
+
+
+class Leak(NamedTuple):
+    """Leases of a replica on which a front-end and the ledger differed."""
+
+    replica: str
+    recorded: int
+    held: int
 
 
 class VersionLedger:
@@ -150,6 +176,28 @@ class VersionLedger:
                 front.avoided = message.replicas
         return outbox + self._settle()
 
+    def reconcile(self, front_end: str, holds: Holds) -> tuple[list[Leak], Outbox]:
+        """Compare the record of a front-end with what it holds, and mend the record. Returns what differed."""
+        front = self._fronts.get(front_end)
+        if front is None or front.lost:
+            return [], [(front_end, SayHello())]
+        if (front.holder, front.session) != (holds.holder, holds.session):
+            return [], []
+        under_way = front.grants_after(holds.heard)
+        if under_way is None:
+            return [], []
+        held = Counter(under_way)
+        held.update(holds.held)
+        recorded = self.held_by(front_end)
+        if held == recorded:
+            return [], []
+        outbox: Outbox = []
+        either = (Leak(replica_id, recorded.get(replica_id, 0), held[replica_id]) for replica_id in {*held, *recorded})
+        leaks = sorted(leak for leak in either if leak.recorded != leak.held)
+        for leak in leaks:
+            self._mend(front_end, front, leak, outbox)
+        return leaks, outbox + self._settle()
+
     def front_end_lost(self, front_end: str) -> Outbox:
         """Grant and ask a front-end nothing until it says `Hello`: the connection broke, but its process may live."""
         front = self._fronts.get(front_end)
@@ -215,7 +263,7 @@ class VersionLedger:
         """Start a front-end's record anew from what it says it has. Its waiters keep the places they had."""
         before = self._fronts.get(front_end)
         self._forget(front_end)
-        front = self._fronts[front_end] = FrontEndRecord(hello.holder)
+        front = self._fronts[front_end] = FrontEndRecord(hello.holder, hello.session)
         front.avoided = hello.avoided
         outbox: Outbox = [(front_end, Welcome(hello.holder, hello.session))]
         for replica_id, count in hello.held.items():
@@ -268,6 +316,13 @@ class VersionLedger:
         if told.count:
             front.recalled = Recall(max(0, told.count - message.count), told.after)
 
+    def _mend(self, front_end: str, front: FrontEndRecord, leak: Leak, outbox: Outbox) -> None:
+        replica = self._replicas.get(leak.replica) or self._record(leak.replica)
+        self._move(front_end, front, replica, leak.held - leak.recorded)
+        if self._has_replicas and replica.is_overdue:
+            outbox += _revokes(replica)
+        self._drop_if_done(replica)
+
     # What follows.
 
     def _settle(self) -> Outbox:
@@ -287,6 +342,8 @@ class VersionLedger:
             if not front.wants:
                 self._waiting.discard(front_end)
             self._move(front_end, front, replica, 1)
+            front.granted += 1
+            front.unconfirmed.append(replica.id)
             outbox.append((front_end, Grant(replica.id, front.granted_upto)))
         if self._waiting or self._recalled:
             self._recall(outbox)

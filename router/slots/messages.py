@@ -56,6 +56,20 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Holds:
+    """Holder to ledger, once a second, when all else is said: the leases that I have, so that you can compare.
+
+    `heard` counts the grants of this session that I took in: those after it are on their way, and in `held` they are
+    not. Everything that I gave back was said before this, so there is nothing else that can be under way.
+    """
+
+    holder: int
+    session: int
+    heard: int
+    held: Mapping[str, int]  # replica -> leases, busy and idle
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """Ledger to holder: I have taken in your Hello. Whatever I said before this you must ignore, for I forgot it."""
 

@@ -8,6 +8,8 @@ Views differ for a moment whenever a pod comes or goes. Three rules keep two pod
 - A pod grants for a service only if it owns it by its own view, and every live pod has told it what its front-ends
   hold. A pod tells whom it believes to be the owner, and takes that back (`Forget`) when it believes otherwise. One
   that does not tell within `GATHER_SECONDS` is not waited for: serving comes before perfection.
+- A pod that stood still may have been given up by others meanwhile, without its knowing. It grants nothing until it has
+  had time to hear of that (`hold_back`).
 - What a pod that became unreachable holds stays on record until it is certainly gone, or `GRACE_SECONDS` are over.
 - While some pods are unreachable but may live (a cut network, a frozen process), the replicas are shared out among all
   pods, reachable or not, again by rendezvous. Each side of the cut grants only what belongs to pods on its side, so
@@ -20,8 +22,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-GATHER_SECONDS = 0.3
-"""How long a new owner waits for the others to tell what they hold: many round trips, less than a queue wait."""
+GATHER_SECONDS = 1.0
+"""How long a new owner waits for the others to tell what they hold: as long as their links may be silent. They take
+milliseconds, unless the machine is overloaded; all the while front-ends go on with the leases they have."""
+
+STILL_SECONDS = 0.75
+"""Who stood still so long may have been given up: less than the silence after which that happens, by a heartbeat."""
+
+LOOK_SECONDS = 0.3
+"""How long it then waits for what has come in meanwhile to be read."""
 
 GRACE_SECONDS = 10.0
 """How long a pod that may still live keeps its share and its leases: longer than most cuts and pauses, shorter than
@@ -50,7 +59,8 @@ class Ownership:
     """One pod's view. Times are seconds of one monotonic clock."""
 
     __slots__ = (
-        "_gathering_since", "_given_up", "_live", "_owners", "_share_cache", "_told", "_unreachable", "own_id",
+        "_gathering_since", "_given_up", "_held_back_until", "_live", "_owners", "_share_cache", "_told",
+        "_unreachable", "own_id",
     )  # fmt: skip
 
     def __init__(self, own_id: str) -> None:
@@ -61,6 +71,7 @@ class Ownership:
         self._owners: dict[str, str] = {}
         self._told: dict[str, set[str]] = {}  # service -> pods that told us
         self._gathering_since: dict[str, float] = {}  # services that we own and may not grant for yet
+        self._held_back_until = float("-inf")
         self._share_cache: dict[str, bool] = {}
 
     @property
@@ -133,10 +144,20 @@ class Ownership:
             self._gathering_since.setdefault(service, now)
         return owned
 
+    def hold_back(self, now: float, until: float) -> list[str]:
+        """This pod may not know who lives: nothing may be granted before a time. Returns the services that we own."""
+        self._held_back_until = until
+        owned = self.owned_by(self.own_id)
+        for service in owned:
+            self._gathering_since.setdefault(service, now)
+        return owned
+
     # What follows.
 
     def newly_granting(self, now: float) -> list[str]:
         """The services for which this pod may grant from now on: each is named once after it was gained."""
+        if now < self._held_back_until:
+            return []
         ready = [service for service, since in self._gathering_since.items() if self._is_complete(service, since, now)]
         for service in ready:
             del self._gathering_since[service]

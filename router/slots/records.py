@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection
+from collections import OrderedDict, deque
+from collections.abc import Collection, Sequence
 
 from router.slots.messages import Recall
+
+_UNCONFIRMED = 1024
+"""Grants of one front-end that are remembered until it confirms them: more than a second's worth of any but the
+busiest, whose next report, or the one after, is compared instead."""
 
 
 class ReplicaRecord:
@@ -31,11 +35,15 @@ class FrontEndRecord:
     """One front-end: what it holds, whom it waits with, and what it was told."""
 
     __slots__ = (
-        "avoided", "granted_place", "granted_upto", "held", "holder", "lost", "recalled", "wanted_upto", "wants",
+        "avoided", "granted", "granted_place", "granted_upto", "held", "holder", "lost", "recalled", "session",
+        "unconfirmed", "wanted_upto", "wants",
     )  # fmt: skip
 
-    def __init__(self, holder: int) -> None:
+    def __init__(self, holder: int, session: int) -> None:
         self.holder = holder
+        self.session = session
+        self.granted = 0  # leases, since its Hello
+        self.unconfirmed: deque[str] = deque(maxlen=_UNCONFIRMED)  # the replicas of the last of these
         self.held = 0
         self.wants: OrderedDict[int, int] = OrderedDict()  # number of the waiter -> place in the queue, both rising
         self.wanted_upto = 0
@@ -44,6 +52,16 @@ class FrontEndRecord:
         self.avoided: frozenset[str] = frozenset()
         self.recalled = Recall(0, 0)  # what it was told last, less what it gave back since
         self.lost = False
+
+    def grants_after(self, heard: int) -> Sequence[str] | None:
+        """The replicas of the grants after the first `heard`, which are confirmed and so forgotten; None where they are
+        not remembered."""
+        count = self.granted - heard
+        if not 0 <= count <= len(self.unconfirmed):
+            return None
+        while len(self.unconfirmed) > count:
+            self.unconfirmed.popleft()
+        return self.unconfirmed
 
 
 class Shelf:

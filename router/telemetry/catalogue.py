@@ -128,8 +128,8 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         MetricSpec("slot_messages", _COUNTER, "Messages between this pod's ledgers and the holders of all pods: "
                    "grants, recalls, revocations, wants, returns and the rest.", ("message",)),
         MetricSpec("slot_leaks_repaired", _COUNTER, "Slots found out of step and repaired; must stay 0."),
-        MetricSpec("degraded_services", _GAUGE, "Services routed by a fair share of the replicas, as their service "
-                   "router cannot be reached."),
+        MetricSpec("degraded_services", _GAUGE, "Services of whose replicas only a fair share is granted, as pods "
+                   "that may live cannot be reached."),
     ),
     "Replicas and scaling": (
         MetricSpec("replicas", _GAUGE, "Replicas by state.", (*_VERSION, "state")),

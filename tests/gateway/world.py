@@ -172,7 +172,7 @@ class World:
         """Remove a service."""
         del self._services[name]
         self.gateway.apply(self._services)
-        self.coordinator.retain(self.gateway.versions.keys())
+        self.coordinator.set_versions(self.gateway.versions.keys())
 
     async def replica(
         self, service: str = "iris", version: str = "default", *, listening: bool = True
@@ -315,6 +315,8 @@ class World:
             client.transport.abort()
         await self.until(lambda: not self.gateway._clients, "farewell of the clients")
         await self.at_rest()
+        for key, holds in self.gateway.holds(0, 1).items():
+            assert self.coordinator.reconcile("w0", key, holds) == []
         counters = self.gateway.counters
         assert counters.connections_open == 0
         self.gateway.close()

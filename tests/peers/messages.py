@@ -79,6 +79,9 @@ every_message: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.ToLedger, names, keys, _words(to_ledger)),
     st.builds(wire.ToHolder, names, keys, _words(to_holder)),
     st.builds(wire.FrontEndGone, names),
+    st.builds(
+        wire.Leases, names, st.dictionaries(keys, st.builds(slots.Holds, counts, counts, counts, held), max_size=3)
+    ),
     st.builds(wire.Told, names),
     st.builds(wire.Forget, names),
     st.builds(

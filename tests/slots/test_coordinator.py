@@ -2,7 +2,8 @@
 
 from router.services import VersionKey
 from router.slots.coordinator import Coordinator
-from router.slots.messages import Grant, Hello, Recall, Return, Revoke, SayHello, ToHolder, Wants, Welcome
+from router.slots.ledger import Leak
+from router.slots.messages import Grant, Hello, Holds, Recall, Return, Revoke, SayHello, ToHolder, Wants, Welcome
 
 IRIS: VersionKey = ("iris", "default")
 RESNET: VersionKey = ("resnet", "blue")
@@ -135,9 +136,47 @@ def test_nothing_is_said_to_who_is_not_attached() -> None:
 
 def test_version_that_is_gone_has_no_ledger() -> None:
     desk = Desk("a")
-    desk.coordinator.retain([RESNET])
+    desk.coordinator.set_versions([IRIS, RESNET])
+    desk.coordinator.set_versions([RESNET])
     assert desk.coordinator.ledger(IRIS) is None
     assert desk.coordinator.ledger(RESNET) is not None
+
+
+def test_version_that_is_not_known_yet_stays_on_record() -> None:
+    """Others may learn of it earlier, and say what they hold."""
+    desk = Desk("a")
+    desk.coordinator.receive("a", IRIS, [Hello(1, 2, {"i": 1}, frozenset(), 0, 0)])
+    desk.coordinator.set_versions([RESNET])
+    desk.coordinator.set_versions([IRIS, RESNET])
+    desk.coordinator.set_replicas(IRIS, {"i": 1})
+    ledger = desk.coordinator.ledger(IRIS)
+    assert ledger is not None
+    assert ledger.held_by("a") == {"i": 1}
+
+
+def test_unknown_version_of_which_nobody_speaks_any_more_is_forgotten() -> None:
+    desk = Desk("a")
+    desk.coordinator.set_versions([RESNET])
+    desk.coordinator.sweep()
+    desk.coordinator.reconcile("a", IRIS, Holds(1, 1, 0, {}))
+    desk.coordinator.sweep()
+    assert desk.coordinator.ledger(IRIS) is not None
+    desk.coordinator.sweep()
+    assert desk.coordinator.ledger(IRIS) is None
+    assert desk.coordinator.ledger(RESNET) is not None
+
+
+def test_a_leak_is_counted_and_mended() -> None:
+    desk = Desk("a", "b")
+    desk.coordinator.set_replicas(IRIS, {"i": 3})
+    desk.coordinator.receive("a", IRIS, [Hello(1, 2, {"i": 3}, frozenset(), 0, 0)])
+    desk.coordinator.receive("b", IRIS, [Wants(1, 0)])
+    desk.said_to_all()
+    assert desk.coordinator.reconcile("a", IRIS, Holds(1, 2, 0, {"i": 3})) == []
+    assert desk.coordinator.leaks_repaired == 0
+    assert desk.coordinator.reconcile("a", IRIS, Holds(1, 2, 0, {"i": 1})) == [Leak("i", recorded=3, held=1)]
+    assert desk.coordinator.leaks_repaired == 2
+    assert (IRIS, Grant("i", 1)) in desk.said_to_all()["b"]
 
 
 def test_service_of_another_owner_keeps_record_and_grants_nothing_until_it_may() -> None:

@@ -22,7 +22,7 @@ MOST_REPLICAS = 4
 # Methods of the machine; a name that stands here twice happens twice as often.
 MESSAGES = (
     "holder_speaks", "holder_speaks", "holder_speaks", "ledger_hears", "ledger_hears", "ledger_hears",
-    "holder_hears", "holder_hears", "holder_hears", "holder_hears",
+    "holder_hears", "holder_hears", "holder_hears", "holder_hears", "holder_reports",
 )  # fmt: skip
 RUSH = (
     *MESSAGES, "request_arrives", "request_arrives", "request_arrives", "request_ends", "request_ends",
@@ -111,6 +111,10 @@ class SlotsMachine(RuleBasedStateMachine):
     def ledger_hears(self, which: int) -> None:
         for front in one_of([front for front in self.fronts() if front.to_ledger], which):
             self.world.deliver_to_ledger(front)
+
+    def holder_reports(self, which: int) -> None:
+        for front in one_of([front for front in self.fronts() if front.connected], which):
+            self.world.report(front)
 
     def holder_hears(self, which: int) -> None:
         for front in one_of([front for front in self.fronts() if front.to_holder], which):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from router.slots.holder import HeldReplica, Totals, VersionHolder
 from router.slots.ledger import Outbox, VersionLedger
-from router.slots.messages import Grant, Hello, Return, ToHolder, ToLedger, Welcome
+from router.slots.messages import Grant, Hello, Holds, Return, ToHolder, ToLedger, Welcome
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class FrontEnd:
     since: float
     connected: bool = False
     introduced: bool = False  # whether the ledger has heard its Hello, and has not lost it since
-    to_ledger: deque[list[ToLedger]] = field(default_factory=deque)
+    to_ledger: deque[list[ToLedger] | Holds] = field(default_factory=deque)
     to_holder: deque[ToHolder] = field(default_factory=deque)
     hello: Hello | None = None  # the last one that it said
     running: list[Running] = field(default_factory=list)
@@ -66,7 +66,7 @@ class FrontEnd:
     def returns_on_the_way(self) -> Counter[str]:
         """Leases that it has given back and the ledger has not heard of."""
         returns: Counter[str] = Counter()
-        for message in (message for batch in self.to_ledger for message in batch):
+        for message in (message for batch in self.to_ledger if not isinstance(batch, Holds) for message in batch):
             if isinstance(message, Return):
                 returns[message.replica] += message.count
         return returns
@@ -278,8 +278,20 @@ class World:
                     front.hello = batch[0]
             assert not front.holder.flush(), "all was said"
 
+    def report(self, front: FrontEnd) -> None:
+        """Say what it holds."""
+        self.flush(front)
+        holds = front.holder.holds()
+        assert holds is not None
+        front.to_ledger.append(holds)
+
     def deliver_to_ledger(self, front: FrontEnd) -> None:
         batch = front.to_ledger.popleft()
+        if isinstance(batch, Holds):
+            leaks, outbox = self.ledger.reconcile(front.name, batch)
+            assert not leaks, "nothing but a fault puts them out of step"
+            self.send(outbox)
+            return
         self.messages += len(batch)
         front.introduced = front.introduced or isinstance(batch[0], Hello)
         self.send(self.ledger.handle(front.name, *batch))
