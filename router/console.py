@@ -58,8 +58,13 @@ class Console:
         self._file = str(file) if file is not None else "the file of the router that was joined"
         self._sample = sample
         self._state_dir = str(settings.state_dir.absolute())
-        self._base = f"http://{_address(settings.host, self._supervisor.port)}"
-        self._line(f"azureml-fe serves {what} at {self._base}")
+        bases = [
+            f"{scheme}://{_address(settings.host, port)}"
+            for scheme, port in (("http", self._supervisor.port), ("https", self._supervisor.https_port))
+            if port
+        ]
+        self._base = bases[0]
+        self._line(f"azureml-fe serves {what} at {' and '.join(bases)}")
         admin = _address(settings.admin_host, self._supervisor.admin_port)
         self._line(f"metrics and health: http://{admin}/metrics")
         for service in self._supervisor.services.values():

@@ -15,12 +15,14 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import uvloop
 
+from router.certificates import peer_certificates
 from router.cluster.joined import JoinedCluster
 from router.cluster.local import example_path, example_request_path
 from router.cluster.local.cluster import LocalCluster
@@ -84,7 +86,17 @@ class _Run(abc.ABC):
         self._supervisor = Supervisor(
             settings, own_id=own_id, human_log=self._on_terminal, joined=joined, peer_socket=peer_socket
         )
-        self._mesh = Mesh(own_id, peer_socket, peer_secret(settings.state_dir), self._supervisor.pods)
+        certificates = peer_certificates(settings, time.time())
+        if certificates is not None:
+            self._supervisor.keep(certificates)
+        self._mesh = Mesh(
+            own_id,
+            peer_socket,
+            peer_secret(settings.state_dir),
+            self._supervisor.pods,
+            ssl_server=certificates.accepting if certificates is not None else None,
+            ssl_client=certificates.dialling if certificates is not None else None,
+        )
         self._console = Console(self._supervisor, out, self._own_key)
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -5,6 +5,7 @@ are laid over one another. Must not live here: settings of services (`service_se
 (`cluster.local.file`), command-line syntax (`cli`).
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,11 +21,20 @@ ENVIRONMENT_PREFIX = "AZUREML_FE_"
 class RouterSettings:
     """What the processes of one router go by; each field is explained in `ROUTER_SETTINGS`.
 
-    `workers` is None where the number follows the CPU quota; `access_log` is the share of requests that are logged.
+    `workers` is None where the number follows the CPU quota; `access_log` is the share of requests that are logged;
+    `allow_insecure_connections` is None where it follows from `host`, see `plain_http`.
     """
 
     host: str
     port: int
+    https_port: int
+    tls_cert_file: str | None
+    tls_key_file: str | None
+    tls_client_ca_file: str | None
+    allow_insecure_connections: bool | None
+    peer_tls_cert_file: str | None
+    peer_tls_key_file: str | None
+    peer_tls_ca_file: str | None
     admin_host: str
     admin_port: int
     peer_port: int
@@ -45,11 +55,37 @@ class RouterSettings:
     replica_idle_connection_seconds: float
     drain_seconds: float
 
+    @property
+    def plain_http(self) -> bool:
+        """Whether clients may connect without TLS."""
+        allowed = self.allow_insecure_connections
+        return is_loopback(self.host) if allowed is None else allowed
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can connect to a host that is listened on."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+PATHS_OF_FILES = (
+    "tls_cert_file",
+    "tls_key_file",
+    "tls_client_ca_file",
+    "peer_tls_cert_file",
+    "peer_tls_key_file",
+    "peer_tls_ca_file",
+)
+"""Settings that are paths; in a file, relative to that file."""
+
 
 def _router(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
     return Setting(name=name, kind=kind, scope=Scope.ROUTER, about=about, **facts)
 
 
+_FILE: dict[str, Any] = {"pattern": r"[^\x00]+", "pattern_means": "a path"}
 _HOST: dict[str, Any] = {"pattern": r"[^\s/]{1,255}", "pattern_means": "an address or a host name"}
 
 ROUTER_SETTINGS: tuple[Setting, ...] = (
@@ -61,6 +97,50 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
         default=8080,
         maximum=65535,
         flag=True,
+    ),
+    _router(
+        "https_port",
+        Kind.INT,
+        "Port that clients connect to with TLS, where there is a certificate; 0 picks a free one.",
+        default=8443,
+        maximum=65535,
+    ),
+    _router(
+        "tls_cert_file",
+        Kind.TEXT,
+        "Certificate for clients in PEM, followed by those that lead to its root; a changed file is taken while "
+        "running. Turns HTTPS on.",
+        default_means="none",
+        **_FILE,
+    ),
+    _router("tls_key_file", Kind.TEXT, "Private key of that certificate in PEM.", default_means="none", **_FILE),
+    _router(
+        "tls_client_ca_file",
+        Kind.TEXT,
+        "Authorities in PEM of which a client must have a certificate (mTLS).",
+        default_means="none: clients need no certificate",
+        **_FILE,
+    ),
+    _router(
+        "allow_insecure_connections",
+        Kind.BOOL,
+        "Clients may connect without TLS, to `port`.",
+        default_means="true where `host` is a loopback address",
+    ),
+    _router(
+        "peer_tls_cert_file",
+        Kind.TEXT,
+        "Certificate for other router pods in PEM, of an authority in `peer_tls_ca_file`; turns TLS between pods on.",
+        default_means="none",
+        **_FILE,
+    ),
+    _router("peer_tls_key_file", Kind.TEXT, "Private key of that certificate in PEM.", default_means="none", **_FILE),
+    _router(
+        "peer_tls_ca_file",
+        Kind.TEXT,
+        "Authorities in PEM of the certificates of all router pods.",
+        default_means="none",
+        **_FILE,
     ),
     _router("admin_host", Kind.TEXT, "Address of metrics, health and status.", default="127.0.0.1", **_HOST),
     _router(
@@ -269,4 +349,9 @@ def _state_dir(given: str | None, environ: Mapping[str, str]) -> Path:
 def _check_ports(settings: RouterSettings) -> RouterSettings:
     if settings.port and (settings.host, settings.port) == (settings.admin_host, settings.admin_port):
         raise SettingsError("admin_port", settings.admin_port, "must differ from port")
+    if settings.https_port and settings.tls_cert_file is not None:
+        if settings.https_port == settings.port and settings.plain_http:
+            raise SettingsError("https_port", settings.https_port, "must differ from port")
+        if (settings.host, settings.https_port) == (settings.admin_host, settings.admin_port):
+            raise SettingsError("https_port", settings.https_port, "must differ from admin_port")
     return settings

@@ -19,16 +19,17 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from router.certificates import Certificates, server_files
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
 from router.cpu import available_cpus
-from router.gateway.control import Replicas, Report, Services, ToLedgers
-from router.gateway.gateway import BACKLOG
+from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers
 from router.overview.overview import Overview
 from router.peering import Peering
 from router.peers import wire
 from router.peers.mesh import Mesh
 from router.pods import REPORT_SECONDS, Pods
+from router.ports import Ports, check_ports, open_ports
 from router.reports import Reports, Sent
 from router.scaling.demand import Demand
 from router.scaling.loop import ControlLoop, Step
@@ -78,7 +79,9 @@ class Supervisor:
         self._mesh: Mesh | None = None
         self._admin: AdminServer | None = None
         self._peer_socket = peer_socket
-        self._socket: socket.socket | None = None
+        self._ports: Ports | None = None
+        self._shown: Certificates | None = None  # to clients
+        self._certificates: list[Certificates] = []
         self._ticking: asyncio.Task[None] | None = None
         self.overview = Overview(
             self, loop=self._loop, counters=self._counters, reports=self._reports, peering=self._peering,
@@ -92,16 +95,27 @@ class Supervisor:
     async def start(self, cluster: Cluster) -> None:
         """Listen, follow the cluster, start workers. `stop` must follow, also when this fails or is cancelled.
 
-        Raises OSError, with the setting's name, when a port cannot be listened on, and what `cluster.start` raises.
+        Raises OSError, with the setting's name, when a port cannot be listened on, `SettingsError` when clients could
+        connect in no way or a certificate is no good, and what `cluster.start` raises.
         """
-        self._socket = _listen(self._settings.host, self._settings.port)
+        check_ports(self._settings)
+        if (files := server_files(self._settings)) is not None:
+            self._shown = Certificates(files, time.time())
+            self.keep(self._shown)
+        self._ports = open_ports(self._settings)
         self._admin = AdminServer(
             self._settings.admin_host, self._settings.admin_port, metrics=self.overview.metrics, ready=self._not_ready
         )
         await self._admin.start()
         self._cluster = cluster
-        kept = [self._peer_socket] if self._peer_socket is not None else []
-        self._workers = Workers(self._settings, self, [self._socket], human_log=self._human_log, kept=kept)
+        self._workers = Workers(
+            self._settings,
+            self,
+            [self._ports.plain] if self._ports.plain is not None else [],
+            tls_sockets=[self._ports.tls] if self._ports.tls is not None else [],
+            human_log=self._human_log,
+            kept=[self._peer_socket] if self._peer_socket is not None else [],
+        )
         self.overview.workers = self._workers
         await cluster.start(self)
         await self._workers.resize(self._settings.workers or available_cpus())
@@ -110,8 +124,8 @@ class Supervisor:
     async def stop(self) -> bool:
         """Drain the workers, then end the cluster's replicas. False if requests had to be cut."""
         self._stopping = True
-        if self._socket is not None:
-            self._socket.close()
+        if self._ports is not None:
+            self._ports.close()
         async with contextlib.AsyncExitStack() as afterwards:  # whatever fails, the rest is done
             if self._mesh is not None:
                 afterwards.push_async_callback(self._mesh.stop)
@@ -143,8 +157,13 @@ class Supervisor:
 
     @property
     def port(self) -> int:
-        """The port that clients use."""
-        return int(self._socket.getsockname()[1]) if self._socket is not None else self._settings.port
+        """The port that clients use without TLS; 0 if there is none."""
+        return self._ports.port if self._ports is not None else self._settings.port
+
+    @property
+    def https_port(self) -> int:
+        """The port that clients use with TLS; 0 if there is none."""
+        return self._ports.https_port if self._ports is not None else 0
 
     @property
     def admin_port(self) -> int:
@@ -262,6 +281,8 @@ class Supervisor:
         workers = self._workers
         self._reports.began(name)
         self._peering.worker_started(name)
+        if self._shown is not None:
+            workers.send(name, Certificate(self._shown.material))
         workers.send(name, Services(self._services))
         for key in self._versions:
             if key in self._replicas:
@@ -296,6 +317,7 @@ class Supervisor:
             self.overview.loop_was_late("supervisor", now - began - _TICK_SECONDS)
             self._peering.tick()
             self._pods.tick(now)
+            self._look_at_certificates()
             for key in tuple(self._versions) if self._pods.leads and not self._stopping else ():
                 try:
                     step = self._loop.step(key, now, self._in_flight)
@@ -306,6 +328,17 @@ class Supervisor:
                         _log, logging.ERROR, "scaling of a version failed",
                         exception=fault, service=key[0], version=key[1],
                     )  # fmt: skip
+
+    def keep(self, certificates: Certificates) -> None:
+        """Look at these now and then, and tell of them in metrics."""
+        self._certificates.append(certificates)
+        self.overview.sources.append(certificates.samples)
+
+    def _look_at_certificates(self) -> None:
+        for certificates in self._certificates:
+            material = certificates.look(time.time())
+            if material is not None and certificates is self._shown and self._workers is not None:
+                self._workers.broadcast(Certificate(material))
 
     def _carry_out(self, step: Step) -> None:
         key = step.key
@@ -423,22 +456,3 @@ def _demand(seen: Totals) -> Demand:
         completed=seen.completed,
         service_seconds=seen.service_seconds,
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket for clients. Raises OSError that names the setting."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            sock.listen(BACKLOG)
-        except OSError:
-            sock.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"port: {port} cannot be listened on at {host}: {reason}; allowed: a free port") from error
-    sock.setblocking(False)
-    return sock

@@ -112,6 +112,7 @@ class Workers:
         listener: WorkersListener,
         sockets: Sequence[socket.socket],
         *,
+        tls_sockets: Sequence[socket.socket] = (),
         human_log: bool,
         kept: Sequence[socket.socket] = (),
     ) -> None:
@@ -119,6 +120,7 @@ class Workers:
         self._settings = settings
         self._listener = listener
         self._sockets = sockets
+        self._tls_sockets = tls_sockets
         self._kept = kept
         self._human_log = human_log
         self._workers: dict[str, _Worker] = {}
@@ -208,10 +210,11 @@ class Workers:
         name = f"worker-{next(self._numbers)}"
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        fds = [theirs.fileno(), *(sock.fileno() for sock in self._sockets)]
+        words = [str(sock.fileno()) for sock in self._sockets] + [f"tls:{s.fileno()}" for s in self._tls_sockets]
+        fds = [theirs.fileno(), *(sock.fileno() for sock in (*self._sockets, *self._tls_sockets))]
         try:
             with theirs:
-                process = await _spawn(fds, [sock.fileno() for sock in self._kept])
+                process = await _spawn([str(theirs.fileno()), *words], [*fds, *(sock.fileno() for sock in self._kept)])
         except BaseException:
             ours.close()
             raise
@@ -280,12 +283,12 @@ class Workers:
                     return
 
 
-async def _spawn(fds: Sequence[int], kept: Sequence[int]) -> asyncio.subprocess.Process:
+async def _spawn(words: Sequence[str], fds: Sequence[int]) -> asyncio.subprocess.Process:
     making = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
             # -P: the folder in which the router was started holds no modules of its.
-            *(sys.executable, "-P", "-m", "router.gateway.worker", *map(str, fds)),
-            pass_fds=[*fds, *kept],
+            *(sys.executable, "-P", "-m", "router.gateway.worker", *words),
+            pass_fds=fds,
             stdin=asyncio.subprocess.DEVNULL,
             # Ctrl-C in a terminal goes to the whole foreground group: workers must not be in it.
             start_new_session=True,

@@ -11,6 +11,7 @@ from router.settings import RouterSettings
 from router.slots.holder import Totals
 from router.slots.messages import Holds, ToHolder, ToLedger
 from router.telemetry.counters import GatewaySnapshot
+from router.tls import Material
 
 EXIT_CUT = 3
 """Exit code of a worker that ended as it was told, but had to cut requests: their time was up."""
@@ -27,6 +28,12 @@ class Services(NamedTuple):
     """Supervisor to worker: the complete set of services."""
 
     services: Mapping[str, Service]
+
+
+class Certificate(NamedTuple):
+    """Supervisor to worker: show this to clients that connect with TLS from now on."""
+
+    material: Material
 
 
 class Replicas(NamedTuple):

@@ -34,6 +34,8 @@ _DRAINED_BYTES = 65536
 _LINGER_SECONDS = 30.0
 _LINGER_SILENCE_SECONDS = 5.0
 _TCP_ESTABLISHED = 1  # <netinet/tcp.h>
+_FORWARDED_HTTP = b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: "
+_FORWARDED_HTTPS = b"\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: "
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7)
 
 
@@ -58,10 +60,12 @@ class ClientConnection(RequestReader):
         "transport",
     )
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, *, secure: bool = False) -> None:
+        """`secure`: over TLS."""
         super().__init__(gateway)
         self.transport: asyncio.Transport
-        self.forwarded = b""  # what X-Forwarded-For, -Proto and -Host say, up to the host
+        # What X-Forwarded-For, -Proto and -Host say, after the address and up to the host.
+        self.forwarded = _FORWARDED_HTTPS if secure else _FORWARDED_HTTP
         self.closed = False
         self._idle_since = 0.0
         self._last_body = 0.0  # when a piece of body came last
@@ -83,7 +87,7 @@ class ClientConnection(RequestReader):
         self._idle_since = monotonic()
         peer = transport.get_extra_info("peername")
         address = str(peer[0]).encode() if peer else b"unknown"
-        self.forwarded = address + b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: "
+        self.forwarded = address + self.forwarded
         if not self.gateway.admit(self):
             self.closed = True
             self.transport.abort()
@@ -321,14 +325,14 @@ class ClientConnection(RequestReader):
         """Close the connection, after the client had a chance to read its last answer."""
         self._pending.clear()
         self._rest = None
-        if exchange.body_complete and not self._broken and self._reading:
+        # The end of a TLS connection is an exchange of farewells, up to which what still comes is read and dropped.
+        if (exchange.body_complete and not self._broken and self._reading) or not self.transport.can_write_eof():
             self.close()
             return
         self._broken = self._lingering = True
         self._ending_since = self._last_body = monotonic()
         if not self.transport.is_closing():
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
+            self.transport.write_eof()
             self._update_reading()
 
     def _update_reading(self) -> None:

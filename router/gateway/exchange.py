@@ -7,6 +7,7 @@ what keeps slots from leaking, whoever fails first. The states are `request`'s, 
 
 from __future__ import annotations
 
+import errno
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ _REPLAYABLE_BYTES = 262144
 # Before it can be sent on, this much of a body is read, so that a client that leaves is noticed.
 _HELD_BODY_BYTES = 65536
 _MOST_ATTEMPTS = 3
+# Of this process or machine, when a connection cannot be made: no descriptor, no memory, no local port.
+_OUT_OF_MEANS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 
 
 class Exchange(Admission):
@@ -76,6 +79,10 @@ class Exchange(Admission):
             return
         version = self.version
         assert version is not None
+        if isinstance(error, OSError) and error.errno in _OUT_OF_MEANS:
+            self._release(monotonic())  # the replica is not to blame, nor would another do better
+            self._refuse_for_want_of_slot(version)
+            return
         self.gateway.replica_refused(version, lease, error)
         self._release(monotonic())
         self.attempts += 1

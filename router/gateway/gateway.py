@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from router.gateway.doors import Doors
 from router.gateway.downstream import ClientConnection
 from router.gateway.pool import ReplicaPool
 from router.gateway.table import ServiceRoute, VersionRoute
@@ -29,10 +29,10 @@ _log = logging.getLogger("router.gateway")
 
 Send = Callable[[VersionKey, Sequence[ToLedger]], None]
 
+_MANY_DESCRIPTORS = 1_048_576
 _SWEEP_SECONDS = 0.25
 _TICK_SECONDS = 1.0
 _ACCESS_LOG_SECONDS = 0.2
-BACKLOG = 4096
 _MOST_REMEMBERED_ADDRESSES = 4096
 _LONGEST_REMEMBERED_ADDRESS = 256
 # While draining, a client that sends one request after another gets its next answer with "Connection: close". To close
@@ -46,7 +46,10 @@ _LONGEST_SUSPENSION_SECONDS = 5.0
 class Gateway:
     """The data plane of one process. Every method must be called in its event loop."""
 
-    def __init__(self, settings: RouterSettings, access_log: AccessLog, send: Send) -> None:
+    def __init__(
+        self, settings: RouterSettings, access_log: AccessLog, send: Send, *, descriptors: int = _MANY_DESCRIPTORS
+    ) -> None:
+        """`descriptors`: how many files this process may have open."""
         self._loop = asyncio.get_running_loop()
         self.settings = settings
         self.access_log = access_log
@@ -63,7 +66,7 @@ class Gateway:
         self._replicas: dict[VersionKey, tuple[tuple[Replica, ...], frozenset[str]]] = {}
         self._changed: dict[VersionRoute, None] = {}
         self._clients: set[ClientConnection] = set()
-        self._servers: list[asyncio.Server] = []
+        self.doors = Doors(self, descriptors)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._drained = asyncio.Event()
         self._every(_SWEEP_SECONDS, self._sweep)
@@ -206,10 +209,10 @@ class Gateway:
 
     # Clients.
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Accept clients from a bound socket."""
-        server = await self._loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=BACKLOG)
-        self._servers.append(server)
+    @property
+    def connections(self) -> int:
+        """Clients that are connected."""
+        return len(self._clients)
 
     def admit(self, client: ClientConnection) -> bool:
         """Count a new connection; False if there are too many."""
@@ -247,6 +250,11 @@ class Gateway:
         now = time.monotonic()
         for client in tuple(self._clients):
             client.check(now)
+        self.doors.look(self._upstream_connections)
+
+    def _upstream_connections(self) -> int:
+        """Connections to replicas, about."""
+        return sum(route.holder.busy + sum(len(pool) for pool in route.pools()) for route in self.versions.values())
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -265,8 +273,7 @@ class Gateway:
     async def drain(self, seconds: float) -> bool:
         """Accept no more, let requests under way finish, then close. False if some did not within `seconds`."""
         self.draining = True
-        for server in self._servers:
-            server.close()
+        self.doors.close()
         began = now = self._loop.time()
         while self._clients and now < began + seconds:
             if now >= began + _FAREWELL_SECONDS:
@@ -296,6 +303,7 @@ class Gateway:
 
     def close(self) -> None:
         """Stop the timers and close the connections to replicas."""
+        self.doors.close()
         for timer in self._timers.values():
             timer.cancel()
         for route in self.versions.values():

@@ -1,8 +1,8 @@
 """A worker process: one gateway, told what to do by the supervisor at the other end of its channel.
 
-Started as `python -m router.gateway.worker CHANNEL_FD LISTEN_FD...`. Everything else comes over the channel: settings
-first, then services, replicas, ledger messages; back go ledger messages and reports. When the supervisor is gone the
-worker finishes what it has and ends.
+Started as `python -m router.gateway.worker CHANNEL_FD LISTEN_FD... tls:LISTEN_FD...`. Everything else comes over the
+channel: settings first, then services, replicas, ledger messages; back go ledger messages and reports. When the
+supervisor is gone the worker finishes what it has and ends.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from router.gateway.control import (
     EXIT_CUT,
     Accept,
     Begin,
+    Certificate,
     Drain,
     FromLedger,
     Ready,
@@ -32,6 +33,7 @@ from router.gateway.control import (
     ToLedgers,
     VersionReport,
 )
+from router.gateway.doors import raise_descriptor_limit
 from router.gateway.gateway import Gateway
 from router.gateway.table import VersionRoute
 from router.services import Service, VersionKey
@@ -49,8 +51,9 @@ _NOTHING = Totals(0.0, 0.0, 0, 0, 0, 0.0)
 class Worker:
     """Connects one gateway with its channel."""
 
-    def __init__(self, listeners: Sequence[socket.socket]) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], tls_listeners: Sequence[socket.socket]) -> None:
         self._listeners = listeners
+        self._tls_listeners = tls_listeners
         self._channel = Channel(self._received, self._channel_closed)
         self._gateway: Gateway | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -61,6 +64,13 @@ class Worker:
         self._drain_seconds = 0.0
         self._ending = asyncio.Event()
         self._closed = asyncio.Event()
+
+    @classmethod
+    async def serve(
+        cls, channel: socket.socket, listeners: Sequence[socket.socket], tls_listeners: Sequence[socket.socket]
+    ) -> int:
+        """Make one in this event loop and run it."""
+        return await cls(listeners, tls_listeners).run(channel)
 
     async def run(self, channel: socket.socket) -> int:
         """Serve until told to end. Returns the exit code."""
@@ -98,6 +108,8 @@ class Worker:
             self._routes.apply(gateway, message.services)
         elif isinstance(message, Replicas):
             gateway.set_replicas(message.key, message.replicas, message.cordoned)
+        elif isinstance(message, Certificate):
+            gateway.doors.renew_certificate(message.material)
         elif isinstance(message, Accept):
             self._listening = asyncio.ensure_future(self._listen(gateway))
             self._listening.add_done_callback(self._listens)
@@ -118,11 +130,14 @@ class Worker:
             message.settings,
             AccessLog(message.settings.access_log, sys.stdout),
             lambda key, messages: self._channel.send(ToLedgers(key, messages)),
+            descriptors=raise_descriptor_limit(),
         )
 
     async def _listen(self, gateway: Gateway) -> None:
         for sock in self._listeners:
-            await gateway.listen(sock)
+            await gateway.doors.open(sock)
+        for sock in self._tls_listeners:
+            await gateway.doors.open(sock, tls=True)
         self._channel.send(Ready())
         self._report_again(gateway)
 
@@ -196,20 +211,17 @@ def _both(one: VersionReport, other: VersionReport) -> VersionReport:
 
 def main() -> None:
     """Run a worker on inherited descriptors."""
-    channel_fd, *listen_fds = map(int, sys.argv[1:])
+    channel_fd, *listen_fds = sys.argv[1:]
     # Signals from the terminal are the supervisor's business: it drains its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    channel = socket.socket(fileno=channel_fd)
-    listeners = [socket.socket(fileno=fd) for fd in listen_fds]
-    for sock in (channel, *listeners):
+    channel = socket.socket(fileno=int(channel_fd))
+    listeners = [socket.socket(fileno=int(fd)) for fd in listen_fds if ":" not in fd]
+    tls_listeners = [socket.socket(fileno=int(fd.removeprefix("tls:"))) for fd in listen_fds if ":" in fd]
+    for sock in (channel, *listeners, *tls_listeners):
         sock.setblocking(False)
         os.set_inheritable(sock.fileno(), False)
-    sys.exit(uvloop.run(_run(channel, listeners)))
-
-
-async def _run(channel: socket.socket, listeners: Sequence[socket.socket]) -> int:
-    return await Worker(listeners).run(channel)
+    sys.exit(uvloop.run(Worker.serve(channel, listeners, tls_listeners)))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         MetricSpec("client_connections", _COUNTER, "Client connections accepted."),
         MetricSpec("client_connections_open", _GAUGE, "Client connections open now."),
         MetricSpec("client_connections_refused", _COUNTER, "Client connections refused at a limit."),
+        MetricSpec("tls_handshakes", _COUNTER, "TLS hand-shakes with clients that were completed."),
+        MetricSpec("tls_sessions_resumed", _COUNTER, "TLS hand-shakes that resumed a session."),
+        MetricSpec("tls_handshake_failures", _COUNTER, "TLS hand-shakes with clients that came to nothing."),
+        MetricSpec("accept_pauses", _COUNTER, "Times that a worker stopped accepting clients for want of file "
+                   "descriptors."),
         MetricSpec("parse_errors", _COUNTER, "Client connections closed over malformed HTTP."),
         MetricSpec(
             "replica_connect_seconds", _HISTOGRAM, "Time to open a connection to a replica; its count is how many "
@@ -180,6 +185,9 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
     "Certificates and tokens": (
         MetricSpec("certificate_expiry_timestamp_seconds", _GAUGE, "When a certificate in use expires, seconds since "
                    "the epoch.", ("certificate",)),
+        MetricSpec("certificate_errors", _COUNTER, "New certificates that were refused.", ("certificate",)),
+        MetricSpec("certificate_last_reload_success", _GAUGE, "1 when the certificate in the files is in force.",
+                   ("certificate",)),
         MetricSpec("token_cache_lookups", _COUNTER, "Tokens that were, or were not, checked before.", ("result",)),
         MetricSpec("jwks_age_seconds", _GAUGE, "Time since an issuer's keys were last fetched.", ("issuer",)),
         MetricSpec("jwks_fetches", _COUNTER, "Fetches of issuers' keys.", ("issuer", "result")),

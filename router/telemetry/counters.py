@@ -74,6 +74,10 @@ class GatewaySnapshot(TypedDict):
     connections_accepted: int
     connections_open: int
     connections_refused: int
+    tls_handshakes: int
+    tls_sessions_resumed: int
+    tls_handshake_failures: int
+    accept_pauses: int
     parse_errors: int
     auth_failures: dict[str, dict[str, int]]
 
@@ -173,12 +177,16 @@ class GatewayCounters:
     """What one worker counted in all."""
 
     __slots__ = (
+        "accept_pauses",
         "answers",
         "auth_failures",
         "connections_accepted",
         "connections_open",
         "connections_refused",
         "parse_errors",
+        "tls_handshake_failures",
+        "tls_handshakes",
+        "tls_sessions_resumed",
         "versions",
     )
 
@@ -189,6 +197,10 @@ class GatewayCounters:
         self.connections_accepted = 0
         self.connections_open = 0
         self.connections_refused = 0
+        self.tls_handshakes = 0  # completed
+        self.tls_sessions_resumed = 0
+        self.tls_handshake_failures = 0
+        self.accept_pauses = 0
         self.parse_errors = 0
         self.auth_failures: defaultdict[tuple[str, str], int] = defaultdict(int)
         """Requests by (service, reason); a reason is one of a few constants."""
@@ -224,6 +236,10 @@ class GatewayCounters:
             "connections_accepted": self.connections_accepted,
             "connections_open": self.connections_open,
             "connections_refused": self.connections_refused,
+            "tls_handshakes": self.tls_handshakes,
+            "tls_sessions_resumed": self.tls_sessions_resumed,
+            "tls_handshake_failures": self.tls_handshake_failures,
+            "accept_pauses": self.accept_pauses,
             "parse_errors": self.parse_errors,
             "auth_failures": failures,
         }

@@ -183,6 +183,10 @@ def _samples(view: MetricsView) -> Iterator[Sample]:
     yield Sample("client_connections", counters["connections_accepted"])
     yield Sample("client_connections_open", counters["connections_open"])
     yield Sample("client_connections_refused", counters["connections_refused"])
+    yield Sample("tls_handshakes", counters["tls_handshakes"])
+    yield Sample("tls_sessions_resumed", counters["tls_sessions_resumed"])
+    yield Sample("tls_handshake_failures", counters["tls_handshake_failures"])
+    yield Sample("accept_pauses", counters["accept_pauses"])
     yield Sample("parse_errors", counters["parse_errors"])
     yield from map(checked, view.samples)
 

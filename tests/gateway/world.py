@@ -154,7 +154,7 @@ class World:
     async def open(self) -> None:
         sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self.port = sock.getsockname()[1]
-        await self.gateway.listen(sock)
+        await self.gateway.doors.open(sock)
 
     # What there is.
 
@@ -301,8 +301,6 @@ class World:
         for inside in self.gateway._clients:
             inside.transport.abort()
         self.gateway.close()
-        for server in self.gateway._servers:
-            server.close()
         for replica in self._made:
             replica.refuse()
             for line in replica.lines:
@@ -320,8 +318,6 @@ class World:
         counters = self.gateway.counters
         assert counters.connections_open == 0
         self.gateway.close()
-        for server in self.gateway._servers:
-            server.close()
         for replica in self._made:
             replica.refuse()
             for line in replica.lines:

@@ -13,7 +13,7 @@ from typing import Any
 
 from router.cluster.local.document import Document, read_document
 from router.services import Service, SettingPath, VersionKey, parse_service, place_text
-from router.settings import parse_router_values
+from router.settings import PATHS_OF_FILES, parse_router_values
 from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
 
 
@@ -126,6 +126,7 @@ def _load_router(document: Document, raw: object, folder: Path) -> dict[str, Any
     values = parse_router_values(raw or {}, lambda name: f"{document.locate(('router', name))}: router")
     if not values.get("state_dir", "~").startswith("~"):
         values["state_dir"] = str(folder / values["state_dir"])
+    values |= {name: str(folder / values[name]) for name in PATHS_OF_FILES if values.get(name) is not None}
     return values
 
 
