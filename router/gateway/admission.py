@@ -11,7 +11,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from router.auth.keys import CHALLENGE, INVALID_CHALLENGE
-from router.gateway import heads
 from router.gateway.request import NEW, QUEUED, Request
 from router.http import answers
 from router.http.answers import Answer
@@ -45,10 +44,13 @@ class Admission(Request):
         self.began = monotonic()
         gateway = self.gateway
         kept = self.kept
-        self.request_id = gateway.ids.next()
+        self.request_id = request_id = gateway.ids.next()
+        lines = b"\r\nx-ms-request-id: " + request_id + b"\r\nx-request-id: " + request_id
         if b"x-ms-client-request-id" in kept:
-            self.client_id = clean_client_id(kept[b"x-ms-client-request-id"])
-        self.answer_lines = self.id_lines = heads.ids(self.request_id, self.client_id)
+            self.client_id = client_id = clean_client_id(kept[b"x-ms-client-request-id"])
+            if client_id:
+                lines += b"\r\nx-ms-client-request-id: " + client_id
+        self.answer_lines = self.id_lines = lines
         if self.refusal is not None:
             self.refuse(self.refusal)
             return

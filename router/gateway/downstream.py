@@ -129,7 +129,21 @@ class ClientConnection(RequestReader):
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._broken:
+            if (
+                self._current is None
+                and self._parsing is None
+                and self._rest is None
+                and len(data) <= SLICE_BYTES
+                and not (self._broken or self.stalled_since)
+            ):  # nothing is under way: most likely a whole small request
+                self._head_bytes += len(data)
+                self._parse(data)
+                current = self._current
+                if current is None or self._parsing is not None or self._pending or self._rest is not None:
+                    self._parsed(data, None)
+                elif not self._broken:
+                    current.begin()
+            elif self._broken:
                 self._last_body = monotonic()
             elif self._tunnel:
                 if self._current is not None:
@@ -165,6 +179,14 @@ class ClientConnection(RequestReader):
             if self._pending or self._rest is not None:
                 self._rest = data if self._rest is None else self._rest + data
                 break
+        self._parsed(piece, before)
+
+    def _parsed(self, piece: bytes, before: Exchange | None) -> None:
+        """Begin or continue the exchanges that a piece belongs to; `before`: whose body was arriving before it."""
+        if self._broken:
+            return
+        if self._pending and self._rest is None:
+            self._rest = b""
         current = self._current
         parsing = self._parsing
         if parsing is not None:

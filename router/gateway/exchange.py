@@ -17,6 +17,7 @@ from router.gateway.proof import never_ran
 from router.gateway.request import ANSWERING, CHUNKED_BODY, CONNECTING, DONE, QUEUED, SENT, TUNNEL
 from router.http import answers
 from router.http.answers import Answer
+from router.telemetry.counters import NO_VERSION
 
 if TYPE_CHECKING:
     from router.gateway.pool import ReplicaPool
@@ -384,22 +385,18 @@ class Exchange(Admission):
         if self.state == QUEUED:
             self._leave_queue(now)
         self.state = DONE
-        if self.timeouts is not None:
-            self._unwatch_replica()
+        timeouts = self.timeouts
+        if timeouts is not None:
+            timeouts.discard(self)
+            self.timeouts = None
         if self.lease is not None:
             self._release(now)
         self.body = []
         self.head = b""
         version = self.version
-        status, slug = self.status, self.slug
-        if version is None:
-            if self.service is not None:
-                self.gateway.counters.version((self.service.name, "")).count(status, slug)
-            else:
-                self.gateway.counters.answers[status, slug] += 1
-        else:
+        if version is not None:
             counters = version.counters
-            counters.answers[status, slug] += 1
+            counters.answers[self.status, self.slug] += 1
             counters.duration.observe(now - self.began)
             if self.queued_seconds:
                 counters.queue_wait.observe(self.queued_seconds)
@@ -407,6 +404,10 @@ class Exchange(Admission):
                 counters.queue_wait.counts[0] += 1
             counters.request_bytes += self.body_bytes
             counters.response_bytes += self.answer_bytes
+        elif self.service is not None:
+            self.gateway.counters.version((self.service.name, NO_VERSION)).count(self.status, self.slug)
+        else:
+            self.gateway.counters.answers[self.status, self.slug] += 1
         log = self.gateway.access_log
         if log.rate and log.wanted():
             log.add(self.record(now))

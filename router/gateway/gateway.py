@@ -56,6 +56,8 @@ class Gateway:
         self.counters = GatewayCounters()
         self.ids = RequestIds()
         self.request_kinds = request_kinds()
+        # A head up to this size is within all limits: no header takes less than four bytes.
+        self.small_head_bytes = min(settings.max_head_bytes, 4 * settings.max_headers)
         self.services: dict[bytes, ServiceRoute] = {}
         self.addresses: dict[bytes, tuple[ServiceRoute, bytes]] = {}  # of services, with the replica's path
         self.versions: dict[VersionKey, VersionRoute] = {}

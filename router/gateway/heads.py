@@ -24,12 +24,6 @@ _SERVER_TIMING = (
 _CORS_ANSWER_HEADERS = frozenset((b"access-control-allow-origin", b"access-control-expose-headers"))
 
 
-def ids(request_id: bytes, client_id: bytes) -> bytes:
-    """The lines that carry a request's ids, in both directions."""
-    lines = b"\r\nx-ms-request-id: " + request_id + b"\r\nx-request-id: " + request_id
-    return lines + b"\r\nx-ms-client-request-id: " + client_id if client_id else lines
-
-
 def request_head(request: Request) -> bytes:
     """What the replica receives before the body."""
     kept = request.kept

@@ -18,7 +18,16 @@ from router.gateway.exchange import Exchange
 from router.gateway.request import CHUNKED_BODY, DONE
 from router.http import answers
 from router.http.answers import Answer
-from router.http.headers import DROP, UNDERSCORE, connection_options, is_chunked, may_be_trailer
+from router.http.headers import (
+    DROP,
+    FIRST_NAME,
+    PASS,
+    READ,
+    UNDERSCORE,
+    connection_options,
+    is_chunked,
+    may_be_trailer,
+)
 
 if TYPE_CHECKING:
     from router.gateway.gateway import Gateway
@@ -27,6 +36,9 @@ if TYPE_CHECKING:
 SLICE_BYTES = 16384
 # Headers of which there can be only one: with two, who reads which would be a matter of taste.
 _SINGLE = frozenset((b"host", b"authorization", b"content-length", b"transfer-encoding"))
+
+# While a body comes in chunks: what follows it is no header but a trailer, whatever its name.
+_NONE_KNOWN: dict[bytes, bytes] = {}
 
 
 class Refusal(Exception):
@@ -115,6 +127,7 @@ class RequestReader(asyncio.Protocol):
             return
         exchange.body_complete = False
         self._parsing = exchange
+        self._known_kinds = _NONE_KNOWN
         framing = b"Transfer-Encoding: chunked" if exchange.length < 0 else b"Content-Length: %d" % exchange.length
         self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
         if rest:
@@ -125,18 +138,33 @@ class RequestReader(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         kind = self._known_kinds.get(name)
-        if kind is None:
-            kind = self.gateway.request_kinds.classify(name)
+        if not kind:
+            if kind is None:
+                self._on_other_header(name, value)
+            else:  # PASS, which is empty
+                self._parts.append(name + b": " + value)
+        elif kind >= FIRST_NAME and kind not in self._kept:
+            self._kept[kind] = value
+        else:
+            self._sort(kind, name, value)
+
+    def _on_other_header(self, name: bytes, value: bytes) -> None:
+        """A name that is not remembered, or a field that follows the body."""
         if self._parsing is not None:
             self._on_trailer(self._parsing, name, value)
-        elif not kind:  # PASS, which is empty
+        else:
+            self._sort(self.gateway.request_kinds.classify(name), name, value)
+
+    def _sort(self, kind: bytes, name: bytes, value: bytes) -> None:
+        """Put a header where those of its kind belong."""
+        if kind == PASS:
             self._parts.append(name + b": " + value)
         elif kind == UNDERSCORE:
             self._underscored.append(name + b": " + value)
         elif kind != DROP:
-            if kind[0] == 43:  # READ
+            if kind.startswith(READ):
                 self._parts.append(name + b": " + value)
-                kind = kind[1:]
+                kind = kind[len(READ) :]
             if kind in self._kept:
                 if kind in _SINGLE:
                     raise Refusal(answers.bad_request(f"more than one {kind.decode()} header"))
@@ -156,14 +184,11 @@ class RequestReader(asyncio.Protocol):
         parts, self._parts = self._parts, [b""]
         kept, self._kept = self._kept, {}
         target, self._target = self._target, b""
-        settings = self.gateway.settings
         self._served = True
         self._head_since = 0.0
         received, self._head_bytes = self._head_bytes, 0  # with what came of the body in the same piece
         self._paused_seconds = 0.0
-        if len(parts) - 1 + len(kept) + len(self._underscored) > settings.max_headers or (
-            received > settings.max_head_bytes and self._is_large(received, (target, *parts, *kept.values()))
-        ):
+        if received > self.gateway.small_head_bytes and self._is_large(received, target, parts, kept):
             raise self._head_too_large()
         parser = self._parser
         length = 0
@@ -173,6 +198,7 @@ class RequestReader(asyncio.Protocol):
             if not is_chunked(kept[b"transfer-encoding"]):
                 raise Refusal(answers.bad_request("a transfer coding other than chunked"))
             length = CHUNKED_BODY
+            self._known_kinds = _NONE_KNOWN
             self._fruitful_bytes = self._barren_bytes = 0
         exchange = Exchange(self, parser.get_method(), target, parts, kept, length)  # type: ignore[arg-type]
         if self._underscored:
@@ -189,12 +215,16 @@ class RequestReader(asyncio.Protocol):
         else:
             self._pending.append(exchange)
 
-    def _is_large(self, received: int, kept: tuple[bytes, ...]) -> bool:
-        """Whether a head is over the limit, of which the piece that ended it may have held more than the head."""
-        limit = self.gateway.settings.max_head_bytes
-        if received > limit + SLICE_BYTES:  # some of it dropped
+    def _is_large(self, received: int, target: bytes, parts: list[bytes], kept: dict[bytes, bytes]) -> bool:
+        """Whether a head is over a limit, of which the piece that ended it may have held more than the head."""
+        settings = self.gateway.settings
+        if len(parts) - 1 + len(kept) + len(self._underscored) > settings.max_headers:
             return True
-        return sum(map(len, (*kept, *self._underscored))) > limit
+        if received <= settings.max_head_bytes:
+            return False
+        if received > settings.max_head_bytes + SLICE_BYTES:  # some of it dropped
+            return True
+        return sum(map(len, (target, *parts, *kept.values(), *self._underscored))) > settings.max_head_bytes
 
     def _check_version(self, exchange: Exchange, kept: dict[bytes, bytes]) -> None:
         """What depends on the version of HTTP, which costs a look that most requests need not pay."""
@@ -224,6 +254,8 @@ class RequestReader(asyncio.Protocol):
         if self._parsing is not None:
             self._parsing.body_complete = True
             self._parsing = None
+            if not self._known_kinds:
+                self._known_kinds = self.gateway.request_kinds.known
 
     # Sizes.
 

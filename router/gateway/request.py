@@ -115,10 +115,15 @@ class Request:
         self.expects_continue = self.upgrade = self.body_complete = False
         self.answer_chunked = self.until_close = self.is_cross_origin = False
         self.slug = self.replica_id = ""  # `replica_id`: of the last one that it was sent to
-        self.attempts = self.answer_bytes = self.waiter_number = self.status = 0
-        # When. `checked`: key and version are; `granted`: the slot is.
-        self.began = self.checked = self.granted = self.connected_at = self.sent = self.answered = 0.0
-        self.waiting_since = self.queued_seconds = 0.0
+        self.attempts = self.answer_bytes = self.status = 0
+        # When. What has no value yet gets it on the way to whoever reads it: `checked` when key and version are,
+        # `granted` with the slot, `waiting_since` and `waiter_number` in the queue.
+        self.began = self.sent = self.answered = self.queued_seconds = 0.0
+        self.checked: float
+        self.granted: float
+        self.connected_at: float
+        self.waiting_since: float
+        self.waiter_number: int
         self.request_id: bytes
         self.id_lines: bytes
         self.answer_lines: bytes

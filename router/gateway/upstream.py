@@ -14,7 +14,7 @@ import httptools
 
 from router.gateway.heads import CHUNKED, LENGTH, NO_BODY, UNTIL_CLOSE
 from router.gateway.proof import unacknowledged
-from router.http.headers import DROP, UNDERSCORE, connection_options, is_chunked, may_be_trailer
+from router.http.headers import DROP, FIRST_NAME, PASS, UNDERSCORE, connection_options, is_chunked, may_be_trailer
 
 if TYPE_CHECKING:
     from router.gateway.exchange import Exchange
@@ -30,6 +30,9 @@ _LAST_WORDS_SECONDS = 5.0
 # What a replica said last is read up to a megabyte; who waits for the client to take it is not asked any more.
 _LAST_WORDS_READS = 16
 _READ_BYTES = 65536
+
+# While a body comes in chunks: what follows it is no header but a trailer, whatever its name.
+_NONE_KNOWN: dict[bytes, bytes] = {}
 
 
 class InvalidAnswer(ValueError):
@@ -67,7 +70,6 @@ class ReplicaConnection(asyncio.Protocol):
     def __init__(self, pool: ReplicaPool) -> None:
         self.pool = pool
         self._kinds = pool.kinds
-        self._known_kinds = pool.kinds.known
         self._parser = httptools.HttpResponseParser(self)
         self.transport: asyncio.Transport
         self.exchange: Exchange | None = None
@@ -75,21 +77,21 @@ class ReplicaConnection(asyncio.Protocol):
         self.served = 0  # answers that came over this connection
         self.tunnelled = False
         self._unacknowledged = 0
-        self._reset()
+        self._trailers: list[bytes] = []
+        self._raw_left = 0  # of a body with a length, once the rest passes without being parsed
+        self.out: list[bytes] = []  # for the client, written in one go when the data at hand is parsed
+        self._await_answer()
 
-    def _reset(self) -> None:
+    def _await_answer(self) -> None:
+        """Be ready for the next answer."""
         self._parts: list[bytes] = []
         self._kept: dict[bytes, bytes] = {}
         self._reason = b""
         self._framing = -1  # not known before the head is complete
-        self._trailers: list[bytes] = []
         self._left = 0  # of a body with a length, as far as the parser has come
-        self._raw_left = 0  # the same, once the rest passes without being parsed
         self._barren_bytes = 0  # that came since the last piece of body
-        self._complete = False
-        self._reusable = False
-        self.answer_begun = False
-        self.out: list[bytes] = []  # for the client, written in one go when the data at hand is parsed
+        self._complete = self._reusable = self.answer_begun = False
+        self._known_kinds = self._kinds.known
 
     # Life of the connection.
 
@@ -238,19 +240,30 @@ class ReplicaConnection(asyncio.Protocol):
         self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._framing >= 0:
-            if not self._complete and may_be_trailer(name):
-                self._trailers += (name, b": ", value, b"\r\n")
-            return
         kind = self._known_kinds.get(name)
-        if kind is None:
-            kind = self._kinds.classify(name)
-        if not kind or kind == UNDERSCORE:  # PASS is empty
+        if not kind:
+            if kind is None:
+                self._on_other_header(name, value)
+            else:  # PASS, which is empty
+                self._parts.append(name + b": " + value)
+        elif kind >= FIRST_NAME and kind not in self._kept:
+            self._kept[kind] = value
+        else:
+            self._sort(kind, name, value)
+
+    def _on_other_header(self, name: bytes, value: bytes) -> None:
+        """A name that is not remembered, or a field that follows the body."""
+        if self._framing < 0:
+            self._sort(self._kinds.classify(name), name, value)
+        elif not self._complete and may_be_trailer(name):
+            self._trailers += (name, b": ", value, b"\r\n")
+
+    def _sort(self, kind: bytes, name: bytes, value: bytes) -> None:
+        """Put a header where those of its kind belong."""
+        if kind in (PASS, UNDERSCORE):
             self._parts.append(name + b": " + value)
         elif kind != DROP:
-            if kind in self._kept:
-                value = self._kept[kind] + b", " + value
-            self._kept[kind] = value
+            self._kept[kind] = self._kept[kind] + b", " + value if kind in self._kept else value
 
     def on_headers_complete(self) -> None:
         exchange = self.exchange
@@ -275,6 +288,7 @@ class ReplicaConnection(asyncio.Protocol):
             length = int(kept.get(b"content-length", b"-1")) if status == 304 else -1
         elif coding is not None:
             self._framing = CHUNKED
+            self._known_kinds = _NONE_KNOWN
             if not is_chunked(coding):
                 raise InvalidAnswer("transfer coding other than chunked")
         elif b"content-length" in kept:
@@ -313,18 +327,19 @@ class ReplicaConnection(asyncio.Protocol):
         out = self.out
         if out:
             exchange.client.write(out[0] + out[1] if len(out) == 2 else b"".join(out))
-            self.out = []
+            out.clear()
 
     def _end_answer(self) -> None:
         exchange = self.exchange
         if exchange is None:
             return
         self.exchange = None
-        reusable = self._reusable and exchange.body_complete and not self.closed and not self.tunnelled
         trailers = self._trailers
+        if trailers:
+            self._trailers = []
         self.served += 1
-        self._reset()
-        if reusable:
+        if self._reusable and exchange.body_complete and not self.closed and not self.tunnelled:
+            self._await_answer()
             if exchange.client.stalled_since:
                 self.transport.resume_reading()  # which it was told not to do, while this answer was under way
             self.pool.put(self)

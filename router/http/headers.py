@@ -12,8 +12,9 @@ from collections.abc import Iterable
 
 PASS = b""
 DROP = b"-"
-UNDERSCORE = b"_"
+UNDERSCORE = b"_"  # less than any letter
 READ = b"+"  # stands before the name: passed on, and read by the router as well
+FIRST_NAME = b"a"  # a kind from here on is a name, all others are less
 
 # Hop-by-hop by definition, whether or not Connection names them.
 _HOP_BY_HOP = frozenset((b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te"))

@@ -67,8 +67,8 @@ class VersionHolder(Generic[W, T]):
     """One front-end's leases and queue of one version. Times are seconds of one monotonic clock."""
 
     __slots__ = (
-        "_after", "_avoided", "_choices", "_departed", "_last_number", "_levels", "_lowest", "_random", "_recalled",
-        "_replicas", "_since", "_sole", "_talk", "_unknown", "_unlimited", "arrivals", "busy", "busy_seconds",
+        "_after", "_avoided", "_busy_seconds", "_choices", "_departed", "_last_number", "_levels", "_lowest", "_random",
+        "_recalled", "_replicas", "_since", "_sole", "_starts", "_talk", "_unknown", "_unlimited", "arrivals", "busy",
         "completed", "news", "queued_seconds", "refused", "service_seconds", "waiters",
     )  # fmt: skip
 
@@ -93,9 +93,12 @@ class VersionHolder(Generic[W, T]):
         self._talk = Correspondence(self._random.getrandbits(53))
         self.news = False  # whether `flush` may have something to say
         # For the control loop: integrals and counts, which only grow.
+        # The first integral is made of sums: what completed requests took, and for those in flight the time since each
+        # began. The second one is kept up to `_since`, whenever the queue changes.
         self.busy = 0
+        self._starts = 0.0  # when the requests in flight began, summed
+        self._busy_seconds = 0.0  # as last told
         self._since = now
-        self.busy_seconds = 0.0
         self.queued_seconds = 0.0
         self.arrivals = 0
         self.refused = 0
@@ -156,10 +159,7 @@ class VersionHolder(Generic[W, T]):
             replica.idle -= 1
             if replica.idle:
                 self._shelve(replica, replica.busy + 1)
-        elapsed = now - self._since
-        self._since = now
-        self.busy_seconds += self.busy * elapsed
-        self.queued_seconds += len(self.waiters) * elapsed
+        self._starts += now
         self.busy += 1
         replica.busy += 1
         return replica
@@ -173,16 +173,15 @@ class VersionHolder(Generic[W, T]):
         """End a request that held its slot for `seconds`. The waiter returned, if any, has the lease now: start it."""
         self.completed += 1
         self.service_seconds += seconds
-        elapsed = now - self._since
-        self._since = now
-        self.busy_seconds += self.busy * elapsed
         waiters = self.waiters
         if waiters:
-            self.queued_seconds += len(waiters) * elapsed
+            self._advance(now)
             if not replica.closed and (not self._recalled or next(iter(waiters)) <= self._after):
                 self.news = True
+                self._starts += seconds  # the one began so long ago, the other begins now
                 return waiters.popitem(last=False)[1]
         self.busy -= 1
+        self._starts -= now - seconds
         replica.busy -= 1
         if self._unlimited:
             return None
@@ -318,16 +317,16 @@ class VersionHolder(Generic[W, T]):
     def totals(self, now: float) -> Totals:
         """What this holder has counted since it was made."""
         self._advance(now)
-        integrals = self.busy_seconds, self.queued_seconds
+        # Floats are not exact, and what only grows must not seem to shrink.
+        self._busy_seconds = max(self._busy_seconds, self.service_seconds + self.busy * now - self._starts)
+        integrals = self._busy_seconds, self.queued_seconds
         return Totals(*integrals, self.arrivals, self.refused, self.completed, self.service_seconds)
 
     # Inside.
 
     def _advance(self, now: float) -> None:
-        elapsed = now - self._since
+        self.queued_seconds += len(self.waiters) * (now - self._since)
         self._since = now
-        self.busy_seconds += self.busy * elapsed
-        self.queued_seconds += len(self.waiters) * elapsed
 
     def _reshelve_all(self) -> None:
         """Give each replica its place anew; none to one that is alone."""
@@ -380,6 +379,7 @@ class VersionHolder(Generic[W, T]):
 
     def _start_oldest(self, replica: HeldReplica[T], now: float) -> W:
         self._advance(now)
+        self._starts += now
         self.busy += 1
         if replica.idle:
             self._unshelve(replica, replica.busy)
