@@ -58,6 +58,11 @@ class Reports:
         """What each worker said of a version."""
         return [versions[key] for versions in self._versions.values() if key in versions]
 
+    def load_of(self, worker: str) -> tuple[int, int]:
+        """Requests in flight and waiting of one worker, as it last reported."""
+        versions = self._versions.get(worker, {}).values()
+        return sum(sum(said.busy.values()) for said in versions), sum(said.waiting for said in versions)
+
     def in_flight(self, key: VersionKey, replica_id: str) -> int:
         """Requests at a replica. One that was closed counts as busy until all workers have reported since they know."""
         busy = sum(said.busy.get(replica_id, 0) for said in self.of(key))

@@ -25,6 +25,7 @@ from router.cluster.joined import JoinedCluster
 from router.cpu import available_cpus
 from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers
 from router.overview.overview import Overview
+from router.overview.routes import StatusRoutes
 from router.peering import Peering
 from router.peers import wire
 from router.peers.mesh import Mesh
@@ -82,6 +83,7 @@ class Supervisor:
         self._ports: Ports | None = None
         self._shown: Certificates | None = None  # to clients
         self._certificates: list[Certificates] = []
+        self._status: StatusRoutes | None = None
         self._ticking: asyncio.Task[None] | None = None
         self.overview = Overview(
             self, loop=self._loop, counters=self._counters, reports=self._reports, peering=self._peering,
@@ -106,6 +108,8 @@ class Supervisor:
         self._admin = AdminServer(
             self._settings.admin_host, self._settings.admin_port, metrics=self.overview.metrics, ready=self._not_ready
         )
+        self._status = StatusRoutes(self.overview)
+        self._status.add_to(self._admin.routes)
         await self._admin.start()
         self._cluster = cluster
         self._workers = Workers(
@@ -131,6 +135,8 @@ class Supervisor:
                 afterwards.push_async_callback(self._mesh.stop)
             if self._admin is not None:
                 afterwards.push_async_callback(self._admin.stop)
+            if self._status is not None:
+                afterwards.callback(self._status.close)
             if self._cluster is not None:
                 afterwards.push_async_callback(self._stop_cluster, self._cluster)
             if self._ticking is not None:
@@ -193,6 +199,7 @@ class Supervisor:
         self._peering.services_changed(self._versions)
         self._pods.share(wire.Services(services))
         self._counters.retain(self._versions)
+        self.overview.rates.retain(self._versions)
         # Requests of versions that are gone go on; who drains their replicas asks for them.
         self._replicas = {key: known for key, known in self._replicas.items() if known or key in self._versions}
         self._reports.retain(self._versions)
@@ -296,6 +303,7 @@ class Supervisor:
         self._reports.take(name, message, self._versions)
         demands = {key: _demand(report.seen) for key, report in message.versions.items()}
         self._loop.add_demands(name, message.seconds, demands)
+        self.overview.saw(demands, time.monotonic())
         self._pods.saw(demands)
         self._peering.worker_holds(name, {k: held for k, held in message.leases.items() if k in self._versions})
         if message.counters is not None:
@@ -354,6 +362,7 @@ class Supervisor:
                     cordoned.difference_update(ids)
         self._set_cordoned(key, cordoned)
         if step.changed and step.decision is not None:
+            self.overview.decided(key, step.changed, step.decision, time.time())
             event(
                 _audit, logging.INFO, "scaling decision", service=key[0], version=key[1],
                 desired=step.decision.desired, reason=step.decision.reason,
@@ -413,6 +422,7 @@ class Supervisor:
     def demand_told(self, peer: str, reports: Mapping[VersionKey, Demand]) -> None:
         """See `pods.Pod`."""
         self._loop.add_demands(peer, REPORT_SECONDS, reports)
+        self.overview.saw(reports, time.monotonic())
 
     def peer_gone(self, peer: str) -> None:
         """See `pods.Pod`."""

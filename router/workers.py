@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from router.channel import Channel
 from router.gateway.control import Accept, Begin, Drain, Ready, Report, ToLedgers
@@ -103,6 +103,16 @@ class _Worker:
         self.silent.set()
 
 
+class WorkerFacts(NamedTuple):
+    """One worker process; `age` in seconds."""
+
+    name: str
+    pid: int
+    age: float
+    ready: bool
+    leaving: bool
+
+
 class Workers:
     """A number of worker processes that share the listening sockets."""
 
@@ -153,9 +163,13 @@ class Workers:
         for worker in self._workers.values():
             worker.channel.send(message)
 
-    def pids(self) -> dict[str, int]:
-        """The process of each worker."""
-        return {name: worker.process.pid for name, worker in self._workers.items()}
+    def facts(self) -> list[WorkerFacts]:
+        """The workers there are."""
+        now = time.monotonic()
+        return [
+            WorkerFacts(name, worker.process.pid, now - worker.started, worker.ready.is_set(), worker.leaving)
+            for name, worker in self._workers.items()
+        ]
 
     def sent(self) -> Mapping[str, int]:
         """How many messages each worker that lives was sent so far; its reports say how many it has heard."""

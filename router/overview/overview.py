@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -11,19 +12,24 @@ from typing import NamedTuple, Protocol
 
 from router import __version__
 from router.cpu import available_cpus, cpu_quota
+from router.overview.rates import Rates
 from router.peering import Peering
 from router.peers.mesh import Mesh
 from router.pods import Pods
 from router.reports import Reports
+from router.scaling.autoscaler import Decision
+from router.scaling.demand import Demand
 from router.scaling.loop import ControlLoop
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.slots.coordinator import Coordinator
+from router.telemetry import log
 from router.telemetry.catalogue import Sample
 from router.telemetry.counters import LAG_BOUNDS, Histogram, Totals
 from router.telemetry.metrics import MetricsView, VersionFacts
 from router.workers import Workers
 
 _ERRORS_KEPT = 20
+_DECISIONS_KEPT = 100
 
 Source = Callable[[], Iterable[Sample]]
 
@@ -51,6 +57,19 @@ class ConfigError(NamedTuple):
     error: str
 
 
+class Changed(NamedTuple):
+    """A decision for another number of replicas than before."""
+
+    time: float
+    """Seconds since the epoch."""
+    service: str
+    version: str
+    direction: str
+    desired: int
+    bound: str
+    reason: str
+
+
 class Overview:
     """The parts, and what they know together."""
 
@@ -75,8 +94,11 @@ class Overview:
         self.sources: list[Source] = []
         """What else has something to tell at each scrape; see `catalogue` for the names."""
         self.config_errors: deque[ConfigError] = deque(maxlen=_ERRORS_KEPT)
+        self.decisions: deque[Changed] = deque(maxlen=_DECISIONS_KEPT)
+        self.rates = Rates()
+        self.started = time.monotonic()
+        self.last_reload_succeeded = True
         self._config_error_count = 0
-        self._last_reload_succeeded = True
         self._lag = {"supervisor": Histogram(LAG_BOUNDS)}
         self._quota = cpu_quota() or float(available_cpus())
 
@@ -85,12 +107,21 @@ class Overview:
     def config_refused(self, now: float, error: str) -> None:
         """A changed setting was not taken; `now` is the time of day."""
         self._config_error_count += 1
-        self._last_reload_succeeded = False
+        self.last_reload_succeeded = False
         self.config_errors.append(ConfigError(now, error))
 
     def config_taken(self) -> None:
         """What was changed is in force."""
-        self._last_reload_succeeded = True
+        self.last_reload_succeeded = True
+
+    def decided(self, key: VersionKey, direction: str, decision: Decision, now: float) -> None:
+        """A version is to have another number of replicas; `now` is the time of day."""
+        self.decisions.append(Changed(now, *key, direction, decision.desired, decision.bound, decision.reason))
+
+    def saw(self, demands: Mapping[VersionKey, Demand], now: float) -> None:
+        """A front-end, of this pod or another, tells what it saw."""
+        for key, demand in demands.items():
+            self.rates.add(key, demand, now)
 
     def loop_was_late(self, process: str, seconds: float) -> None:
         """An event loop of this process, or of this kind of process, was so late."""
@@ -99,6 +130,11 @@ class Overview:
         self._lag[process].observe(max(seconds, 0.0))
 
     # What is so.
+
+    @staticmethod
+    def log_level() -> str:
+        """The level of the application log in force."""
+        return log.level()
 
     def facts(self, key: VersionKey) -> VersionFacts:
         """A version at this moment, as far as workers have reported. Raises KeyError for one that is not served."""
@@ -144,12 +180,12 @@ class Overview:
         yield Sample("workers", len(workers) if workers is not None else 0)
         yield Sample("worker_restarts", workers.ended_unasked if workers is not None else 0)
         if workers is not None:
-            yield Sample("worker_resident_memory_bytes", sum(map(_resident_bytes, workers.pids().values())))
+            yield Sample("worker_resident_memory_bytes", sum(_resident_bytes(worker.pid) for worker in workers.facts()))
         yield Sample("cpu_quota_cores", self._quota)
         yield Sample("replica_connections_idle", self.reports.connections_idle)
         yield Sample("access_log_lines_dropped", self.reports.access_log_dropped)
         yield Sample("config_errors", self._config_error_count)
-        yield Sample("config_last_reload_success", self._last_reload_succeeded)
+        yield Sample("config_last_reload_success", self.last_reload_succeeded)
 
     def _of_pods(self) -> Iterator[Sample]:
         yield Sample("leader", self.pods.leads)

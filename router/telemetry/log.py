@@ -61,6 +61,11 @@ def set_level(level: int | str) -> None:
     logging.getLogger(_OWN).setLevel(level.upper() if isinstance(level, str) else level)
 
 
+def level() -> str:
+    """The name of the level in force, in lower case."""
+    return logging.getLevelName(logging.getLogger(_OWN).getEffectiveLevel()).lower()
+
+
 def rfc3339(epoch: float) -> str:
     """Seconds since the epoch as RFC 3339 in UTC with milliseconds: `2024-05-01T12:00:00.250Z`."""
     second = int(epoch)
