@@ -32,6 +32,7 @@ def capacity(router: Router, service: str) -> dict[str, Any]:
 def test_status_and_capacity_tell_what_is_so(start: Start) -> None:
     router = start({"slow": open_echo(delay=0.4), "free": open_echo(replica_max_concurrent_requests=0)})
     router.score("slow")
+    until(lambda: version(router, "slow")["mean_service_seconds"], "word of the first request")
     pending = router.pending("slow")
     until(lambda: version(router, "slow")["in_flight"] == 1, "request in flight")
     seen = version(router, "slow")
