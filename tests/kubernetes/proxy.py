@@ -38,7 +38,7 @@ class Record:
     @property
     def is_watch(self) -> bool:
         """Whether it follows changes."""
-        return self.query.get("watch") in ("true", "1")
+        return self.query.get("watch", "false").lower() not in ("false", "0")
 
 
 Meant = Callable[[Record], bool]

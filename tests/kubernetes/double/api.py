@@ -65,6 +65,11 @@ def selection(resource: Resource, request: Request, query: Mapping[str, str]) ->
     return matches
 
 
+def flag(query: Mapping[str, str], name: str) -> bool:
+    """A truth among the options of a request, as the server reads it."""
+    return name in query and query[name].lower() not in ("false", "0")
+
+
 def version_of(query: Mapping[str, str]) -> int:
     """`resourceVersion`; 0 when there is none."""
     text = query.get("resourceVersion") or "0"

@@ -37,7 +37,11 @@ def complete(resource: Resource, event: Object) -> None:
     check_micro_time(resource, event["eventTime"])
     name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
     about = event["involvedObject"].get("namespace", "")
-    if namespace != (about or "default"):
+    if about and event["eventTime"] is None:
+        agree = namespace == about
+    else:
+        agree = bool(about) or namespace in ("default", "kube-system")
+    if not agree:
         message = f'Invalid value: "{about}": does not match event.namespace'
         raise invalid(resource, name, "involvedObject.namespace", message)
     if resource.group or event["eventTime"] is not None:

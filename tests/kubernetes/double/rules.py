@@ -17,6 +17,13 @@ _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"  # of generated names: no vowels, no loo
 # Given by the server, so that no update changes them.
 _KEPT = ("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields")
 _POD_CHANGES = ("activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates")
+# Numbers that are shown even when they are zero.
+_FIRST_STATUS: dict[str, Object] = {
+    "ReplicaSet": {"replicas": 0},
+    "HorizontalPodAutoscaler": {"desiredReplicas": 0, "currentMetrics": None},
+    "PodDisruptionBudget": {"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0},
+    "Service": {"loadBalancer": {}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ def created(resource: Resource, thing: Object, namespace: str, writer: Writer) -
         metadata["generation"] = 1
     thing["metadata"] = metadata
     if resource.has_status and not resource.keeps_status_of_creation:
-        thing["status"] = {}
+        thing["status"] = dict(_FIRST_STATUS.get(resource.kind, {}))
     defaults.check_metadata(resource, thing)
     _complete(resource, thing)
     return _with_managers(resource, {}, thing, writer, "")

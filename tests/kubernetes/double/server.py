@@ -11,7 +11,7 @@ import orjson
 from aiohttp import web
 
 from tests.kubernetes.double import discovery, patches, watch
-from tests.kubernetes.double.api import Api, now, stamp
+from tests.kubernetes.double.api import Api, flag, now, stamp
 from tests.kubernetes.double.errors import (
     ApiError,
     bad_request,
@@ -183,7 +183,7 @@ def _request(request: web.Request) -> Request:
     name = rest[1] if len(rest) > 1 else ""
     verb = _VERBS.get(request.method, request.method.lower())
     if verb == "get" and not name:
-        verb = "watch" if request.query.get("watch") in ("true", "1") else "list"
+        verb = "watch" if flag(request.query, "watch") else "list"
         for path, equal, value in field_requirements(request.query.get("fieldSelector", "")):
             if path == "metadata.name" and equal:
                 name = value

@@ -13,6 +13,8 @@ from tests.kubernetes.double.resources import Object
 
 Key = tuple[str, str]  # namespace (empty for those of the whole cluster), name
 
+_FIRST_VERSION = 100  # as of a server that was started again: there have been writes that nobody remembers
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -33,10 +35,10 @@ class Store:
     """All objects of the cluster."""
 
     history_length: int = 100_000
-    version: int = 1
+    version: int = _FIRST_VERSION
     _objects: dict[str, dict[Key, Object]] = field(default_factory=dict)
     _history: deque[Change] = field(default_factory=deque)
-    _forgotten: int = 1  # no state before this version can be rebuilt
+    _forgotten: int = _FIRST_VERSION  # no state before this version can be rebuilt
     _listeners: set[Listener] = field(default_factory=set)
 
     def get(self, storage: str, key: Key) -> Object | None:

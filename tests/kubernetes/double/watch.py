@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tests.kubernetes.double.api import selection, shown, version_of
+from tests.kubernetes.double.api import flag, selection, shown, version_of
 from tests.kubernetes.double.errors import ApiError, expired, invalid
 from tests.kubernetes.double.rbac import Request
 from tests.kubernetes.double.resources import Object, Resource
@@ -29,8 +29,8 @@ class Watch:
         self._resource = resource
         self._matches = selection(resource, request, query)
         self._asked = version_of(query)
-        self._initial = query.get("sendInitialEvents")
-        self.wants_bookmarks = query.get("allowWatchBookmarks") == "true"
+        self._initial = flag(query, "sendInitialEvents") if "sendInitialEvents" in query else None
+        self.wants_bookmarks = flag(query, "allowWatchBookmarks")
         if self._initial is not None and query.get("resourceVersionMatch") != "NotOlderThan":
             message = "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
             options = Resource("meta.k8s.io", "v1", "listoptions", "ListOptions")
@@ -38,12 +38,12 @@ class Watch:
 
     def beginning(self) -> Iterator[bytes]:
         """What is sent at once. Raises ApiError when the history does not reach back; the watch is over then."""
-        if self._initial == "true" or (self._initial is None and not self._asked):
+        if self._initial or (self._initial is None and not self._asked):
             for key in sorted(self._store.all(self._resource.storage)):
                 thing = shown(self._resource, self._store.all(self._resource.storage)[key])
                 if self._matches(thing):
                     yield line("ADDED", thing)
-            if self._initial == "true" and self.wants_bookmarks:
+            if self._initial and self.wants_bookmarks:
                 yield self.bookmark({"k8s.io/initial-events-end": "true"})
         elif self._asked and self._asked <= self._store.version:
             if not self._store.remembers(self._asked):
