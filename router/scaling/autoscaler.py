@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from router.scaling.demand import Demand
+from router.scaling.window import SlidingMaximum
 from router.services import Version
 
 _HAIR = 1e-9
@@ -101,7 +102,7 @@ class Autoscaler:
         """Raises `ValueError` when autoscaling is off and `num_replicas` is not set."""
         _limits(version)
         self._version = version
-        self._needs = _SlidingMaximum()
+        self._needs = SlidingMaximum()
         self._history: deque[Observation] = deque(maxlen=HISTORY_LENGTH)
         self._mean_service: float | None = None
         self._seen: float | None = None
@@ -239,30 +240,6 @@ class Autoscaler:
         )
         if not self._history or _counts(self._history[-1]) != _counts(observation):
             self._history.append(observation)
-
-
-class _SlidingMaximum:
-    """The highest value of the last so many seconds.
-
-    A deque of (time, value) whose values fall from left to right: a value is dropped once a later one is as high, for
-    then it can never again be the highest. Each enters and leaves once, so `add` costs O(1) on average, and the length
-    is at most the number of calls within the window.
-    """
-
-    __slots__ = ("_peaks",)
-
-    def __init__(self) -> None:
-        self._peaks: deque[tuple[float, float]] = deque()
-
-    def add(self, now: float, value: float, seconds: float) -> float:
-        """Adds `value`, forgets what is `seconds` old or older, returns the highest (which may be `value` itself)."""
-        peaks = self._peaks
-        while peaks and now - peaks[0][0] >= seconds:
-            peaks.popleft()
-        while peaks and peaks[-1][1] <= value:
-            peaks.pop()
-        peaks.append((now, value))
-        return peaks[0][1]
 
 
 def _replicas_for_need(need: float, target_percent: float, max_concurrent: int) -> int:
