@@ -1,7 +1,7 @@
 """One router under a load: what its pods would report, what the self-scaler makes of it, what becomes of that.
 
-The decisions are the router's own: `router.scaling` runs here unchanged, once per simulated second. A pod of c CPUs is a
-queue that is served at c; what is not served within a second waits for the next. Delays are drawn from what a queue of
+The decisions are the router's own: `router.scaling` runs here unchanged, once per simulated second. A pod of c CPUs is
+a queue that is served at c; what is not served within a second waits for the next. Delays are drawn from what a queue of
 that utilization has (M/D/1), so that percentiles come out of histograms as in a router that runs.
 """
 

@@ -1,5 +1,6 @@
 """Hours of load against the self-scaler, in seconds: bounds, order, convergence, and no flapping."""
 
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -50,7 +51,7 @@ def check(trace: Trace, policy: Policy) -> None:
 def turns(trace: Trace) -> int:
     """How often up follows down or down follows up."""
     directions = [decision.kind in UP for _, decision, _ in trace.decisions]
-    return sum(one != other for one, other in zip(directions, directions[1:], strict=False))
+    return sum(one != other for one, other in itertools.pairwise(directions))
 
 
 TURNS = {
