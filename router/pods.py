@@ -12,8 +12,9 @@ from typing import Protocol
 
 from router.cluster.joined import JoinedCluster
 from router.peering import Peering
-from router.peers.wire import Demand, Message, Replicas, Services
+from router.peers.wire import Demand, Felt, Message, Replicas, Services
 from router.scaling import demand
+from router.scaling.load import Load
 from router.services import VersionKey
 
 REPORT_SECONDS = 0.2
@@ -34,6 +35,9 @@ class Pod(Protocol):
 
     def demand_told(self, peer: str, reports: Mapping[VersionKey, demand.Demand]) -> None:
         """Another pod says what its front-ends saw."""
+
+    def load_told(self, peer: str, load: Load) -> None:
+        """Another pod says what it feels of its load."""
 
     def peer_gone(self, peer: str) -> None:
         """Another pod is gone."""
@@ -86,6 +90,8 @@ class Pods:
             case Demand():
                 self._said[peer] = message
                 self._pod.demand_told(peer, message.reports)
+            case Felt(load):
+                self._pod.load_told(peer, load)
             case _:
                 self._peering.peer_said(peer, message)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from router.self_scaling_settings import SELF_SCALING_SETTINGS, resolved
 from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
 
 ENVIRONMENT_PREFIX = "AZUREML_FE_"
@@ -21,8 +22,9 @@ ENVIRONMENT_PREFIX = "AZUREML_FE_"
 class RouterSettings:
     """What the processes of one router go by; each field is explained in `ROUTER_SETTINGS`.
 
-    `workers` is None where the number follows the CPU quota; `access_log` is the share of requests that are logged;
-    `allow_insecure_connections` is None where it follows from `host`, see `plain_http`.
+    `workers` is None where the number follows the load or the CPU quota, `max_workers` where the quota is the limit;
+    `access_log` is the share of requests that are logged; `allow_insecure_connections` is None where it follows from
+    `host`, see `plain_http`.
     """
 
     host: str
@@ -54,6 +56,24 @@ class RouterSettings:
     connect_timeout_ms: int
     replica_idle_connection_seconds: float
     drain_seconds: float
+    shutdown_delay_seconds: float
+    cluster_purpose: str
+    min_workers: int
+    max_workers: int | None
+    self_scaling_enabled: bool
+    self_scaling_route_time_threshold_ms: float
+    self_scaling_route_time_percentile: float
+    self_scaling_window_seconds: float
+    self_scaling_busy_cpu_percent: float
+    self_scaling_cpu_steps: tuple[float, ...]
+    self_scaling_cpu_threshold_percent: float
+    self_scaling_scale_in_cpu_threshold_percent: float
+    self_scaling_min_pods: int
+    self_scaling_max_pods: int
+    self_scaling_up_cooldown_seconds: float
+    self_scaling_down_cooldown_seconds: float
+    self_scaling_no_room_seconds: float
+    self_scaling_resize_patience_seconds: float
 
     @property
     def plain_http(self) -> bool:
@@ -155,8 +175,8 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
     _router(
         "workers",
         Kind.INT,
-        "Processes that forward requests.",
-        default_means="CPU quota",
+        "Processes that forward requests, whatever the load.",
+        default_means="as many as the load needs",
         minimum=1,
         maximum=1024,
         flag=True,
@@ -269,6 +289,15 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
         unit="s",
         default=60.0,
     ),
+    _router(
+        "shutdown_delay_seconds",
+        Kind.FLOAT,
+        "Before the router stops accepting clients it is not ready for this long, so that load balancers turn away.",
+        unit="s",
+        default=0.0,
+        maximum=600,
+    ),
+    *SELF_SCALING_SETTINGS,
 )
 
 _BY_NAME = {setting.name: setting for setting in ROUTER_SETTINGS}
@@ -317,7 +346,7 @@ def load_settings(
     values |= _from_environment(environ)
     values |= parse_router_values(flags or {}, lambda name: f"flag {flag_name(name)}")
     values["state_dir"] = _state_dir(values["state_dir"], environ)
-    return _check_ports(RouterSettings(**values))
+    return _check_ports(RouterSettings(**resolved(values)))
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from collections.abc import Collection, Mapping, Sequence
 from router.certificates import Certificates, server_files
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
-from router.cpu import available_cpus
 from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers
 from router.overview.overview import Overview
 from router.overview.routes import StatusRoutes
@@ -33,10 +32,12 @@ from router.pods import REPORT_SECONDS, Pods
 from router.ports import Ports, check_ports, open_ports
 from router.reports import Reports, Sent
 from router.scaling.demand import Demand
+from router.scaling.load import Load
 from router.scaling.loop import ControlLoop, Step
 from router.scaling.scaler import Cordon, SetReplicas, Uncordon
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.settings import RouterSettings
+from router.sizing.sizing import Sizing
 from router.slots.holder import Totals
 from router.telemetry.admin import AdminServer
 from router.telemetry.counters import Totals as CounterTotals
@@ -89,6 +90,8 @@ class Supervisor:
             self, loop=self._loop, counters=self._counters, reports=self._reports, peering=self._peering,
             pods=self._pods,
         )  # fmt: skip
+        self.sizing = Sizing(settings, own_id, lambda load: self._peering.links.broadcast(wire.Felt(load)))
+        self.overview.sources.append(self.sizing.samples)
         self._stopping = False
         self._hurried = asyncio.Event()
 
@@ -122,12 +125,13 @@ class Supervisor:
         )
         self.overview.workers = self._workers
         await cluster.start(self)
-        await self._workers.resize(self._settings.workers or available_cpus())
+        await self._workers.resize(self.sizing.first_workers(self._workers))
         self._ticking = asyncio.ensure_future(self._tick())
 
     async def stop(self) -> bool:
         """Drain the workers, then end the cluster's replicas. False if requests had to be cut."""
         self._stopping = True
+        await self.sizing.stop()
         if self._ports is not None:
             self._ports.close()
         async with contextlib.AsyncExitStack() as afterwards:  # whatever fails, the rest is done
@@ -308,11 +312,13 @@ class Supervisor:
         self._peering.worker_holds(name, {k: held for k, held in message.leases.items() if k in self._versions})
         if message.counters is not None:
             self._counters.report(name, 0, message.counters)
+            self.sizing.worker_counted(name, message.counters)
 
     def worker_ended(self, name: str) -> None:
         self._peering.worker_ended(name)
         self._loop.front_end_gone(name)
         self._reports.ended(name)
+        self.sizing.worker_ended(name)
         self._counters.ended(name, 0)
 
     # The control loop.
@@ -326,6 +332,7 @@ class Supervisor:
             self._peering.tick()
             self._pods.tick(now)
             self._look_at_certificates()
+            self.sizing.tick(now, leads=self._pods.leads)
             for key in tuple(self._versions) if self._pods.leads and not self._stopping else ():
                 try:
                     step = self._loop.step(key, now, self._in_flight)
@@ -427,6 +434,11 @@ class Supervisor:
     def peer_gone(self, peer: str) -> None:
         """See `pods.Pod`."""
         self._loop.front_end_gone(peer)
+        self.sizing.pod_gone(peer)
+
+    def load_told(self, peer: str, load: Load) -> None:
+        """See `pods.Pod`."""
+        self.sizing.pod_felt(peer, load)
 
     # What is so.
 

@@ -148,6 +148,11 @@ class Workers:
         return len(self._staying())
 
     @property
+    def wanted(self) -> int:
+        """How many there are to be."""
+        return self._wanted
+
+    @property
     def accepting(self) -> bool:
         """Whether a worker accepts clients."""
         return any(worker.ready.is_set() for worker in self._staying())

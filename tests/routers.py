@@ -68,7 +68,8 @@ class Router:
         self.file = folder / "models.yaml"
         self.state = folder / "state"
         self._mark = f"mark-{secrets.token_hex(8)}"
-        self._settings = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": str(self.state), **settings}
+        given = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": str(self.state), **settings}
+        self._settings = {name: value for name, value in given.items() if value is not None}
         self._errors = folder / "errors.txt"
         self.write(services)
         with self._errors.open("w") as errors:

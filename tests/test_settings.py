@@ -61,7 +61,62 @@ def test_defaults() -> None:
         connect_timeout_ms=2000,
         replica_idle_connection_seconds=60,
         drain_seconds=60,
+        shutdown_delay_seconds=0,
+        cluster_purpose="FastProd",
+        min_workers=1,
+        max_workers=None,
+        self_scaling_enabled=True,
+        self_scaling_route_time_threshold_ms=3,
+        self_scaling_route_time_percentile=95,
+        self_scaling_window_seconds=15,
+        self_scaling_busy_cpu_percent=10,
+        self_scaling_cpu_steps=(1, 2, 4),
+        self_scaling_cpu_threshold_percent=40,
+        self_scaling_scale_in_cpu_threshold_percent=30,
+        self_scaling_min_pods=1,
+        self_scaling_max_pods=10,
+        self_scaling_up_cooldown_seconds=15,
+        self_scaling_down_cooldown_seconds=300,
+        self_scaling_no_room_seconds=300,
+        self_scaling_resize_patience_seconds=30,
     )
+
+
+def test_a_clusters_purpose_sets_the_defaults_of_self_scaling() -> None:
+    dense = load({"AZUREML_FE_CLUSTER_PURPOSE": "DenseProd"})
+    assert (dense.self_scaling_enabled, dense.self_scaling_cpu_steps) == (True, (0.5, 1, 2))
+    assert (dense.self_scaling_route_time_threshold_ms, dense.self_scaling_max_pods) == (10, 6)
+    test = load(file={"cluster_purpose": "DevTest"})
+    assert not test.self_scaling_enabled
+    assert dataclasses.replace(test, cluster_purpose="FastProd", self_scaling_enabled=True) == load()
+
+
+def test_what_is_set_goes_before_the_purpose() -> None:
+    settings = load(
+        {"AZUREML_FE_CLUSTER_PURPOSE": "DevTest", "AZUREML_FE_SELF_SCALING_ENABLED": "true"},
+        {"self_scaling_cpu_steps": "0.5, 1.5,3"},
+    )
+    assert settings.self_scaling_enabled
+    assert settings.self_scaling_cpu_steps == (0.5, 1.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"self_scaling_cpu_steps": "2,1"}, "self_scaling_cpu_steps = '2,1': must be ascending numbers above 0"),
+        ({"self_scaling_cpu_steps": "0,1"}, "must be ascending numbers above 0, at least one"),
+        ({"self_scaling_cpu_steps": ""}, "must be ascending numbers above 0, at least one"),
+        ({"self_scaling_cpu_steps": "1e3"}, "must be a list of ascending numbers above 0"),
+        (
+            {"self_scaling_min_pods": "5", "self_scaling_max_pods": "4"},
+            "self_scaling_min_pods = 5: must not exceed self_scaling_max_pods, which is 4",
+        ),
+        ({"min_workers": "3", "max_workers": "2"}, "min_workers = 3: must not exceed max_workers, which is 2"),
+        ({"cluster_purpose": "Prod"}, "cluster_purpose = 'Prod': must be one of FastProd, DenseProd, DevTest"),
+    ],
+)
+def test_sizes_that_contradict_each_other(given: dict[str, object], complaint: str) -> None:
+    assert complaint in fault(file=given)
 
 
 def test_every_field_has_a_setting_and_every_setting_a_field() -> None:
@@ -75,6 +130,8 @@ def test_flags_are_the_shared_ones() -> None:
         "--admin-port",
         "--peer-port",
         "--workers",
+        "--min-workers",
+        "--max-workers",
         "--log-level",
         "--access-log",
         "--state-dir",
@@ -92,7 +149,18 @@ def test_flag_overrides_environment_overrides_file_overrides_default() -> None:
 def test_every_setting_can_come_from_file_and_environment(name: str) -> None:
     setting = next(setting for setting in ROUTER_SETTINGS if setting.name == name)
     texts = {Kind.INT: "2048", Kind.FLOAT: "2.5", Kind.BOOL: "false", Kind.RATE: "0.25", Kind.TEXT: "elsewhere"}
-    text = {"workers": "3", "log_level": "error"}.get(name, texts[setting.kind])
+    own = {
+        "workers": "3",
+        "log_level": "error",
+        "cluster_purpose": "DevTest",
+        "min_workers": "3",
+        "max_workers": "3",
+        "self_scaling_cpu_steps": "1,3",
+        "self_scaling_min_pods": "2",
+        "self_scaling_max_pods": "7",
+        "self_scaling_window_seconds": "20",
+    }
+    text = own.get(name) or texts[setting.kind]
     by_file = load(file={name: text})
     assert by_file == load({environment_name(name): text})
     assert by_file != load()

@@ -1,8 +1,8 @@
 """One router under a load: what its pods would report, what the self-scaler makes of it, what becomes of that.
 
 The decisions are the router's own: `router.scaling` runs here unchanged, once per simulated second. A pod of c CPUs is
-a queue that is served at c; what is not served within a second waits for the next. Delays are drawn from what a queue of
-that utilization has (M/D/1), so that percentiles come out of histograms as in a router that runs.
+a queue that is served at c; what is not served within a second waits for the next. Delays are drawn from what a queue
+of that utilization has (M/D/1), so that percentiles come out of histograms as in a router that runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Simulation:
         self._random = source
         self._room = room
         self._scaler = SelfScaler(policy)
-        self._window = LoadWindow(ROUTE_BOUNDS, WINDOW_SECONDS, policy.percent)
+        self._window = LoadWindow(ROUTE_BOUNDS, ROUTE_BOUNDS, WINDOW_SECONDS, policy.percent)
         self._size = Size(policy.steps[0], policy.min_pods)
         self._backlog = 0.0  # CPU seconds
         self._due: tuple[int, Size] | None = None

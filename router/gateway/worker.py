@@ -35,6 +35,7 @@ from router.gateway.control import (
 )
 from router.gateway.doors import raise_descriptor_limit
 from router.gateway.gateway import Gateway
+from router.gateway.lag import LoopLag
 from router.gateway.table import VersionRoute
 from router.services import Service, VersionKey
 from router.slots.holder import Totals
@@ -132,6 +133,7 @@ class Worker:
             lambda key, messages: self._channel.send(ToLedgers(key, messages)),
             descriptors=raise_descriptor_limit(),
         )
+        LoopLag(asyncio.get_running_loop(), self._gateway.counters.loop_lag)
 
     async def _listen(self, gateway: Gateway) -> None:
         for sock in self._listeners:
@@ -155,6 +157,7 @@ class Worker:
         now = time.monotonic()
         changed = self._routes.changed(gateway, now)
         leases = gateway.holds(self._reports % _LEASES_EVERY, _LEASES_EVERY)
+        gateway.counters.cpu_seconds = time.process_time()
         snapshot = gateway.counters.snapshot() if counters else None
         dropped, idle = gateway.access_log.dropped, gateway.connections_idle
         self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, dropped, idle, leases))

@@ -161,12 +161,13 @@ class Overview:
 
     def metrics(self) -> MetricsView:
         """All that a scrape tells."""
+        counters = self.counters.total()
         return MetricsView(
             router_version=__version__,
-            counters=self.counters.total(),
+            counters=counters,
             versions={key: self.facts(key) for key in self.served.versions},
-            lag={process: lag.snapshot() for process, lag in self._lag.items()},
-            samples=tuple(self._samples()),
+            lag={process: lag.snapshot() for process, lag in self._lag.items()} | {"worker": counters["loop_lag"]},
+            samples=(*self._samples(), Sample("worker_cpu_seconds", counters["cpu_seconds"])),
         )
 
     def _samples(self) -> Iterator[Sample]:

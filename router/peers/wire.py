@@ -11,6 +11,7 @@ repeat what was sent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, get_type_hints
@@ -20,9 +21,12 @@ import orjson
 from router.peers.endings import Ending
 from router.peers.frames import WireError
 from router.scaling import demand
+from router.scaling.load import Load
+from router.scaling.window import Counts, rebinned
 from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.slots import messages as slots
+from router.telemetry.counters import LAG_BOUNDS, ROUTE_BOUNDS
 from router.values import Setting
 
 T = TypeVar("T")
@@ -98,6 +102,13 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class Felt:
+    """What my pod felt of its load since my last report."""
+
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """The complete set of services, with their keys. For a router that has no cluster of its own."""
 
@@ -114,7 +125,8 @@ class Replicas:
 
 
 Message = (
-    Heartbeat | Goodbye | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Services | Replicas
+    Heartbeat | Goodbye | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Felt | Services
+    | Replicas
 )  # fmt: skip
 
 
@@ -377,6 +389,32 @@ def _decode_leases(_: MessageReader, fields: list[Any]) -> Leases:
     return Leases(_text(fields[1]), holds)
 
 
+def _encode_felt(message: Felt) -> list[object]:
+    load = message.load
+    histograms = (_encode_counts(load.route_time, ROUTE_BOUNDS), _encode_counts(load.loop_lag, LAG_BOUNDS))
+    return ["felt", load.seconds, load.cpus, load.cpu_seconds, *histograms]
+
+
+def _encode_counts(counts: Counts, bounds: tuple[float, ...]) -> list[tuple[float | None, int]]:
+    """A histogram by its bounds, as another release may have others. None stands for what is above all of them."""
+    return [(bound, count) for bound, count in zip((*bounds, None), counts, strict=True) if count]
+
+
+def _decode_felt(_: MessageReader, fields: list[Any]) -> Felt:
+    seconds, cpus, cpu_seconds = _number(fields[1]), _number(fields[2]), _number(fields[3])
+    route_time = _decode_counts(fields[4], ROUTE_BOUNDS)
+    loop_lag = _decode_counts(fields[5], LAG_BOUNDS)
+    try:
+        return Felt(Load(seconds, cpus, cpu_seconds, route_time, loop_lag))
+    except ValueError:
+        raise WireError(Ending.GARBAGE, "load is negative or not finite") from None
+
+
+def _decode_counts(value: object, bounds: tuple[float, ...]) -> tuple[int, ...]:
+    pairs = [(math.inf if each[0] is None else _number(each[0]), _count(each[1])) for each in map(_list, _list(value))]
+    return rebinned(pairs, bounds)
+
+
 def _decode_services(_: MessageReader, fields: list[Any]) -> Services:
     return Services({service.name: service for service in map(_service, _list(fields[1]))})
 
@@ -401,6 +439,7 @@ _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
     Told: lambda m: ["told", m.service],
     Forget: lambda m: ["forget", m.service],
     Demand: _encode_demand,
+    Felt: _encode_felt,
     Services: lambda m: ["services", list(m.services.values())],  # orjson writes dataclasses as objects
     Replicas: _encode_replicas,
 }
@@ -415,6 +454,7 @@ _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
     "told": lambda _, f: Told(_text(f[1])),
     "forget": lambda _, f: Forget(_text(f[1])),
     "demand": _decode_demand,
+    "felt": _decode_felt,
     "services": _decode_services,
     "replicas": _decode_replicas,
 }

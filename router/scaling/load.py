@@ -23,7 +23,7 @@ class Load:
 
     `seconds`: length of the interval. `cpus`: CPUs that the pod may use. `cpu_seconds`: CPU time that it used.
     `route_time`, `loop_lag`: histograms of what requests were kept (head read to first byte towards the replica, less
-    the time queued for a slot) and of how late the event loops were; both in the bounds that `LoadWindow` was given.
+    the time queued for a slot) and of how late the event loops were, in the bounds that `LoadWindow` was given.
 
     Raises ValueError when a number is negative or not finite.
     """
@@ -66,15 +66,18 @@ class Seen:
 class LoadWindow:
     """The reports of all pods over a sliding window."""
 
-    def __init__(self, bounds: Sequence[float], seconds: float, percent: float) -> None:
-        """`bounds`: upper bounds in seconds of the histograms that come. `seconds`: length of the window."""
-        self._bounds = bounds
+    def __init__(
+        self, route_bounds: Sequence[float], lag_bounds: Sequence[float], seconds: float, percent: float
+    ) -> None:
+        """Upper bounds in seconds of the histograms that come; `seconds`: length of the window."""
+        self._route_bounds = route_bounds
+        self._lag_bounds = lag_bounds
         self._seconds = seconds
         self._percent = percent
         self._pods: dict[str, deque[tuple[float, Load]]] = {}
         self._since = -math.inf
-        self._route_time = SlidingCounts(len(bounds) + 1)
-        self._loop_lag = SlidingCounts(len(bounds) + 1)
+        self._route_time = SlidingCounts(len(route_bounds) + 1)
+        self._loop_lag = SlidingCounts(len(lag_bounds) + 1)
 
     def add(self, now: float, pod: str, load: Load) -> None:
         """Take in what a pod felt until `now`. Raises ValueError for histograms with another number of buckets."""
@@ -91,8 +94,8 @@ class LoadWindow:
     def forget_times(self, now: float) -> None:
         """What requests felt before `now` says nothing any more, for the router has another size."""
         self._since = now
-        self._route_time = SlidingCounts(len(self._bounds) + 1)
-        self._loop_lag = SlidingCounts(len(self._bounds) + 1)
+        self._route_time = SlidingCounts(len(self._route_bounds) + 1)
+        self._loop_lag = SlidingCounts(len(self._lag_bounds) + 1)
 
     def seen(self, now: float) -> Seen:
         """What the window holds."""
@@ -111,8 +114,8 @@ class LoadWindow:
         return Seen(
             watched,
             sum(route_time),
-            percentile(route_time, self._bounds, self._percent),
-            percentile(self._loop_lag.of_the_last(now, self._seconds), self._bounds, self._percent),
+            percentile(route_time, self._route_bounds, self._percent),
+            percentile(self._loop_lag.of_the_last(now, self._seconds), self._lag_bounds, self._percent),
             cores,
             cpus,
             reporting,

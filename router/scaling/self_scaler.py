@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 
 from router.scaling.load import Seen
 from router.scaling.window import SlidingMaximum
@@ -94,7 +95,7 @@ class Policy:
     unit: str = "CPUs"
 
     def __post_init__(self) -> None:
-        if not self.steps or any(low >= high for low, high in zip(self.steps, self.steps[1:], strict=False)):
+        if not self.steps or any(low >= high for low, high in pairwise(self.steps)):
             raise ValueError(f"Policy: steps are {self.steps}, must be at least one, each larger than the one before")
         if not 1 <= self.min_pods <= self.max_pods:
             raise ValueError(f"Policy: {self.min_pods} to {self.max_pods} pods, must be at least 1, minimum first")

@@ -172,10 +172,14 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         MetricSpec("peer_refusals", _COUNTER, "Connections of pods that were refused or broken off.", ("reason",)),
     ),
     "Sizing of the router itself": (
-        MetricSpec("self_scaling_cpu_cores", _GAUGE, "CPU that the self-scaler wants for each pod."),
-        MetricSpec("self_scaling_pods", _GAUGE, "Router pods that the self-scaler wants."),
+        MetricSpec("self_scaling_cpu_cores", _GAUGE, "CPUs (locally: workers) of each pod, as sized."),
+        MetricSpec("self_scaling_pods", _GAUGE, "Router pods, as sized."),
         MetricSpec("self_scaling_at_limit", _GAUGE, "1 while the router is too slow and may not grow."),
         MetricSpec("self_scaling_actions", _COUNTER, "What the self-scaler did.", ("action",)),
+        MetricSpec("self_scaling_cpu_use_ratio", _GAUGE, "CPU in use of what there is, as the self-scaler sees it."),
+        MetricSpec("self_scaling_route_time_seconds", _GAUGE, "The percentile of the route time that the self-scaler "
+                   "compares with its threshold."),
+        MetricSpec("self_scaling_loop_lag_seconds", _GAUGE, "The same of the event loops' lag."),
     ),
     "Kubernetes API": (
         MetricSpec("api_requests", _COUNTER, "Requests to the API server.", ("verb", "code")),

@@ -80,6 +80,8 @@ class GatewaySnapshot(TypedDict):
     accept_pauses: int
     parse_errors: int
     auth_failures: dict[str, dict[str, int]]
+    loop_lag: HistogramSnapshot
+    cpu_seconds: float
 
 
 class Histogram:
@@ -183,6 +185,8 @@ class GatewayCounters:
         "connections_accepted",
         "connections_open",
         "connections_refused",
+        "cpu_seconds",
+        "loop_lag",
         "parse_errors",
         "tls_handshake_failures",
         "tls_handshakes",
@@ -204,6 +208,10 @@ class GatewayCounters:
         self.parse_errors = 0
         self.auth_failures: defaultdict[tuple[str, str], int] = defaultdict(int)
         """Requests by (service, reason); a reason is one of a few constants."""
+        self.loop_lag = Histogram(LAG_BOUNDS)
+        """How late the event loop was, looked at several times a second."""
+        self.cpu_seconds = 0.0
+        """CPU time of the process, as of its last report."""
 
     def version(self, key: VersionKey) -> VersionCounters:
         """The counters of a version, made at first use. `(service, NO_VERSION)` serves before one is chosen."""
@@ -242,6 +250,8 @@ class GatewayCounters:
             "accept_pauses": self.accept_pauses,
             "parse_errors": self.parse_errors,
             "auth_failures": failures,
+            "loop_lag": self.loop_lag.snapshot(),
+            "cpu_seconds": self.cpu_seconds,
         }
 
 

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from router.peers import wire
 from router.scaling.demand import Demand
+from router.scaling.load import Load
 from router.services import Replica, ReplicaState, Service, Version, parse_service
 from router.slots import messages as slots
+from router.telemetry.counters import LAG_BOUNDS, ROUTE_BOUNDS
 
 names = st.text(st.characters(codec="utf-8"), max_size=20)
 counts = st.integers(0, 2**53)
@@ -32,6 +34,14 @@ to_holder = (
 )
 demands = st.builds(Demand, seconds, seconds, seconds, counts, counts, counts, seconds)
 replicas = st.builds(Replica, names, names, st.integers(0, 65535), st.sampled_from(ReplicaState))
+
+
+def _histograms(bounds: tuple[float, ...]) -> st.SearchStrategy[tuple[int, ...]]:
+    buckets = len(bounds) + 1
+    return st.lists(st.just(0) | counts, min_size=buckets, max_size=buckets).map(tuple)
+
+
+loads = st.builds(Load, seconds, seconds, seconds, _histograms(ROUTE_BOUNDS), _histograms(LAG_BOUNDS))
 
 
 def _words(word: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -90,6 +100,7 @@ every_message: st.SearchStrategy[wire.Message] = st.one_of(
         st.dictionaries(names, counts, max_size=3),
         st.dictionaries(keys, counts, max_size=3),
     ),
+    st.builds(wire.Felt, loads),
     st.lists(services, max_size=2).map(_by_name),
     st.builds(wire.Replicas, keys, _words(replicas), st.frozensets(names, max_size=3)),
 )

@@ -14,6 +14,7 @@ from router.peers.frames import WireError
 from router.peers.wire import MessageReader, encode
 from router.services import Service, Version
 from router.slots import messages as slots
+from router.telemetry.counters import ROUTE_BOUNDS
 from tests.peers.messages import a_service, every_message
 
 json_values = st.recursive(
@@ -22,8 +23,8 @@ json_values = st.recursive(
     max_leaves=20,
 )
 KNOWN = [
-    "heartbeat", "goodbye", "to-ledger", "to-holder", "front-end-gone", "told", "forget", "demand", "services",
-    "replicas",
+    "heartbeat", "goodbye", "to-ledger", "to-holder", "front-end-gone", "told", "forget", "demand", "felt",
+    "services", "replicas",
 ]  # fmt: skip
 WANTS = wire.ToLedger("pod-1/worker-0", ("iris", "blue"), (slots.Wants(7, 3, (5,)),))
 
@@ -190,6 +191,19 @@ def test_demand_that_cannot_be_is_refused() -> None:
             read(altered(message, 1, to=[wrong]))
     with pytest.raises(WireError):
         read(altered(message, 1, to=[report[:-1]]))
+
+
+def test_a_load_of_a_release_with_other_buckets_is_taken_to_be_slower() -> None:
+    found = read(b'["felt",1.0,2.0,0.5,[[0.00006,3],[0.002,1],[0.003,1],[60.0,1],[null,1]],[]]')
+    assert isinstance(found, wire.Felt)
+    counted = {bound: found.load.route_time[i] for i, bound in enumerate((*ROUTE_BOUNDS, None))}
+    assert {bound: count for bound, count in counted.items() if count} == {0.000075: 3, 0.002: 1, 0.003: 1, None: 2}
+
+
+@pytest.mark.parametrize("fields", [b"-1.0,2.0,0.5,[],[]", b"1.0,2.0,0.5,[[0.1,-1]],[]", b'1.0,2.0,0.5,[["0.1",1]],[]'])
+def test_a_load_that_cannot_be_is_refused(fields: bytes) -> None:
+    with pytest.raises(WireError):
+        read(b'["felt",' + fields + b"]")
 
 
 def test_a_message_about_slots_is_small() -> None:

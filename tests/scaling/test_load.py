@@ -14,7 +14,7 @@ def load(cpu_seconds: float = 0.5, cpus: float = 2.0, *, quick: int = 0, slow: i
 
 
 def window() -> LoadWindow:
-    return LoadWindow(BOUNDS, 10.0, 95)
+    return LoadWindow(BOUNDS, BOUNDS, 10.0, 95)
 
 
 def test_nothing_is_seen_before_a_report() -> None:

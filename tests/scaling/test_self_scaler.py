@@ -21,10 +21,11 @@ class Story:
         self.scaler = SelfScaler(replace(POLICY, **settings))  # type: ignore[arg-type]
         self.size = size
         self.now = 0.0
+        self.pause = 1.0
 
     def look(self, *, slow: bool = False, use: float = 0.5, pods: int | None = None, **facts: float) -> Decision:
-        """One look, a second after the last; `use` is the share of the CPU."""
-        self.now += 1
+        """One look, `pause` seconds after the last; `use` is the share of the CPU."""
+        self.now += self.pause
         pods = self.size.pods if pods is None else pods
         route_time = 0.02 if slow else 0.0002
         seen = Seen(15.0, 1000, route_time, 0.001, use * self.size.total, self.size.total, pods)
@@ -208,6 +209,7 @@ def test_a_size_that_was_too_slow_is_not_gone_back_to_under_the_same_load() -> N
 
 def test_each_vain_attempt_doubles_the_time_to_the_next() -> None:
     story = Story()
+    story.pause = 15.0
     waits = []
     for _ in range(7):
         story.until(Kind.MORE_CPU, slow=True, use=0.3)

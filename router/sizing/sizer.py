@@ -1,0 +1,55 @@
+"""Who can change a size, and workers as a size. `Sizing` asks; others answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from router.scaling.self_scaler import Decision, Policy, Size
+
+
+class NoRoomError(Exception):
+    """There is no room for a size; things are as they were before. `str()` says why, in words for operators."""
+
+
+class Sizer(Protocol):
+    """Brings sizes about."""
+
+    @property
+    def policy(self) -> Policy:
+        """Bounds and thresholds of what it can bring about."""
+
+    @property
+    def of_all_pods(self) -> bool:
+        """Whether a size is that of all pods of the router, or of this one only."""
+
+    def size(self) -> Size | None:
+        """The size that is so now; None while that is not known."""
+
+    async def bring_about(self, target: Size) -> None:
+        """Return once the router has this size. Raises `NoRoomError`, or anything else for a failure."""
+
+    def decided(self, decision: Decision, outcome: str, why: str) -> None:
+        """Hear of a decision that was carried out (or not), to tell whoever looks at the cluster."""
+
+
+class WorkersSizer:
+    """A router on its own machine: its size is its number of workers."""
+
+    of_all_pods = False
+
+    def __init__(self, policy: Policy, count: Callable[[], int], resize: Callable[[int], Awaitable[None]]) -> None:
+        self.policy = policy
+        self._count = count
+        self._resize = resize
+
+    def size(self) -> Size | None:
+        """See `Sizer`."""
+        return Size(float(self._count()), 1)
+
+    async def bring_about(self, target: Size) -> None:
+        """See `Sizer`."""
+        await self._resize(round(target.cpus))
+
+    def decided(self, decision: Decision, outcome: str, why: str) -> None:
+        """The log says it all."""

@@ -1,0 +1,92 @@
+"""`azureml-fe local` with workers that follow the load: real processes, and a load that keeps one of them busy."""
+
+import socket
+import threading
+
+import pytest
+
+from tests.processes import PATIENCE_SECONDS, until
+from tests.routers import Router, Start, open_echo
+
+QUICK = {
+    "workers": None,
+    "self_scaling_window_seconds": 3,
+    "self_scaling_up_cooldown_seconds": 1,
+    "self_scaling_down_cooldown_seconds": 1,
+}
+
+
+class Flood:
+    """A client that has a worker parse all the time: health checks, a thousand in one write."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(2)]
+
+    def __enter__(self) -> "Flood":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        request = b"GET / HTTP/1.1\r\nHost: router\r\n\r\n"
+        while not self._over.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", self._port), PATIENCE_SECONDS) as line:
+                    while not self._over.is_set():
+                        line.sendall(request * 1000)
+                        answers = 0
+                        while answers < 1000:
+                            data = line.recv(2**20)
+                            if not data:
+                                break
+                            answers += data.count(b"HTTP/1.1 200")
+            except OSError:
+                pass  # its worker has gone
+
+
+@pytest.fixture
+def router(start: Start) -> Router:
+    return start({"echo": open_echo()}, "--min-workers", "1", "--max-workers", "2", **QUICK)
+
+
+def decisions(router: Router) -> list[tuple[str, str, float]]:
+    return [(line["action"], line["outcome"], line["workers"]) for line in router.log("self-scaling decision")]
+
+
+def test_workers_follow_the_load_and_no_request_notices(router: Router) -> None:
+    assert len(router.workers) == 1
+    with router.load("echo", clients=4, pause=0.01) as load:
+        with Flood(router.port):
+            until(lambda: len(router.workers) == 2, "a second worker")
+            until(lambda: router.metric("self_scaling_at_limit") == 1, "the limit")
+        until(lambda: len(router.workers) == 1, "the end of the second worker")
+    assert load.all_well, load
+    made, limited, given_back = router.log("self-scaling decision")
+    assert (made["action"], made["outcome"], made["workers"]) == ("cpu-up", "done", 2)
+    assert "1 to 2 workers" in made["reason"]
+    assert (limited["action"], limited["outcome"]) == ("limited", "not done")
+    assert "2 workers are the most" in limited["reason"]
+    assert (given_back["action"], given_back["outcome"], given_back["workers"]) == ("cpu-down", "done", 1)
+    assert router.metric("self_scaling_actions_total", action="cpu-up") == 1
+    assert router.metric("self_scaling_actions_total", action="cpu-down") == 1
+    assert not router.log("worker ended unasked")
+
+
+def test_a_fixed_number_of_workers_stays(start: Start) -> None:
+    router = start({"echo": open_echo()}, "--workers", "2", "--min-workers", "1", **QUICK)
+    assert len(router.workers) == 2
+    assert router.metric("self_scaling_cpu_cores") == 0  # there is no such metric
+    until(lambda: router.metric("event_loop_lag_seconds_count", process="worker") > 0, "a first look at the loop")
+    assert router.metric("worker_cpu_seconds_total") > 0
+
+
+def test_sizing_that_is_off_uses_all_cpus(start: Start) -> None:
+    settings = {**QUICK, "self_scaling_enabled": False, "max_workers": 2}
+    assert len(start({"echo": open_echo()}, **settings).workers) == 2
