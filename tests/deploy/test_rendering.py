@@ -95,6 +95,7 @@ def test_monitoring_is_rendered_for_the_operator_that_is_asked_for() -> None:
     assert not any(wanted.items() <= other["metadata"]["labels"].items() for other in others)
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert endpoint["honorLabels"] is True
     values = values_file("production") | {
         "serviceMonitor": {"enabled": True, "apiVersion": "azmonitoring.coreos.com/v1"}
     }

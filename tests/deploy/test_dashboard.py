@@ -1,0 +1,184 @@
+"""The chart's dashboard: each of its queries brings data from a real Prometheus that scrapes a real router."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from router.telemetry.catalogue import Sample
+from router.telemetry.counters import GatewayCounters
+from router.telemetry.metrics import MetricsView, exposition
+from tests.deploy.chart import render, values_file
+from tests.deploy.monitoring import (
+    DASHBOARD,
+    RULES,
+    Prometheus,
+    alerts,
+    dashboard,
+    metrics_in,
+    needs_prometheus,
+    prometheus,
+    queries,
+    series,
+)
+from tests.processes import Pending, until
+from tests.routers import Start, echo, open_echo
+
+OF_A_CLUSTER = (
+    Sample("self_scaling_cpu_cores", 2),
+    Sample("self_scaling_pods", 3),
+    Sample("self_scaling_at_limit", 0),
+    Sample("self_scaling_actions", 4, ("cpu-up",)),
+    Sample("api_requests", 100, ("list", "200")),
+    Sample("api_watch_restarts", 1, ("pods",)),
+    Sample("api_staleness_seconds", 0.5, ("pods",)),
+    Sample("certificate_expiry_timestamp_seconds", 2e9, ("server",)),
+    Sample("token_cache_lookups", 10, ("hit",)),
+    Sample("jwks_age_seconds", 60, ("https://issuer",)),
+    Sample("autoscaler_conflicts", 0, ("slow", "default")),
+    Sample("worker_cpu_seconds", 12),
+)
+"""What a router tells in a cluster only."""
+
+
+class Exposed(BaseHTTPRequestHandler):
+    """`/metrics` of a router in a cluster, by the router's own code: what a local one does not tell, or seldom."""
+
+    def do_GET(self) -> None:
+        counters = GatewayCounters()
+        counters.version(("slow", "default")).retry_causes["stale"] += 1
+        counters.version(("slow", "default")).connect_failures["refused"] += 1
+        view = MetricsView(router_version="1.2.3", counters=counters.snapshot(), versions={}, samples=OF_A_CLUSTER)
+        body, content_type = exposition(view, self.headers.get("Accept", ""))
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def in_a_cluster() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Exposed) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def scraped(
+    start_for_all: Start, in_a_cluster: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Prometheus, str]]:
+    """A Prometheus that has seen a router with all kinds of traffic, and the names of its services."""
+    services = {
+        "iris": open_echo(),
+        "locked": echo(),
+        "slow": open_echo(delay=0.4, max_request_wait_time=20, scoring_timeout_ms=60_000),
+    }
+    router = start_for_all(services)
+    path = "/api/v1/service/slow/score"
+    targets = {"azureml-fe-0": router.admin_port, "azureml-fe-1": in_a_cluster}
+    labels = {"namespace": "azureml", "service": "azureml-fe-admin"}
+    with prometheus(tmp_path_factory.mktemp("prometheus"), targets, labels, [RULES]) as server:
+
+        def traffic() -> None:
+            for _ in range(20):
+                assert router.score("iris").status == 200
+            assert router.score("locked").status == 401
+            assert router.score("nobody").status == 404
+            crowd = [Pending(router.port, path) for _ in range(3)]
+            assert {pending.answer().status for pending in crowd} == {200, 503}
+
+        traffic()
+        # A rate needs two values: what there was when a series was first seen is not counted.
+        until(lambda: server.query('azureml_fe_requests_total{error="overloaded"} > 0'), "the first traffic")
+        traffic()
+        yield server, "|".join(services)
+
+
+@needs_prometheus
+def test_each_query_brings_data(scraped: tuple[Prometheus, str]) -> None:
+    server, services = scraped
+    variables = {"$namespace": "azureml", "$service": services, "$__rate_interval": "1m"}
+    for title, query in queries():
+        for name, value in variables.items():
+            query = query.replace(name, value)
+        assert "$" not in query, title
+        # Values of NaN are none: a quantile of nothing, a share of nothing.
+        until(lambda q=query: [s for s in server.query(q) if s["value"][1] != "NaN"], f"{title}: {query}")  # type: ignore[misc]
+
+
+@needs_prometheus
+def test_variables_of_the_dashboard_have_values(scraped: tuple[Prometheus, str]) -> None:
+    server, services = scraped
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
+            until(lambda m=metric: server.query(m), metric)  # type: ignore[misc]
+            values = {sample["metric"].get(label) for sample in server.query(metric)}
+            assert values == {"namespace": {"azureml"}, "service": set(services.split("|"))}[variable["name"]]
+
+
+@needs_prometheus
+def test_alert_rules_are_evaluated_without_fault_and_none_fires_at_rest(scraped: tuple[Prometheus, str]) -> None:
+    server, _ = scraped
+    until(lambda: {rule["health"] for rule in server.rules()} == {"ok"}, "evaluation of all rules")
+    assert {rule["name"] for rule in server.rules()} == set(alerts())
+    assert server.query('ALERTS{alertstate="firing"}') == []
+
+
+def test_metrics_and_labels_of_queries_exist() -> None:
+    known = series()
+    for title, query in queries():
+        for metric in metrics_in(query):
+            assert metric in known, title
+            for matchers in re.findall(metric + r"\{([^}]*)\}", query):
+                labels = set(re.findall(r"(\w+)[=!]", matchers))
+                assert labels <= {*known[metric], "namespace"}, (title, metric)
+
+
+def test_metrics_have_a_place_on_the_dashboard() -> None:
+    """All but those that say the same as others, or are read in the metrics' own page when there is need."""
+    shown = {metric for _, query in queries() for metric in metrics_in(query)}
+    known = {re.sub("_(bucket|count|sum)$", "", name) for name in series()}
+    left_out = known - {re.sub("_(bucket|count|sum)$", "", name) for name in shown}
+    assert {name.removeprefix("azureml_fe_") for name in left_out} == {
+        "parse_errors_total",
+        "access_log_lines_dropped_total",
+        "spans_dropped_total",
+        "service_owned",
+        "peer_messages_total",
+        "peer_refusals_total",
+        "jwks_fetches_total",
+    }
+
+
+def test_panels_fit_side_by_side() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    identities = [panel["id"] for panel in dashboard()["panels"]]
+    assert len(set(identities)) == len(identities)
+
+
+def test_dashboard_is_in_its_config_map() -> None:
+    data = render(values_file("production"))["ConfigMap", "azureml-fe-dashboard"]
+    assert json.loads(data["data"]["azureml-fe.json"]) == json.loads(DASHBOARD.read_text())
+    assert data["metadata"]["labels"]["grafana_dashboard"] == "1"
