@@ -146,22 +146,6 @@ def test_metrics_and_labels_of_queries_exist() -> None:
                 assert labels <= {*known[metric], "namespace"}, (title, metric)
 
 
-def test_metrics_have_a_place_on_the_dashboard() -> None:
-    """All but those that say the same as others, or are read in the metrics' own page when there is need."""
-    shown = {metric for _, query in queries() for metric in metrics_in(query)}
-    known = {re.sub("_(bucket|count|sum)$", "", name) for name in series()}
-    left_out = known - {re.sub("_(bucket|count|sum)$", "", name) for name in shown}
-    assert {name.removeprefix("azureml_fe_") for name in left_out} == {
-        "parse_errors_total",
-        "access_log_lines_dropped_total",
-        "spans_dropped_total",
-        "service_owned",
-        "peer_messages_total",
-        "peer_refusals_total",
-        "jwks_fetches_total",
-    }
-
-
 def test_panels_fit_side_by_side() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:

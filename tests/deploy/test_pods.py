@@ -25,11 +25,11 @@ from tests.deploy.chart import (
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SETTINGS = {setting.name for setting in ROUTER_SETTINGS}
-# Those of `azureml-fe serve`, TLS and the self-scaler.
+# Those of `azureml-fe serve` and TLS.
 AWAITED = {
-    "namespaces", "pod_name", "pod_namespace", "pod_ip", "peer_secret_file", "generate_keys", "cluster_purpose",
+    "namespaces", "pod_name", "pod_namespace", "pod_ip", "peer_secret_file", "generate_keys",
     "allow_insecure_connections", "tls_cert_file", "tls_key_file", "tls_client_ca_file",
-    "peer_tls_cert_file", "peer_tls_key_file", "peer_tls_ca_file", "self_scaling_min_pods",
+    "peer_tls_cert_file", "peer_tls_key_file", "peer_tls_ca_file",
 }  # fmt: skip
 
 
@@ -176,4 +176,6 @@ def test_number_of_pods(high_availability: object, pods: int) -> None:
 
 
 def test_least_pods_of_the_self_scaler_are_those_installed() -> None:
+    values = smallest(router={"self_scaling_min_pods": 5})
+    assert render(values)["Deployment", "azureml-fe"]["spec"]["replicas"] == 5
     assert "self_scaling_min_pods" not in router_yaml(render(values_file("devtest")))["router"]

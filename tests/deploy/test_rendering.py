@@ -82,6 +82,7 @@ def test_notes_tell_how_to_go_on() -> None:
     assert "unencrypted" in notes
     assert "clusterPurpose is DevTest" in notes
     assert "scoring.example.com" in texts(values_file("production"))["NOTES.txt"]
+    assert "self_scaling_enabled is false" in texts(values_file("original"))["NOTES.txt"]
 
 
 def test_monitoring_is_rendered_for_the_operator_that_is_asked_for() -> None:

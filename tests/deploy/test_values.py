@@ -87,6 +87,7 @@ def test_what_the_chart_fills_itself_is_not_among_the_routers_settings() -> None
             {"internalLoadBalancerProvider": "azure", "inferenceRouterServiceType": "nodePort"},
             ["internalLoadBalancerProvider", "loadBalancer", "nodePort"],
         ),
+        ({"router": {"self_scaling_max_pods": 2}}, ["router.self_scaling_max_pods=2", "3", "inferenceRouterHA"]),
         ({"namespaces": ["models", "models"]}, ["namespaces"]),
         ({"namespaces": "models"}, ["namespaces", "array"]),
         ({"nodeSelector": {"gpu": True}}, ["nodeSelector/gpu"]),

@@ -78,6 +78,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if ne (empty .Values.sslCertPemFile) (empty .Values.sslKeyPemFile) }}
 {{- fail "sslCertPemFile and sslKeyPemFile belong together: give both, with --set-file" }}
 {{- end }}
+{{- $most := get .Values.router "self_scaling_max_pods" }}
+{{- if and $most (lt (int $most) (include "azureml-fe.leastPods" . | int)) }}
+{{- fail (printf "router.self_scaling_max_pods=%d is below the least number of pods, %s: raise it, lower router.self_scaling_min_pods, or set inferenceRouterHA=false" (int $most) (include "azureml-fe.leastPods" .)) }}
+{{- end }}
 {{- if and .Values.sslClientCaSecret (not (include "azureml-fe.https" .)) }}
 {{- fail "sslClientCaSecret needs sslSecret: certificates of clients are asked for by HTTPS only" }}
 {{- end }}
