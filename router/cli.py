@@ -7,7 +7,10 @@ Exit codes: 0 done, 1 failed while running, 2 bad usage or settings. An error is
 """
 
 import argparse
+import json
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,7 +117,45 @@ def _parser() -> argparse.ArgumentParser:
     for action in (show, regenerate):
         action.add_argument("service", metavar="SERVICE")
         action.add_argument("--state-dir", default=argparse.SUPPRESS, help="where `azureml-fe local` keeps its state")
+    _add_plan(commands)
+    _add_top(commands)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="how many replicas a load needs",
+        description="How many replicas, and how large a router, a load needs: Azure ML's published formula, and what "
+        "queueing theory says of the waits.",
+    )
+    plan.add_argument("--rps", type=_positive, required=True, metavar="R", help="requests per second")
+    plan.add_argument("--seconds", type=_positive, required=True, metavar="T", help="time that one request takes")
+    plan.add_argument(
+        "--target", type=_percent, default=70.0, metavar="PERCENT", help="utilization to aim at; default: 70"
+    )
+    plan.add_argument(
+        "--max-concurrent", type=_count, default=1, metavar="N", help="requests that one replica handles at a time"
+    )
+    plan.add_argument(
+        "--wait", type=_positive, default=500.0, metavar="MS", help="longest wait for a replica; default: 500"
+    )
+    plan.add_argument(
+        "--refused", type=_percent, default=1.0, metavar="PERCENT", help="requests that may be refused; default: 1"
+    )
+    plan.add_argument("--json", action="store_true", help="as one line of JSON")
+    plan.set_defaults(handler=_plan)
+
+
+def _add_top(commands: Any) -> None:
+    top = commands.add_parser(
+        "top",
+        help="live view in the terminal",
+        description="Show what a router does, live. URL is its admin port's; by default that of this machine.",
+    )
+    top.add_argument("url", nargs="?", type=_url, metavar="URL", help="such as http://127.0.0.1:9090")
+    top.add_argument("--once", action="store_true", help="print it once and end")
+    top.set_defaults(handler=_top)
 
 
 def _add_shared_flags(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +194,66 @@ def _address(text: str) -> tuple[str, int]:
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not an address; allowed: HOST:PORT with a port from 1 to 65535")
     return host.strip("[]"), int(port)
+
+
+def _number(text: str, allowed: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least < value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: {allowed}")
+    return value
+
+
+def _positive(text: str) -> float:
+    return _number(text, "a number above 0, at most 1000000", 0, 1e6)
+
+
+def _percent(text: str) -> float:
+    return _number(text, "a percentage above 0, at most 100", 0, 100)
+
+
+def _count(text: str) -> int:
+    value = _number(text, "a whole number from 1 to 100000", 0, 1e5)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: a whole number from 1 to 100000")
+    return int(value)
+
+
+def _url(text: str) -> str:
+    url = text if "://" in text else f"http://{text}"
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address; allowed: http://HOST:PORT")
+    return url
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from router.plan import plan
+
+    try:
+        made = plan(
+            rps=arguments.rps,
+            seconds=arguments.seconds,
+            target_percent=arguments.target,
+            max_concurrent=arguments.max_concurrent,
+            wait_seconds=arguments.wait / 1000,
+            accepted_refusals=arguments.refused / 100,
+        )
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+    for line in [json.dumps(made.as_dict())] if arguments.json else made.lines():
+        print(line)
+    return EXIT_DONE
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from router.top import from_url, run_top
+
+    if arguments.url is None:
+        settings = load_settings(environ=os.environ)
+        arguments.url = f"http://{settings.admin_host}:{settings.admin_port}"
+    return run_top(from_url(arguments.url), sys.stdout, once=arguments.once)
 
 
 def _show_keys(arguments: argparse.Namespace) -> int:

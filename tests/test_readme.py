@@ -66,8 +66,8 @@ def test_extras_are_those_of_the_package() -> None:
 
 
 def test_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = set(re.findall(r"azureml-fe (local|check|keys \w+)", README))
-    assert {"local", "check", "keys show", "keys regenerate"} <= commands
+    commands = set(re.findall(r"azureml-fe (local|check|plan|top|keys \w+)", README))
+    assert {"local", "check", "plan", "top", "keys show", "keys regenerate"} <= commands
     for command in sorted(commands):
         with pytest.raises(SystemExit) as ended:
             main([*command.split(), "--help"])
