@@ -134,12 +134,17 @@ async def more(line: Line) -> bool:
 class World:
     """Gateway, ledger, clients and replicas of one story."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, descriptors: int = 1_048_576, **settings: Any) -> None:
         self.loop = asyncio.get_running_loop()
         self.failures: list[str] = []  # what no test may leave behind
         self.loop.set_exception_handler(lambda _, context: self.failures.append(repr(context)))
         self.coordinator = Coordinator()
-        self.gateway = Gateway(replace(load_settings(environ={}), **settings), AccessLog(0.0, sys.stderr), self._send)
+        self.gateway = Gateway(
+            replace(load_settings(environ={}), **settings),
+            AccessLog(0.0, sys.stderr),
+            self._send,
+            descriptors=descriptors,
+        )
         self.coordinator.attach("w0", self.gateway.deliver)
         self.port = 0
         self.clients: list[Line] = []
