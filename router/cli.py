@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from router import __version__
 from router.cluster.local.file import Launch, LocalConfig, load_local
 from router.cluster.local.keys import KeyStore
+from router.cluster.local.token_keys import TokenKeyFile
 from router.services import Service, Version
 from router.settings import ROUTER_SETTINGS, flag_name, load_settings, parse_router_values
 from router.values import Kind, SettingsError
@@ -114,7 +115,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     regenerate.add_argument("--key", choices=("primary", "secondary"), required=True, help="which one")
     regenerate.set_defaults(handler=_regenerate_key)
-    for action in (show, regenerate):
+    token = commands.add_parser(
+        "token",
+        help="make a token",
+        description="Print a token for SERVICE, signed with the keys of `azureml-fe local`, as JSON: accessToken, "
+        "refreshAfter and expiryOn (seconds since 1970), tokenType.",
+    )
+    token.add_argument("--ttl", metavar="SECONDS", help="how long it is valid; default: token_lifetime_seconds")
+    token.add_argument("--bare", action="store_true", help="only the token itself")
+    token.set_defaults(handler=_token)
+    for action in (show, regenerate, token):
         action.add_argument("service", metavar="SERVICE")
         action.add_argument("--state-dir", default=argparse.SUPPRESS, help="where `azureml-fe local` keeps its state")
     _add_plan(commands)
@@ -278,11 +288,27 @@ def _key_store(arguments: argparse.Namespace) -> KeyStore:
     return KeyStore(load_settings(environ=os.environ, flags=flags).state_dir, tell=_complain)
 
 
+def _token(arguments: argparse.Namespace) -> int:
+    flags = {"state_dir": arguments.state_dir} if "state_dir" in arguments else {}
+    settings = load_settings(environ=os.environ, flags=flags)
+
+    from router.tokens.issuing import issue_token  # loads cryptography
+
+    document = issue_token(
+        TokenKeyFile(settings.state_dir),
+        arguments.service,
+        arguments.ttl,
+        default_lifetime_seconds=settings.token_lifetime_seconds,
+    )
+    print(document["accessToken"] if arguments.bare else json.dumps(document))
+    return EXIT_DONE
+
+
 def _summary(config: LocalConfig) -> list[str]:
     """What a local file sets up, in a few lines for people; no key or argument is shown."""
     lines = []
     for service in config.services.values():
-        lines.append(f"service {service.name}: {_authentication(service)}")
+        lines.append(f"service {service.name}: {_authentication(service, config)}")
         for version, share in service.shares():
             launch = config.launches[service.name, version.name]
             facts = (f"{share} % of traffic", _scaling(version, launch), _concurrency(version), _launching(launch))
@@ -290,9 +316,11 @@ def _summary(config: LocalConfig) -> list[str]:
     return lines
 
 
-def _authentication(service: Service) -> str:
+def _authentication(service: Service, config: LocalConfig) -> str:
     if service.token_auth_enabled:
-        return "tokens"
+        own = ["the router"] if config.router.get("token_issuing", True) else []
+        issuers = own + [issuer.issuer for issuer in config.token_issuers.values() if issuer.serves(service.name)]
+        return "tokens of " + (", ".join(issuers) or "nobody")
     if not service.auth_enabled:
         return "no authentication"
     keys = (("primary", service.primary_key), ("secondary", service.secondary_key))

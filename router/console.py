@@ -103,14 +103,17 @@ class Console:
         url = f"{self._base}/api/v1/service/{service.name}/score"
         self._line(f"{service.name} is ready: {url}")
         words = ["curl -s", url, "-H 'Content-Type: application/json'"]
-        if service.auth_enabled:
+        if service.auth_enabled or service.token_auth_enabled:
             words.append(f"-H {self._authorization(service)}")
         words.append(f"-d {self._sample}")
         self._line("  try: " + " ".join(words))
 
     def _authorization(self, service: Service) -> str:
         """The header with the key itself, if this is the user's terminal. What is not one may be kept, and no key
-        belongs there."""
+        belongs there, nor a token."""
+        if service.token_auth_enabled:
+            state = shlex.quote(self._state_dir)
+            return f'"Authorization: Bearer $(azureml-fe token {service.name} --bare --state-dir {state})"'
         if self._on_terminal:
             return shlex.quote(f"Authorization: Bearer {service.primary_key}")
         if not self._made_here(service.name):

@@ -29,6 +29,7 @@ from router.cluster.local.cluster import LocalCluster
 from router.cluster.local.file import LocalConfig, load_local
 from router.cluster.local.keys import KeyStore
 from router.cluster.local.secret import peer_secret
+from router.cluster.local.token_keys import TokenKeyFile
 from router.console import Console, addresses
 from router.peers.accepting import listening_socket
 from router.peers.dialling import Address
@@ -84,7 +85,12 @@ class _Run(abc.ABC):
         self._on_terminal = out.isatty()
         own_id = f"{re.sub('[^A-Za-z0-9.-]', '-', socket.gethostname())[:64]}:{os.getpid()}"
         self._supervisor = Supervisor(
-            settings, own_id=own_id, human_log=self._on_terminal, joined=joined, peer_socket=peer_socket
+            settings,
+            own_id=own_id,
+            human_log=self._on_terminal,
+            joined=joined,
+            peer_socket=peer_socket,
+            token_keys=TokenKeyFile(settings.state_dir),
         )
         certificates = peer_certificates(settings, time.time())
         if certificates is not None:
@@ -252,6 +258,7 @@ class _Local(_Run):
         )
 
     async def _start(self) -> None:
+        self._supervisor.set_token_issuers(self._config.token_issuers)
         await self._supervisor.start(self._cluster)
         await self._supervisor.join(self._mesh)
         self._console.began(f"{self._path}", self._path, self._settings, self._sample())
@@ -289,6 +296,7 @@ class _Local(_Run):
             log.event(_log, logging.ERROR, "changed file refused, the former one stays in force", error=str(error))
             return
         self._config = config
+        self._supervisor.set_token_issuers(config.token_issuers)
         self._supervisor.config_taken()
         log.event(_log, logging.INFO, "changed file in force", file=str(self._path))
         if settings != self._settings:

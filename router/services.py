@@ -24,6 +24,7 @@ __all__ = [
     "SettingsError",
     "Version",
     "VersionKey",
+    "is_name",
     "parse_service",
     "place_text",
 ]
@@ -160,6 +161,11 @@ def parse_service(
     else:
         versions = (_build_version(DEFAULT_VERSION_NAME, inherited),)
     return Service(name=name, versions=_settle_default(reader, versions), **values)
+
+
+def is_name(text: str) -> bool:
+    """Whether a service or version could have this name."""
+    return _NAME.fullmatch(text) is not None
 
 
 def place_text(source: str, service: str, path: SettingPath) -> str:

@@ -56,6 +56,9 @@ class RouterSettings:
     connect_timeout_ms: int
     replica_idle_connection_seconds: float
     drain_seconds: float
+    token_issuing: bool
+    token_lifetime_seconds: int
+    token_key_rotation_seconds: float
     shutdown_delay_seconds: float
     cluster_purpose: str
     min_workers: int
@@ -288,6 +291,30 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
         "Time that open requests get to finish when the router stops.",
         unit="s",
         default=60.0,
+    ),
+    _router(
+        "token_issuing",
+        Kind.BOOL,
+        "The router issues tokens for services with token_auth_enabled, and accepts its own.",
+        default=True,
+    ),
+    _router(
+        "token_lifetime_seconds",
+        Kind.INT,
+        "How long a token that the router issues is valid, where nothing else is asked for.",
+        unit="s",
+        default=3600,
+        minimum=60,
+        maximum=86_400,
+    ),
+    _router(
+        "token_key_rotation_seconds",
+        Kind.FLOAT,
+        "After this time the router signs tokens with a new key; the former one is known until they have expired.",
+        unit="s",
+        default=2_592_000.0,
+        minimum=86_400,
+        maximum=31_536_000,
     ),
     _router(
         "shutdown_delay_seconds",

@@ -5,6 +5,7 @@ Lives here: how the tables are printed. Must not live here: a fact about a setti
 
 from collections.abc import Iterable
 
+from router.auth.issuers import ISSUER_SETTINGS
 from router.cluster.local.file import LAUNCH_SETTINGS
 from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
 from router.settings import ROUTER_SETTINGS, environment_name, flag_name
@@ -53,6 +54,20 @@ unknown `AZUREML_FE_` variable is an error.
 """
 
 
+_ISSUER_RULES = """\
+The section `token_issuers:` of a file maps names to issuers whose tokens services with `token_auth_enabled: true`
+accept, beside those of the router itself (`token_issuing`).
+
+- `audience` must be given, and `issuer` or a `preset`. Without `jwks_url` the issuer's address is asked
+  (`/.well-known/openid-configuration`).
+- Presets, with `TENANT` from `tenant`: `entra-v1` is issuer `https://sts.windows.net/TENANT/` with keys at
+  `https://login.microsoftonline.com/TENANT/discovery/keys`; `entra-v2` is issuer
+  `https://login.microsoftonline.com/TENANT/v2.0` with keys at
+  `https://login.microsoftonline.com/TENANT/discovery/v2.0/keys`. Which of both a token is of, its `iss` says.
+- `keys_max_age_seconds` must not be below `keys_refresh_seconds`.
+"""
+
+
 def render() -> str:
     """The whole text of `docs/settings.md`."""
     sections = (
@@ -69,6 +84,9 @@ def render() -> str:
         "## The router",
         _ROUTER_RULES,
         _router_table(),
+        "## Token issuers",
+        _ISSUER_RULES,
+        _table(ISSUER_SETTINGS),
     )
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
@@ -112,6 +130,8 @@ def _default(setting: Setting) -> str:
             return "none"
         case bool():
             return str(setting.default).lower()
+        case tuple():
+            return ", ".join(f"`{each}`" for each in setting.default)
         case int() | float():
             return f"{setting.default:.15g}"
     return f"`{setting.default}`"

@@ -19,10 +19,11 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from router.auth.issuers import Issuer
 from router.certificates import Certificates, server_files
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
-from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers
+from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers, Trusted, UnknownKey
 from router.overview.overview import Overview
 from router.overview.routes import StatusRoutes
 from router.peering import Peering
@@ -43,6 +44,9 @@ from router.telemetry.admin import AdminServer
 from router.telemetry.counters import Totals as CounterTotals
 from router.telemetry.log import event
 from router.telemetry.metrics import VersionFacts
+from router.tokens.authority import TokenAuthority
+from router.tokens.routes import add_token_routes
+from router.tokens.store import RingStore
 from router.workers import Workers
 
 _log = logging.getLogger("router.supervisor")
@@ -62,10 +66,12 @@ class Supervisor:
         human_log: bool,
         joined: JoinedCluster | None = None,
         peer_socket: socket.socket | None = None,
+        token_keys: RingStore | None = None,
     ) -> None:
         """`own_id` is no other pod's. `joined` is the cluster, where it is another pod's that leads. `peer_socket` is
         where peers connect: workers keep it open, so that nobody is refused there as long as one of them lives, which
-        is how peers know that none of this pod's requests runs any more, even if this process is killed."""
+        is how peers know that none of this pod's requests runs any more, even if this process is killed. `token_keys`
+        are those that the router signs tokens with."""
         self._settings = settings
         self._human_log = human_log
         self._loop = ControlLoop()
@@ -79,6 +85,12 @@ class Supervisor:
         self._peering = Peering(own_id, self._to_worker)
         self._pods = Pods(self, self._peering, joined)
         self._mesh: Mesh | None = None
+        self._tokens = TokenAuthority(
+            token_keys if settings.token_issuing else None,
+            self._trust_changed,
+            lifetime_seconds=settings.token_lifetime_seconds,
+            rotation_seconds=settings.token_key_rotation_seconds,
+        )
         self._admin: AdminServer | None = None
         self._peer_socket = peer_socket
         self._ports: Ports | None = None
@@ -92,6 +104,7 @@ class Supervisor:
         )  # fmt: skip
         self.sizing = Sizing(settings, own_id, lambda load: self._peering.links.broadcast(wire.Felt(load)))
         self.overview.sources.append(self.sizing.samples)
+        self.overview.sources.append(self._tokens.samples)
         self._stopping = False
         self._hurried = asyncio.Event()
 
@@ -113,7 +126,9 @@ class Supervisor:
         )
         self._status = StatusRoutes(self.overview)
         self._status.add_to(self._admin.routes)
+        add_token_routes(self._admin.routes, self._tokens)
         await self._admin.start()
+        self._tokens.start()
         self._cluster = cluster
         self._workers = Workers(
             self._settings,
@@ -137,6 +152,7 @@ class Supervisor:
         async with contextlib.AsyncExitStack() as afterwards:  # whatever fails, the rest is done
             if self._mesh is not None:
                 afterwards.push_async_callback(self._mesh.stop)
+            afterwards.push_async_callback(self._tokens.stop)
             if self._admin is not None:
                 afterwards.push_async_callback(self._admin.stop)
             if self._status is not None:
@@ -193,11 +209,20 @@ class Supervisor:
         """Note that a changed file is in force."""
         self.overview.config_taken()
 
+    def set_token_issuers(self, issuers: Mapping[str, Issuer]) -> None:
+        """Accept tokens of these issuers, beside the router's own."""
+        self._tokens.set_issuers(issuers)
+
+    def _trust_changed(self) -> None:
+        if self._workers is not None:
+            self._workers.broadcast(Trusted(self._tokens.trust))
+
     # The cluster speaks.
 
     def services_changed(self, services: Mapping[str, Service]) -> None:
         former = self._versions.keys()
         self._services = dict(services)
+        self._tokens.set_services(self._services)
         self._versions = {(s.name, v.name): v for s in services.values() for v in s.versions}
         self._loop.services_changed(services, time.monotonic())
         self._peering.services_changed(self._versions)
@@ -294,12 +319,16 @@ class Supervisor:
         self._peering.worker_started(name)
         if self._shown is not None:
             workers.send(name, Certificate(self._shown.material))
+        workers.send(name, Trusted(self._tokens.trust))
         workers.send(name, Services(self._services))
         for key in self._versions:
             if key in self._replicas:
                 workers.send(name, self._table(key))
 
-    def worker_said(self, name: str, message: ToLedgers | Report) -> None:
+    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey) -> None:
+        if isinstance(message, UnknownKey):
+            self._tokens.unknown_key(message.issuer)
+            return
         if isinstance(message, ToLedgers):
             if message.key in self._versions:
                 self._peering.worker_said(name, message.key, message.messages)

@@ -60,6 +60,7 @@ class Scope(StrEnum):
     SERVICE = "service"
     VERSION = "version"
     ROUTER = "router"
+    ISSUER = "issuer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ class Setting:
             case Kind.RATE:
                 return "on, off, or a number from 0 to 1"
             case Kind.LIST:
-                return f"a list of {self.pattern_means}"
+                return f"a list of {', '.join(self.choices) or self.pattern_means}"
             case Kind.MAPPING:
                 return f"a mapping of {self.pattern_means} to text"
         return "one of " + ", ".join(self.choices) if self.choices else self.pattern_means

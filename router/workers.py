@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from router.channel import Channel
-from router.gateway.control import Accept, Begin, Drain, Ready, Report, ToLedgers
+from router.gateway.control import Accept, Begin, Drain, Ready, Report, ToLedgers, UnknownKey
 from router.settings import RouterSettings
 from router.telemetry.log import event
 
@@ -35,7 +35,7 @@ class WorkersListener(Protocol):
     def worker_started(self, name: str) -> None:
         """A worker has begun: tell it what to serve. It accepts clients after that."""
 
-    def worker_said(self, name: str, message: ToLedgers | Report) -> None:
+    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey) -> None:
         """A worker speaks."""
 
     def worker_ended(self, name: str) -> None:
@@ -96,7 +96,7 @@ class _Worker:
             self.ready.set()
             if not self.leaving:
                 self.spare()
-        elif isinstance(message, ToLedgers | Report):
+        elif isinstance(message, ToLedgers | Report | UnknownKey):
             self._listener.worker_said(self.name, message)
 
     def _closed(self) -> None:

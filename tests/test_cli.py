@@ -160,7 +160,7 @@ def test_check_says_what_the_file_sets_up_and_no_secret(file: Path, capsys: pyte
         f"  version default: 100 % of traffic; 1 to 4 replicas at 70 % utilization; {one}; {script}",
         "service remote: no authentication",
         f"  version default: 100 % of traffic; 2 replicas, not scaled; {any_number}; at 127.0.0.1:9001, 127.0.0.1:9002",
-        "service tokens: tokens",
+        "service tokens: tokens of the router",
         f"  version default: 100 % of traffic; 2 replicas, fixed; {one}; command serve",
         "service ab: keys (primary generated, secondary generated)",
         f"  version blue: 90 % of traffic; 1 to 10 replicas at 70 % utilization; {one}; {script}",

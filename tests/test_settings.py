@@ -61,6 +61,9 @@ def test_defaults() -> None:
         connect_timeout_ms=2000,
         replica_idle_connection_seconds=60,
         drain_seconds=60,
+        token_issuing=True,
+        token_lifetime_seconds=3600,
+        token_key_rotation_seconds=2_592_000,
         shutdown_delay_seconds=0,
         cluster_purpose="FastProd",
         min_workers=1,
@@ -152,6 +155,7 @@ def test_every_setting_can_come_from_file_and_environment(name: str) -> None:
     own = {
         "workers": "3",
         "log_level": "error",
+        "token_key_rotation_seconds": "86400",
         "cluster_purpose": "DevTest",
         "min_workers": "3",
         "max_workers": "3",

@@ -8,12 +8,28 @@ from hmac import compare_digest
 _SCHEME = b"bearer "
 CHALLENGE = 'Bearer realm="azureml-fe"'
 INVALID_CHALLENGE = 'Bearer realm="azureml-fe", error="invalid_token"'  # RFC 6750 section 3.1
+INSUFFICIENT_CHALLENGE = 'Bearer realm="azureml-fe", error="insufficient_scope"'
+
+MISSING = "missing"
+"""Why a request is refused: it carries neither key nor token."""
+INVALID = "invalid"
+"""Why a request is refused: what it carries is none of the keys."""
+
+
+def bearer(authorization: bytes | None) -> bytes | None:
+    """What an Authorization header carries by the scheme of RFC 6750; None without it."""
+    if authorization is None or (authorization[:7] != b"Bearer " and authorization[:7].lower() != _SCHEME):
+        return None
+    return authorization[7:].strip()
 
 
 class KeyCheck:
     """Checks keys in constant time: every key of the service is compared, whichever matches and however early."""
 
     __slots__ = ("_keys",)
+
+    unknown_key_of = ""
+    """See `TokenCheck`: no key becomes valid by asking somebody."""
 
     def __init__(self, keys: Iterable[str | None]) -> None:
         self._keys = tuple(key.encode() for key in keys if key)
@@ -23,11 +39,15 @@ class KeyCheck:
 
     def allows(self, authorization: bytes | None) -> bool:
         """Whether the value of an Authorization header carries one of the keys."""
-        if authorization is None or (authorization[:7] != b"Bearer " and authorization[:7].lower() != _SCHEME):
+        given = bearer(authorization)
+        if given is None:
             return False
-        given = authorization[7:].strip()
         found = False
         for key in self._keys:
             if compare_digest(given, key):
                 found = True
         return found
+
+    def why_not(self, authorization: bytes | None) -> str:
+        """Why `allows` has just said no."""
+        return MISSING if authorization is None else INVALID

@@ -10,14 +10,16 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router.auth.keys import CHALLENGE, INVALID_CHALLENGE
-from router.gateway.request import NEW, QUEUED, Request
+from router.gateway.authentication import refusal
+from router.gateway.request import HELD, NEW, QUEUED, Request
 from router.http import answers
 from router.http.answers import Answer
 from router.http.ids import clean_client_id
 from router.http.target import origin_form, split_target
 
 if TYPE_CHECKING:
+    from router.auth.keys import KeyCheck
+    from router.auth.tokens import TokenCheck
     from router.gateway.pool import ReplicaPool
     from router.gateway.table import ServiceRoute, VersionRoute
     from router.slots.holder import HeldReplica
@@ -38,6 +40,7 @@ class Admission(Request):
 
         def start(self, lease: HeldReplica[ReplicaPool], now: float) -> None: ...
         def refuse(self, answer: Answer) -> None: ...
+        def fault(self, error: Exception) -> None: ...
 
     def begin(self) -> None:
         """Decide what becomes of the request, now that its head is read."""
@@ -63,10 +66,14 @@ class Admission(Request):
             return
         check = service.check
         if check is not None and not check.allows(kept.get(b"authorization")):
-            reason = "missing" if b"authorization" not in kept else "invalid"
-            gateway.counters.auth_failures[service.name, reason] += 1
-            self.refuse(answers.unauthorized(CHALLENGE if reason == "missing" else INVALID_CHALLENGE))
+            self._not_authenticated(service, check)
             return
+        self._authenticated(service)
+
+    def _authenticated(self, service: ServiceRoute) -> None:
+        """Go on to a slot, as far as that is possible now."""
+        gateway = self.gateway
+        kept = self.kept
         if self.length > gateway.settings.max_payload_bytes:
             self.refuse(answers.payload_too_large(gateway.settings.max_payload_bytes))
             return
@@ -83,6 +90,32 @@ class Admission(Request):
             self._wait(version, now)
         else:
             self.start(lease, now)
+
+    def _not_authenticated(self, service: ServiceRoute, check: KeyCheck | TokenCheck) -> None:
+        """Neither key nor token is good: refuse it, or wait if the token's issuer may have a new key."""
+        gateway = self.gateway
+        if self.state == NEW and check.unknown_key_of and gateway.authentication.hold(self, check.unknown_key_of):
+            self.state = HELD
+            return
+        reason = check.why_not(self.kept.get(b"authorization"))
+        gateway.counters.auth_failures[service.name, reason] += 1
+        self.refuse(refusal(reason))
+
+    def authenticate_again(self) -> None:
+        """Judge it finally, if its client still waits: the key that its token names may be known now."""
+        if self.state != HELD or self.service is None:
+            return
+        try:
+            service = self.gateway.services.get(self.service.name.encode())
+            if service is None:
+                self.refuse(answers.unknown_service(self.service.name))
+            elif service.check is None or service.check.allows(self.kept.get(b"authorization")):
+                self.service = service
+                self._authenticated(service)
+            else:
+                self._not_authenticated(service, service.check)
+        except Exception as error:  # noqa: BLE001 - others wait for the same key
+            self.fault(error)
 
     def _find_service(self) -> tuple[ServiceRoute, bytes] | None:
         """The service of an address that is not remembered, and its replica's path; None: the request is answered."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from router.auth.trust import Trust
 from router.services import Replica, Service, VersionKey
 from router.settings import RouterSettings
 from router.slots.holder import Totals
@@ -34,6 +35,12 @@ class Certificate(NamedTuple):
     """Supervisor to worker: show this to clients that connect with TLS from now on."""
 
     material: Material
+
+
+class Trusted(NamedTuple):
+    """Supervisor to worker: whose tokens are good."""
+
+    trust: Trust
 
 
 class Replicas(NamedTuple):
@@ -93,6 +100,12 @@ class Report(NamedTuple):
     access_log_dropped: int
     connections_idle: int = 0  # to replicas
     leases: Mapping[VersionKey, Holds] = MappingProxyType({})  # of some versions: of each once a second
+
+
+class UnknownKey(NamedTuple):
+    """Worker to supervisor: a token names a key of this issuer that is not known; requests wait for an answer."""
+
+    issuer: str
 
 
 class Ready(NamedTuple):

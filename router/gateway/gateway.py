@@ -11,6 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from router.auth.trust import Trust
+from router.gateway.authentication import Authentication
 from router.gateway.doors import Doors
 from router.gateway.downstream import ClientConnection
 from router.gateway.pool import ReplicaPool
@@ -47,9 +49,16 @@ class Gateway:
     """The data plane of one process. Every method must be called in its event loop."""
 
     def __init__(
-        self, settings: RouterSettings, access_log: AccessLog, send: Send, *, descriptors: int = _MANY_DESCRIPTORS
+        self,
+        settings: RouterSettings,
+        access_log: AccessLog,
+        send: Send,
+        ask_for_keys: Callable[[str], None] | None = None,
+        *,
+        descriptors: int = _MANY_DESCRIPTORS,
     ) -> None:
-        """`descriptors`: how many files this process may have open."""
+        """`ask_for_keys` is called with the name of a token issuer of whom a new key may be known by now; None where
+        nobody can tell. `descriptors`: how many files this process may have open."""
         self._loop = asyncio.get_running_loop()
         self.settings = settings
         self.access_log = access_log
@@ -63,6 +72,7 @@ class Gateway:
         self.versions: dict[VersionKey, VersionRoute] = {}
         self.draining = False
         self.wall_clock = time.time
+        self.authentication = Authentication(self._loop, time.time, ask_for_keys)
         self._answer_kinds = answer_kinds()
         self._send = send
         self._replicas: dict[VersionKey, tuple[tuple[Replica, ...], frozenset[str]]] = {}
@@ -89,10 +99,13 @@ class Gateway:
                 self._apply_version((service.name, version.name), version)
         self.services = {
             service.name.encode(): ServiceRoute(
-                service, {v.name.encode(): self.versions[service.name, v.name] for v in service.versions}
+                service,
+                {v.name.encode(): self.versions[service.name, v.name] for v in service.versions},
+                self.authentication.check(service),
             )
             for service in services.values()
         }
+        self.authentication.retain(frozenset(s.name for s in services.values() if s.token_auth_enabled))
         self.addresses.clear()
         self.counters.retain(keys)
 
@@ -102,6 +115,10 @@ class Gateway:
             if len(self.addresses) >= _MOST_REMEMBERED_ADDRESSES:
                 self.addresses.clear()
             self.addresses[target] = service, path
+
+    def set_trust(self, trust: Trust) -> None:
+        """Make `trust` all that tokens are held against."""
+        self.authentication.set_trust(trust)
 
     def _apply_version(self, key: VersionKey, settings: Version) -> None:
         route = self.versions.get(key)

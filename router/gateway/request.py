@@ -3,8 +3,10 @@
 Lives here: the states, every field of an exchange, and the access log's view of them. Must not live here: what any of
 it leads to (`admission`, `exchange`) and how heads are written (`heads`).
 
-    NEW -> QUEUED -> CONNECTING -> SENT -> ANSWERING -> DONE
-                                              `-> TUNNEL ->'
+    NEW -> HELD -> QUEUED -> CONNECTING -> SENT -> ANSWERING -> DONE
+                                                      `-> TUNNEL ->'
+
+HELD: waits for the key that its token names. QUEUED: waits for a slot.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from router.http.answers import Answer
     from router.slots.holder import HeldReplica
 
-NEW, QUEUED, CONNECTING, SENT, ANSWERING, TUNNEL, DONE = range(7)
+NEW, HELD, QUEUED, CONNECTING, SENT, ANSWERING, TUNNEL, DONE = range(8)
 
 CHUNKED_BODY = -1  # the length of a request whose body comes in chunks
 

@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router.auth.keys import KeyCheck
 from router.gateway.timeouts import TimeoutList
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.slots.holder import VersionHolder
 from router.telemetry.counters import VersionCounters
 
 if TYPE_CHECKING:
+    from router.auth.keys import KeyCheck
+    from router.auth.tokens import TokenCheck
     from router.gateway.admission import Admission
     from router.gateway.exchange import Exchange
     from router.gateway.pool import ReplicaPool
@@ -214,9 +215,12 @@ class ServiceRoute:
         "versions",
     )
 
-    def __init__(self, service: Service, versions: Mapping[bytes, VersionRoute]) -> None:
+    def __init__(
+        self, service: Service, versions: Mapping[bytes, VersionRoute], check: KeyCheck | TokenCheck | None
+    ) -> None:
+        """`check` is None for a service that asks for neither key nor token."""
         self.name = service.name
-        self.check = KeyCheck((service.primary_key, service.secondary_key)) if service.auth_enabled else None
+        self.check = check
         self.forward_authorization = service.forward_authorization
         self.keep_underscore_headers = service.keep_underscore_headers
         origins = frozenset(origin.encode() for origin in service.cors_allowed_origins)

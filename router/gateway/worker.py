@@ -31,6 +31,8 @@ from router.gateway.control import (
     Report,
     Services,
     ToLedgers,
+    Trusted,
+    UnknownKey,
     VersionReport,
 )
 from router.gateway.doors import raise_descriptor_limit
@@ -111,6 +113,8 @@ class Worker:
             gateway.set_replicas(message.key, message.replicas, message.cordoned)
         elif isinstance(message, Certificate):
             gateway.doors.renew_certificate(message.material)
+        elif isinstance(message, Trusted):
+            gateway.set_trust(message.trust)
         elif isinstance(message, Accept):
             self._listening = asyncio.ensure_future(self._listen(gateway))
             self._listening.add_done_callback(self._listens)
@@ -131,6 +135,7 @@ class Worker:
             message.settings,
             AccessLog(message.settings.access_log, sys.stdout),
             lambda key, messages: self._channel.send(ToLedgers(key, messages)),
+            lambda issuer: self._channel.send(UnknownKey(issuer)),
             descriptors=raise_descriptor_limit(),
         )
         LoopLag(asyncio.get_running_loop(), self._gateway.counters.loop_lag)
@@ -158,6 +163,8 @@ class Worker:
         changed = self._routes.changed(gateway, now)
         leases = gateway.holds(self._reports % _LEASES_EVERY, _LEASES_EVERY)
         gateway.counters.cpu_seconds = time.process_time()
+        if counters:
+            gateway.authentication.count(gateway.counters)
         snapshot = gateway.counters.snapshot() if counters else None
         dropped, idle = gateway.access_log.dropped, gateway.connections_idle
         self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, dropped, idle, leases))

@@ -37,6 +37,13 @@ def unauthorized(challenge: str) -> Answer:
     return Answer(401, "unauthorized", "Key or token missing or wrong.", (("WWW-Authenticate", challenge),))
 
 
+def forbidden(challenge: str) -> Answer:
+    """403 with the challenge of RFC 6750: the token is valid, and does not say what it must."""
+    return Answer(
+        403, "forbidden", "The token does not have what the service requires.", (("WWW-Authenticate", challenge),)
+    )
+
+
 def unknown_service(name: str) -> Answer:
     """404: no service of that name."""
     return Answer(404, "unknown-service", f"No service {name}.")

@@ -68,7 +68,7 @@ LABELS = {
     "verb": "a verb of the Kubernetes API",
     "resource": "a kind of object of the Kubernetes API",
     "certificate": "`server`, `client-ca`, `peer` or `peer-ca`",
-    "issuer": "a token issuer that is configured",
+    "issuer": "a token issuer that is configured, or `router` itself",
     "result": "`hit` or `miss`; `ok` or `failed`",
     "action": "`cpu-up`, `cpu-down`, `pods-up` or `pods-down`",
 }
@@ -193,6 +193,9 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         MetricSpec("certificate_last_reload_success", _GAUGE, "1 when the certificate in the files is in force.",
                    ("certificate",)),
         MetricSpec("token_cache_lookups", _COUNTER, "Tokens that were, or were not, checked before.", ("result",)),
+        MetricSpec("token_cache_entries", _GAUGE, "Checked tokens that workers remember."),
+        MetricSpec("jwks_keys", _GAUGE, "Keys of an issuer that its tokens are checked against; 0 where none are "
+                   "known, or only ones that are too old.", ("issuer",)),
         MetricSpec("jwks_age_seconds", _GAUGE, "Time since an issuer's keys were last fetched.", ("issuer",)),
         MetricSpec("jwks_fetches", _COUNTER, "Fetches of issuers' keys.", ("issuer", "result")),
     ),

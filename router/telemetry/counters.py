@@ -4,7 +4,7 @@ Theory of operation. A worker writes plain ints, floats and dicts: no locks (one
 prometheus_client, no clock. Whoever reports takes a `snapshot()`, which orjson can encode; whoever sums, sums
 snapshots. A snapshot is nested dicts whose leaves are numbers or lists of numbers, so that one recursive addition
 (`merge`) covers every field, present and to come. Every leaf only ever grows while its worker lives, except
-`connections_open`, which is a level and ends with its worker.
+those in `LEVELS`, which end with their worker.
 
 Written once per request and measured: a method call with `bisect_left` into a list costs about 0.1 us, and nothing
 cleverer (closures, `bisect_left` as a default argument, `dict.get`) is faster by more than noise. The dicts are
@@ -40,6 +40,9 @@ LAG_BOUNDS: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 
 
 NO_VERSION = ""
 """The version name under which a service counts what was answered before a version was chosen (a 401, say)."""
+
+
+LEVELS = ("connections_open", "token_cache_entries")
 
 
 class HistogramSnapshot(TypedDict):
@@ -82,6 +85,9 @@ class GatewaySnapshot(TypedDict):
     auth_failures: dict[str, dict[str, int]]
     loop_lag: HistogramSnapshot
     cpu_seconds: float
+    token_cache_entries: int
+    token_cache_hits: int
+    token_cache_misses: int
 
 
 class Histogram:
@@ -191,6 +197,9 @@ class GatewayCounters:
         "tls_handshake_failures",
         "tls_handshakes",
         "tls_sessions_resumed",
+        "token_cache_entries",
+        "token_cache_hits",
+        "token_cache_misses",
         "versions",
     )
 
@@ -212,6 +221,9 @@ class GatewayCounters:
         """How late the event loop was, looked at several times a second."""
         self.cpu_seconds = 0.0
         """CPU time of the process, as of its last report."""
+        self.token_cache_entries = 0
+        self.token_cache_hits = 0
+        self.token_cache_misses = 0
 
     def version(self, key: VersionKey) -> VersionCounters:
         """The counters of a version, made at first use. `(service, NO_VERSION)` serves before one is chosen."""
@@ -252,6 +264,9 @@ class GatewayCounters:
             "auth_failures": failures,
             "loop_lag": self.loop_lag.snapshot(),
             "cpu_seconds": self.cpu_seconds,
+            "token_cache_entries": self.token_cache_entries,
+            "token_cache_hits": self.token_cache_hits,
+            "token_cache_misses": self.token_cache_misses,
         }
 
 
@@ -292,7 +307,7 @@ class Totals:
         """Keep what an ended worker counted; what it had open is no more. An unknown worker changes nothing."""
         last = self._live.pop((name, generation), None)
         if last is not None:
-            merge(self._ended, {**last, "connections_open": 0})
+            merge(self._ended, cast(GatewaySnapshot, {**last, **dict.fromkeys(LEVELS, 0)}))
 
     def retain(self, keys: Collection[VersionKey]) -> None:
         """Drop versions and services that are not among `keys` (the complete set), as each worker does."""

@@ -188,6 +188,9 @@ def _samples(view: MetricsView) -> Iterator[Sample]:
     yield Sample("tls_handshake_failures", counters["tls_handshake_failures"])
     yield Sample("accept_pauses", counters["accept_pauses"])
     yield Sample("parse_errors", counters["parse_errors"])
+    yield Sample("token_cache_entries", counters["token_cache_entries"])
+    yield Sample("token_cache_lookups", counters["token_cache_hits"], ("hit",))
+    yield Sample("token_cache_lookups", counters["token_cache_misses"], ("miss",))
     yield from map(checked, view.samples)
 
 

@@ -26,7 +26,7 @@ def route(service: Service, name: str = "default") -> VersionRoute:
 
 def service_route(**versions: dict[str, object]) -> ServiceRoute:
     service = parse_service("ab", {"versions": versions, "primary_key": "k"})
-    return ServiceRoute(service, {name.encode(): route(service, name) for name in versions})
+    return ServiceRoute(service, {name.encode(): route(service, name) for name in versions}, None)
 
 
 @given(st.integers(0, 100))

@@ -133,10 +133,12 @@ class LocalCluster:
         await self._tasks.all_ended()
 
     def _with_keys(self, config: LocalConfig) -> dict[str, Service]:
-        """The services, with generated keys where key authentication has none of the file's."""
+        """The services, with generated keys where the file gives none. Who has one may score, or fetch a token."""
         services = dict(config.services)
         for name, service in services.items():
-            if service.auth_enabled and not (service.primary_key and service.secondary_key):
+            if (service.auth_enabled or service.token_auth_enabled) and not (
+                service.primary_key and service.secondary_key
+            ):
                 primary, secondary = self._keys.keys_for(name)
                 services[name] = replace(
                     service,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from router.auth.issuers import Issuer, parse_issuers
 from router.cluster.local.document import Document, read_document
 from router.services import Service, SettingPath, VersionKey, parse_service, place_text
 from router.settings import PATHS_OF_FILES, parse_router_values
@@ -64,6 +65,7 @@ LAUNCH_SETTINGS: tuple[Setting, ...] = (
 )
 
 _BY_NAME = {setting.name: setting for setting in LAUNCH_SETTINGS}
+_SECTIONS = ("services", "router", "token_issuers")
 _WAYS = ("entry_script", "command", "addresses")
 
 
@@ -93,6 +95,7 @@ class LocalConfig:
     services: Mapping[str, Service]
     launches: Mapping[VersionKey, Launch]
     router: Mapping[str, object]
+    token_issuers: Mapping[str, Issuer]
 
 
 def load_local(path: Path) -> LocalConfig:
@@ -100,8 +103,8 @@ def load_local(path: Path) -> LocalConfig:
     document = read_document(path)
     top = document.values if isinstance(document.values, dict) else {}
     for name in top:
-        if name not in ("services", "router"):
-            raise unknown_name(name, ("services", "router"), document.locate((name,)))
+        if name not in _SECTIONS:
+            raise unknown_name(name, _SECTIONS, document.locate((name,)))
     named = top.get("services")
     if not isinstance(named, dict) or not named:
         allowed = "must be a mapping of at least one service name to its settings"
@@ -115,7 +118,24 @@ def load_local(path: Path) -> LocalConfig:
         loader = _ServiceLoader(document, folder, name)
         services[name], found = loader.load(mapping)
         launches |= {(name, version): launch for version, launch in found.items()}
-    return LocalConfig(services=services, launches=launches, router=router)
+    issuers = load_issuers(document, folder)
+    for issuer in issuers.values():
+        for name in issuer.services:
+            if name not in services:
+                place = document.locate(("token_issuers", issuer.name, "services"))
+                allowed = f"must be services of this file: {', '.join(services)}"
+                raise SettingsError("services", name, allowed, f"{place}: token issuer {issuer.name}")
+    return LocalConfig(services=services, launches=launches, router=router, token_issuers=issuers)
+
+
+def load_issuers(document: Document, folder: Path) -> dict[str, Issuer]:
+    """The section `token_issuers` of a file in `folder`. Raises `SettingsError`."""
+    top = document.values if isinstance(document.values, dict) else {}
+    return parse_issuers(
+        top.get("token_issuers"),
+        lambda path: document.locate(("token_issuers", *path)),
+        resolve=lambda given: str(folder / Path(given).expanduser()),
+    )
 
 
 def _load_router(document: Document, raw: object, folder: Path) -> dict[str, Any]:

@@ -1,23 +1,18 @@
 """Keys that the router made for services whose file gives none.
 
-Lives here: the file that holds them, and that only its owner can read it. Must not live here: who may do what with a
-key (`auth`), and keys that the local file gives, which are never stored.
+Lives here: what the file that holds them says. Must not live here: that only its owner can read it (`private`), who may
+do what with a key (`auth`), and keys that the local file gives, which are never stored.
 
-The file is `keys.json` in the state folder: `{"services": {NAME: {"primary": KEY, "secondary": KEY}}}`. It is
-replaced as a whole, so that a reader sees the old or the new one, and a lock keeps two writers apart (the router, and
-a command that makes a key anew).
+The file is `keys.json` in the state folder: `{"services": {NAME: {"primary": KEY, "secondary": KEY}}}`.
 """
 
-import contextlib
-import fcntl
 import json
-import os
 import secrets
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
+from router.cluster.local.private import PrivateFile
 from router.values import SettingsError
 
 Which = Literal["primary", "secondary"]
@@ -38,23 +33,23 @@ class KeyStore:
     def __init__(self, state_dir: Path, *, tell: Callable[[str], None] | None = None) -> None:
         """`tell` is given one line when the file could be read by others and no longer can."""
         self.path = state_dir / "keys.json"
-        self._tell = tell
+        self._file = PrivateFile(self.path, "keys file", tell=tell)
         self._seen: tuple[int, int] | None = None
 
     def keys_for(self, service: str) -> tuple[str, str]:
         """Primary and secondary key of a service, made now when it has none."""
-        with self._locked():
+        with self._file.locked():
             services = self._read()
             keys = services.get(service)
             if keys is None:
                 keys = services[service] = {"primary": _new_key(), "secondary": _new_key()}
                 self._write(services)
-            self._seen = self._identity()
+            self._seen = self._file.identity()
         return keys["primary"], keys["secondary"]
 
     def existing(self, service: str) -> Mapping[Which, str]:
         """The keys that a service has, none made. Raises `SettingsError` for a service that has none."""
-        with self._locked():
+        with self._file.locked():
             services = self._read()
         if service not in services:
             known = ", ".join(sorted(services)) or "none yet"
@@ -65,7 +60,7 @@ class KeyStore:
         """Make one of a service's keys anew, and tell it. The former one is no longer valid, the other one still is."""
         if which not in get_args(Which):
             raise SettingsError("key", which, "must be primary or secondary")
-        with self._locked():
+        with self._file.locked():
             services = self._read()
             keys = services.setdefault(service, {"primary": _new_key(), "secondary": _new_key()})
             keys[which] = _new_key()
@@ -74,28 +69,12 @@ class KeyStore:
 
     def changed(self) -> bool:
         """Whether the file has been replaced since `keys_for` read it last, or it is gone."""
-        return self._seen is not None and self._identity() != self._seen
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        return self._seen is not None and self._file.identity() != self._seen
 
     def _read(self) -> _Keys:
-        try:
-            # A link could point to a file of somebody else's choice.
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
+        content = self._file.read()
+        if content is None:
             return {}
-        with open(fd, "rb") as file:
-            self._keep_private(fd)
-            content = file.read()
         try:
             services = json.loads(content)["services"]
             return {
@@ -103,41 +82,10 @@ class KeyStore:
             }
         except (ValueError, KeyError, TypeError, AttributeError):
             # The cause could quote a key.
-            raise self._fault("is not a keys file; remove it to have new keys made") from None
-
-    def _keep_private(self, fd: int) -> None:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
-            raise self._fault("must be a file of the user who runs the router")
-        if stat.S_IMODE(facts.st_mode) & 0o077:
-            os.fchmod(fd, 0o600)
-            if self._tell is not None:
-                mode = stat.S_IMODE(facts.st_mode)
-                self._tell(f"{self.path} could be read by others (mode {mode:04o}), now only by you (0600)")
+            raise self._file.fault("is not a keys file; remove it to have new keys made") from None
 
     def _write(self, services: _Keys) -> None:
-        temporary = self.path.with_suffix(f".{os.getpid()}.{secrets.token_hex(4)}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "w") as file:
-                json.dump({"services": services}, file, indent=1, sort_keys=True)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            facts = self.path.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return facts.st_ino, facts.st_mtime_ns
-
-    def _fault(self, allowed: str) -> SettingsError:
-        return SettingsError("keys file", None, allowed, str(self.path))
+        self._file.write(json.dumps({"services": services}, indent=1, sort_keys=True) + "\n")
 
 
 def _new_key() -> str:
