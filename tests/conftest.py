@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.fixtures import api_server, cluster, proxy  # noqa: F401
+from tests.kubernetes.fixtures import api_server, cluster, controller, proxy  # noqa: F401
 from tests.routers import Start, starting_in
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.kubernetes.cluster import Cluster, cluster_of
+from tests.kubernetes.controller import Controller, controlling
 from tests.kubernetes.double.running import running
 from tests.kubernetes.proxy import Proxy, proxying
 
@@ -34,4 +35,11 @@ def cluster(api_server: Path, tmp_path: Path) -> Iterator[Cluster]:
 def proxy(cluster: Cluster) -> Iterator[Proxy]:
     """Stands before the API server, keeps a record of all requests, and makes faults."""
     with proxying(cluster.access) as found:
+        yield found
+
+
+@pytest.fixture
+def controller(cluster: Cluster, tmp_path: Path) -> Iterator[Controller]:
+    """Turns the Deployments of the namespace into processes."""
+    with controlling(cluster, tmp_path) as found:
         yield found

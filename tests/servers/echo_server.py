@@ -37,6 +37,8 @@ class Server:
         self.concurrent = 0
         self.highest = 0
         self.connections = 0
+        self.busy = 0
+        self.ended = False
 
     def serve(self, connection: socket.socket) -> None:
         """Answer one connection's requests until either side ends it."""
@@ -45,10 +47,30 @@ class Server:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             with connection, connection.makefile("rb") as stream:
-                while self.answer_next(connection, stream):
-                    pass
+                while connection.recv(1, socket.MSG_PEEK) and self.begin():
+                    try:
+                        if not self.answer_next(connection, stream):
+                            break
+                    finally:
+                        with self.lock:
+                            self.busy -= 1
         except (OSError, ValueError):
             pass  # the client went away, or spoke no HTTP
+
+    def begin(self) -> bool:
+        """Whether a request may begin; none does once the program ends."""
+        with self.lock:
+            self.busy += not self.ended
+            return not self.ended
+
+    def drain(self) -> None:
+        """End when no request is under way; one that has not been read then has not run."""
+        while True:
+            with self.lock:
+                self.ended = not self.busy
+            if self.ended:
+                os._exit(0)
+            time.sleep(0.005)
 
     def answer_next(self, connection: socket.socket, stream: BinaryIO) -> bool:
         """Answer one request; false when the connection ends."""
@@ -134,7 +156,7 @@ def options_of(arguments: list[str]) -> dict[str, str]:
     """`--name value` pairs. argparse would take as long to import as all the rest."""
     names = (
         "port", "host", "delay", "start-delay", "exit-after-start", "fail-readiness-for", "print", "show", "mark",
-        "child", "ignore-sigterm",
+        "child", "ignore-sigterm", "drain",
     )  # fmt: skip
     pairs = dict(zip(arguments[::2], arguments[1::2], strict=True))
     unknown = [name for name in pairs if name.removeprefix("--") not in names]
@@ -155,6 +177,7 @@ def main() -> None:
     --mark TEXT           nothing; for finding the process
     --child MARK          starts a child that ignores SIGTERM and sleeps
     --ignore-sigterm 1    ignores SIGTERM
+    --drain 1             on SIGTERM accepts nothing new and ends when no request is under way
     """
     options = options_of(sys.argv[1:])
     if "ignore-sigterm" in options:
@@ -174,6 +197,10 @@ def main() -> None:
     server = Server(options)
     address = (options.get("host", "127.0.0.1"), int(options["port"]))
     with socket.create_server(address, backlog=1024) as listener:
+        if "drain" in options:
+            import signal
+
+            signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.drain, daemon=True).start())
         while True:
             connection, _ = listener.accept()
             threading.Thread(target=server.serve, args=(connection,), daemon=True).start()

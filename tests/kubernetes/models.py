@@ -1,0 +1,51 @@
+"""Models as tests deploy them: Deployments whose containers the kubelet of the tests can run."""
+
+import http.client
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.double.resources import Object
+from tests.processes import ECHO_SERVER
+
+PORT = 5001
+
+
+def echo_container(**options: object) -> Object:
+    """One that answers with what it gets; `delay` and the like are options of the server. It drains on SIGTERM."""
+    words = [sys.executable, str(ECHO_SERVER), "--host", "$(POD_IP)", "--port", str(PORT)]
+    for name, value in {"drain": 1, **options}.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return {"command": words, "readinessProbe": {"httpGet": {"path": "/", "port": PORT}}}
+
+
+def deploy_echo(
+    cluster: Cluster,
+    name: str,
+    replicas: int = 1,
+    settings: Mapping[str, object] | None = None,
+    labels: Mapping[str, str] | None = None,
+    **options: object,
+) -> Object:
+    """A model; `settings` by their names in annotations, without the prefix."""
+    annotations = {f"azureml-fe/{name}": str(value) for name, value in (settings or {}).items()}
+    return cluster.deployment(name, replicas, annotations, labels, **echo_container(**options))
+
+
+def ask_model(address: str, path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+    """Ask a pod past the router."""
+    connection = http.client.HTTPConnection(address, PORT, timeout=10)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def statistics(pod: Object) -> dict[str, Any]:
+    """What a pod's server counts."""
+    counts: dict[str, Any] = json.loads(ask_model(pod["status"]["podIP"], "/stats")[1])
+    return counts
