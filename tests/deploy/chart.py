@@ -7,7 +7,7 @@ pod = objects["Deployment", "azureml-fe"]["spec"]["template"]
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,3 @@ def container_of(objects: Mapping[tuple[str, str], Object]) -> Any:
 def router_yaml(objects: Mapping[tuple[str, str], Object]) -> Any:
     """What the router reads."""
     return yaml.safe_load(objects["ConfigMap", "azuremlfeconfig"]["data"]["router.yaml"])
-
-
-def verbs(rules: Iterable[Mapping[str, Any]]) -> set[tuple[str, str, str]]:
-    """What RBAC rules grant: (resource, verb, name or "")."""
-    return {
-        (resource, verb, name)
-        for rule in rules
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-        for name in rule.get("resourceNames", [""])
-    }
