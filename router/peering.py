@@ -22,7 +22,14 @@ from router.slots.coordinator import Coordinator
 from router.slots.messages import Hello, Holds
 from router.slots.messages import ToHolder as HolderMessage
 from router.slots.messages import ToLedger as LedgerMessage
-from router.slots.ownership import GATHER_SECONDS, LOOK_SECONDS, STILL_SECONDS, Move, Ownership
+from router.slots.ownership import (
+    GATHER_SECONDS,
+    LOOK_SECONDS,
+    RETURN_SECONDS,
+    STILL_SECONDS,
+    Move,
+    Ownership,
+)
 from router.telemetry.log import event
 
 _log = logging.getLogger("router.peering")
@@ -97,6 +104,7 @@ class Peering:
         self._awaited: dict[str, set[tuple[str, VersionKey]]] = {}
         self._versions: dict[str, list[VersionKey]] = {}
         self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str]]] = {}  # slots, cordoned
+        self._missing: dict[str, float] = {}  # peer whose link was lost just now -> until when it may come back
         self._cut = False
         self._awake_at: float | None = None  # None until `tick` is called
         self._swept_at = self._joined_at = clock()
@@ -225,6 +233,7 @@ class Peering:
         if self._incarnations.get(peer, incarnation) != incarnation:
             self._forget_front_ends(peer)  # the process that held leases is another one now
         self._incarnations[peer] = incarnation
+        self._missing.pop(peer, None)
         for service in self.ownership.session_began(peer, now):
             self.coordinator.stop_granting(service)
         moves = self._look()
@@ -234,11 +243,13 @@ class Peering:
 
     def peer_down(self, peer: str, certain: bool) -> None:
         """A link is down; `certain`: the pod's process has ended."""
-        self._wake()
+        now = self._wake()
         if certain:
+            self._missing.pop(peer, None)
             self._forget_front_ends(peer)
         else:
-            event(_log, logging.WARNING, "peer unreachable, its leases and share are kept for a while", peer=peer)
+            if peer in self.ownership.live:
+                self._missing[peer] = now + RETURN_SECONDS
             for front_end in self._front_ends.get(peer, ()):
                 self.coordinator.disconnect(front_end)
         self._move(self._look())
@@ -246,6 +257,7 @@ class Peering:
     def peer_certainly_gone(self, peer: str) -> None:
         """A pod that was unreachable has turned out to be gone."""
         self._wake()
+        self._missing.pop(peer, None)
         self._forget_front_ends(peer)
         self._move(self._look())
 
@@ -304,6 +316,10 @@ class Peering:
         """See what only time tells; call ten times a second."""
         self._awake_at = self._awake_at or self._clock()
         now = self._wake()
+        for peer in [peer for peer, until in self._missing.items() if now >= until]:
+            del self._missing[peer]
+            event(_log, logging.WARNING, "peer unreachable, its leases and share are kept for a while", peer=peer)
+            self._move(self._look())
         for peer in self.ownership.expired(now):
             event(_log, logging.WARNING, "peer still unreachable, its leases and share are taken", peer=peer)
             self._forget_front_ends(peer)
@@ -326,7 +342,8 @@ class Peering:
         return now
 
     def _look(self) -> list[Move]:
-        moves = self.ownership.set_peers(self.links.live(), self.links.unreachable(), self._clock())
+        live = self.links.live().union(self._missing)
+        moves = self.ownership.set_peers(live, self.links.unreachable(), self._clock())
         self._share_out()
         return moves
 

@@ -26,6 +26,10 @@ GATHER_SECONDS = 1.0
 """How long a new owner waits for the others to tell what they hold: as long as their links may be silent. They take
 milliseconds, unless the machine is overloaded; all the while front-ends go on with the leases they have."""
 
+RETURN_SECONDS = 0.25
+"""How long a pod whose link was lost has to be linked again, or to be found gone, before others take over from it: a
+connection that is reset is back within milliseconds, and nobody then granted what the other side had granted too."""
+
 STILL_SECONDS = 0.75
 """Who stood still so long may have been given up: less than the silence after which that happens, by a heartbeat."""
 
