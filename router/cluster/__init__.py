@@ -27,6 +27,13 @@ class ClusterListener(Protocol):
         """All replicas of one version. For a version that `services_changed` no longer has, reports go on while its
         replicas drain, until an empty tuple says that the last one is gone."""
 
+    def count_set(self, key: VersionKey, replicas: int) -> None:
+        """Somebody else than the listener has set the number of replicas that a version is to have; also the number
+        that it has when it is found."""
+
+    def left_alone(self, key: VersionKey, why: str | None) -> None:
+        """A version is not to be scaled from now on, as somebody else does it or nobody may; None: it is again."""
+
     def notice(self, key: VersionKey | None, level: int, message: str, **fields: object) -> None:
         """Something that an operator should read: a constant message, a level of `logging`, and what it is about."""
 

@@ -34,7 +34,8 @@ class _Scaled:
     """One version under control."""
 
     __slots__ = (
-        "cordoned", "covered", "decisions", "demands", "due", "replicas", "scaler", "since", "started", "version",
+        "cordoned", "covered", "decisions", "demands", "due", "left_alone", "replicas", "scaler", "since", "started",
+        "version",
     )  # fmt: skip
 
     def __init__(self, version: Version, now: float, covered: Mapping[str, float]) -> None:
@@ -47,6 +48,7 @@ class _Scaled:
         self.replicas: tuple[Replica, ...] | None = None  # not known yet
         self.started: dict[str, float] = {}
         self.cordoned: frozenset[str] = frozenset()
+        self.left_alone = False
         self.decisions: dict[tuple[str, str], int] = {}  # by direction and what bounded it
 
     @property
@@ -104,6 +106,32 @@ class ControlLoop:
             scaled.started = {replica.id: scaled.started.get(replica.id, now) for replica in replicas}
             scaled.cordoned &= scaled.started.keys()
 
+    def count_set(self, key: VersionKey, replicas: int) -> None:
+        """Somebody else has set the number of replicas that a version is to have."""
+        scaled = self._scaled.get(key)
+        if scaled is not None:
+            scaled.scaler.asked_by_other(replicas)
+
+    def leave_alone(self, key: VersionKey, now: float, *, alone: bool) -> None:
+        """Scale a version no more; or again, as if it were new."""
+        scaled = self._scaled.get(key)
+        if scaled is not None and scaled.left_alone is not alone:
+            self._start_over(key, scaled, now)
+            self._scaled[key].left_alone = alone
+
+    def start_over(self, now: float, counts: Mapping[VersionKey, int]) -> None:
+        """Scale all versions as from now: nothing that was seen before counts, what is cordoned stays so. `counts`: how
+        many replicas each is to have so far."""
+        for key, scaled in list(self._scaled.items()):
+            self._start_over(key, scaled, now)
+            if key in counts:
+                self._scaled[key].scaler.asked_by_other(counts[key])
+
+    def _start_over(self, key: VersionKey, scaled: _Scaled, now: float) -> None:
+        anew = self._scaled[key] = _Scaled(scaled.version, now, self._covered)
+        anew.replicas, anew.started, anew.cordoned = scaled.replicas, scaled.started, scaled.cordoned
+        anew.decisions, anew.left_alone = scaled.decisions, scaled.left_alone
+
     def cordoned(self, key: VersionKey) -> frozenset[str]:
         """The replicas of a version that are to get no new request."""
         scaled = self._scaled.get(key)
@@ -131,7 +159,7 @@ class ControlLoop:
         """What a version needs done now, if anything. `in_flight` tells the requests at a replica; of a cordoned one it
         must not say 0 while a request may be on its way there."""
         scaled = self._scaled.get(key)
-        if scaled is None or scaled.replicas is None or not (now >= scaled.due or scaled.cordoned):
+        if scaled is None or scaled.replicas is None or scaled.left_alone or not (now >= scaled.due or scaled.cordoned):
             return None
         facts = [
             ReplicaFacts(r.id, r.state, in_flight(key, r.id), r.id in scaled.cordoned, scaled.started[r.id])

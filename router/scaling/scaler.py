@@ -133,11 +133,16 @@ class VersionScaler:
         self.autoscaler.update(version)
         self._version = version
 
+    def asked_by_other(self, count: int) -> None:
+        """Somebody else has asked the cluster for so many replicas."""
+        self._asked = count
+
     def tick(self, now: float, demand: Demand | None, replicas: Sequence[ReplicaFacts]) -> tuple[Action, ...]:
         """What to do now, given the demand of the interval that ends now and all replicas of the version.
 
         With `demand` None no interval ends: the last decision stands, drained replicas are removed. The first call
-        takes the replicas that it is given for what the cluster was asked for, so call it once they are known.
+        takes the replicas that it is given for what the cluster was asked for, unless `asked_by_other` has said more,
+        so call it once they are known.
         """
         present = {each.id: each for each in replicas if each.state is not ReplicaState.DRAINING}
         live = self._live(now, present)
@@ -145,7 +150,10 @@ class VersionScaler:
             self._cordons = {each.id: _Draining(now) for each in live.values() if each.cordoned}
         self._note_effect(now, live)
         if demand is not None:
-            self._decision = self.autoscaler.observe(now, demand, len(live) - len(self._cordons))
+            there = len(live)
+            if self._decision is None and self._asked is not None:
+                there = max(there, self._asked)  # the others are on their way
+            self._decision = self.autoscaler.observe(now, demand, there - len(self._cordons))
         if self._decision is None:
             return ()
         desired, asked = self._decision.desired, len(live) if self._asked is None else self._asked
@@ -208,7 +216,16 @@ class VersionScaler:
             self._cordons[each.id] = _Draining(now)
 
     def _remove_drained(self, now: float, live: _Replicas) -> None:
-        """Moves from the cordoned to the leaving those that are idle, or busy for longer than a request may last."""
+        """Moves from the cordoned to the leaving those that are idle, or busy for longer than a request may last.
+
+        None while one that stays has requests and is not ready, as a program that answers no probe while it computes:
+        Kubernetes would take that one first, whatever it is told.
+        """
+        if any(
+            each.in_flight and each.state is not ReplicaState.READY and name not in self._cordons
+            for name, each in live.items()
+        ):
+            return
         bound = self._version.scoring_timeout_ms / 1000 + DRAIN_MARGIN_SECONDS
         for name, cordon in list(self._cordons.items()):
             since = cordon.in_effect_since

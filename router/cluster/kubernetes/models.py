@@ -111,9 +111,10 @@ class Models:
         found = [problem for found in self._found.values() for problem in found.problems]
         return [*found, *(problem for problems in self._unusable.values() for problem in problems)]
 
-    def pod(self, key: VersionKey, uid: str) -> Pod | None:
-        """A pod by its replica's id."""
-        return next((pod for pod in self._pods.get(key[0], {}).values() if pod.uid == uid), None)
+    def pods_of(self, model: Model) -> list[Pod]:
+        """The pods of a version."""
+        pods = self._pods.get(model.key[0], {}).values()
+        return [pod for pod in pods if self._assigned.get(pod.uid) == model.key]
 
     def has_secret(self, name: Name) -> bool:
         """Whether a Secret of this name is known, whatever it holds."""

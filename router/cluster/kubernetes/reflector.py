@@ -17,7 +17,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -251,9 +251,3 @@ class Reflector(Generic[T]):
             resource = self.reflection.resource.plural
             event(_log, logging.WARNING, "watch failed, what is known stays in force", resource=resource, error=why)
         self.failure = why
-
-
-def all_objects(reflectors: list[Reflector[T]]) -> Iterator[T]:
-    """What reflectors of several namespaces know together."""
-    for reflector in reflectors:
-        yield from reflector.reflection.objects.values()
