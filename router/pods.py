@@ -1,7 +1,11 @@
-"""What this router tells other pods, and takes from them, beside slots: tables of a joined router, and demand.
+"""What this router tells other pods, and takes from them, beside slots: tables of a joined router, cordons, demand.
 
-One pod leads: the one whose cluster has the replicas. A router that has joined it gets services and replicas from it,
-and reports what its workers see, so that the leader's control loop sums over all front-ends.
+One pod leads. The others report to it what their workers see, so that its control loop sums over all front-ends. Which
+one, depends on the cluster:
+
+- a local one is of one router. It leads; routers that have joined it get services and replicas from it;
+- in Kubernetes each pod follows the cluster itself, and an election says who leads (`Pods.elected`). The leader tells
+  the others what it has cordoned, with the election's term, so that nobody takes the word of one who led before.
 """
 
 from __future__ import annotations
@@ -12,13 +16,15 @@ from typing import Protocol
 
 from router.cluster.joined import JoinedCluster
 from router.peering import Peering
-from router.peers.wire import Demand, Felt, Message, Replicas, Services
+from router.peers.wire import Cordons, Demand, Felt, Message, Replicas, Services
 from router.scaling import demand
 from router.scaling.load import Load
 from router.services import VersionKey
 
 REPORT_SECONDS = 0.2
 """As often as workers report to their supervisor."""
+_REPEAT_SECONDS = 1.0
+"""Cordons are told again so often: a router that just began may not have known the replicas when it heard of them."""
 
 
 class Pod(Protocol):
@@ -33,6 +39,9 @@ class Pod(Protocol):
     def cordons_told(self, key: VersionKey, cordoned: frozenset[str]) -> None:
         """The leader says which replicas of a version get no new request."""
 
+    def cordons(self) -> Mapping[VersionKey, frozenset[str]]:
+        """The replicas that get no new request, of each version that has such."""
+
     def demand_told(self, peer: str, reports: Mapping[VersionKey, demand.Demand]) -> None:
         """Another pod says what its front-ends saw."""
 
@@ -46,11 +55,16 @@ class Pod(Protocol):
 class Pods:
     """The listener of this pod's links."""
 
-    def __init__(self, pod: Pod, peering: Peering, joined: JoinedCluster | None) -> None:
+    def __init__(self, pod: Pod, peering: Peering, joined: JoinedCluster | None, *, by_election: bool = False) -> None:
+        self._by_election = by_election
+        self._elected = False
+        self._term = 0
+        self._cordoned: dict[VersionKey, frozenset[str]] = {}  # as others were told
+        self._repeated_at = 0.0
         self._pod = pod
         self._peering = peering
         self._joined = joined
-        self._leader: str | None = None  # of a joined router
+        self._leader: str | None = None  # another pod
         self._said: dict[str, Demand] = {}  # each pod's last report
         self._seen: dict[VersionKey, demand.Demand] = {}  # since the leader was told
         self._told_at = time.monotonic()
@@ -58,13 +72,22 @@ class Pods:
     @property
     def leads(self) -> bool:
         """Whether this pod's control loop is the one that scales."""
-        return self._joined is None
+        return self._elected if self._by_election else self._joined is None
+
+    def elected(self, leads: bool, term: int, leader: str) -> None:
+        """Whether this pod leads from now on, and the pod that does; "" if nobody is known to."""
+        self._elected = leads
+        self._term = max(self._term, term)
+        self._leader = leader if leader and leader != self._peering.own_id else None
+        self._cordoned = {}
 
     # Links.
 
     def peer_up(self, peer: str, incarnation: str) -> None:
         self._peering.peer_up(peer, incarnation)
-        if self.leads:
+        if self._by_election:
+            self._repeated_at = 0.0
+        elif self.leads:
             for table in self._pod.tables():
                 self._peering.links.send(peer, table)
 
@@ -87,6 +110,11 @@ class Pods:
                 if self._joined is not None:
                     self._joined.replicas_told(key, replicas)
                     self._pod.cordons_told(key, cordoned)
+            case Cordons(term, told):
+                if self._by_election and term >= self._term and not self._elected:
+                    self._term = term
+                    for key in self._pod.cordons().keys() | told.keys():
+                        self._pod.cordons_told(key, told.get(key, frozenset()))
             case Demand():
                 self._said[peer] = message
                 self._pod.demand_told(peer, message.reports)
@@ -103,7 +131,7 @@ class Pods:
 
     def share(self, table: Services | Replicas) -> None:
         """Tell joined routers what has changed."""
-        if self.leads:
+        if self.leads and not self._by_election:
             self._peering.links.broadcast(table)
 
     def saw(self, reports: Mapping[VersionKey, demand.Demand]) -> None:
@@ -113,13 +141,21 @@ class Pods:
                 self._seen[key] = self._seen.get(key, demand.Demand()) + seen
 
     def tick(self, now: float) -> None:
-        """Report to the leader when it is time."""
+        """Report to the leader, or tell what is cordoned, when it is time."""
+        if self._elected:
+            self._tell_cordons(now)
         if self._leader is None or now - self._told_at < REPORT_SECONDS:
             return
         self._told_at = now
         busy, waiting, closed = self._pod.report()
         seen, self._seen = self._seen, {}
         self._peering.links.send(self._leader, Demand(seen, busy, waiting, closed))
+
+    def _tell_cordons(self, now: float) -> None:
+        cordoned = dict(self._pod.cordons())
+        if cordoned != self._cordoned or now - self._repeated_at >= _REPEAT_SECONDS:
+            self._cordoned, self._repeated_at = cordoned, now
+            self._peering.links.broadcast(Cordons(self._term, cordoned))
 
     # What others said.
 

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from router.cluster_settings import CLUSTER_SETTINGS
 from router.self_scaling_settings import SELF_SCALING_SETTINGS, resolved
 from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
 
 ENVIRONMENT_PREFIX = "AZUREML_FE_"
+CONFIG_VARIABLE = "AZUREML_FE_CONFIG"
+"""Names the file that `serve` reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,14 @@ class RouterSettings:
     self_scaling_down_cooldown_seconds: float
     self_scaling_no_room_seconds: float
     self_scaling_resize_patience_seconds: float
+    namespaces: tuple[str, ...]
+    pod_name: str | None
+    pod_namespace: str | None
+    pod_ip: str | None
+    peer_secret_file: str
+    kubeconfig: str | None
+    generate_keys: bool
+    contested_scaling_pause_seconds: float
 
     @property
     def plain_http(self) -> bool:
@@ -100,6 +111,8 @@ PATHS_OF_FILES = (
     "peer_tls_cert_file",
     "peer_tls_key_file",
     "peer_tls_ca_file",
+    "peer_secret_file",
+    "kubeconfig",
 )
 """Settings that are paths; in a file, relative to that file."""
 
@@ -325,6 +338,7 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
         maximum=600,
     ),
     *SELF_SCALING_SETTINGS,
+    *CLUSTER_SETTINGS,
 )
 
 _BY_NAME = {setting.name: setting for setting in ROUTER_SETTINGS}
@@ -362,13 +376,16 @@ def load_settings(
     environ: Mapping[str, str],
     file: Mapping[str, object] | None = None,
     flags: Mapping[str, object] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> RouterSettings:
-    """Settings from defaults, overridden by `file` (the `router:` section), that by `environ`, that by `flags`.
+    """Settings from defaults, those of `defaults` before those of the table, overridden by `file` (the `router:`
+    section), that by `environ`, that by `flags`.
 
     `environ` also gives the user's folders for the default of `state_dir`. Variables without the `AZUREML_FE_` prefix
     and those that Kubernetes makes for Services are passed over. Raises `SettingsError`.
     """
     values: dict[str, Any] = {setting.name: setting.default for setting in ROUTER_SETTINGS}
+    values |= parse_router_values(defaults or {}, lambda _: "defaults")
     values |= parse_router_values(file or {}, lambda _: "router section")
     values |= _from_environment(environ)
     values |= parse_router_values(flags or {}, lambda name: f"flag {flag_name(name)}")
@@ -380,7 +397,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     names = {environment_name(setting.name): setting for setting in ROUTER_SETTINGS}
     values: dict[str, Any] = {}
     for variable, text in sorted(environ.items()):
-        if not variable.startswith(ENVIRONMENT_PREFIX):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE:
             continue
         if variable in names:
             if not (variable.endswith("_PORT") and _SERVICE_LINK_VALUE.fullmatch(text)):

@@ -17,7 +17,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from router.auth.issuers import Issuer
 from router.certificates import Certificates, server_files
@@ -67,8 +67,10 @@ class Supervisor:
         joined: JoinedCluster | None = None,
         peer_socket: socket.socket | None = None,
         token_keys: RingStore | None = None,
+        by_election: bool = False,
     ) -> None:
-        """`own_id` is no other pod's. `joined` is the cluster, where it is another pod's that leads. `peer_socket` is
+        """`own_id` is no other pod's. `joined` is the cluster, where it is another pod's that leads; `by_election`: who
+        leads is told by `elected`, and nobody does before. `peer_socket` is
         where peers connect: workers keep it open, so that nobody is refused there as long as one of them lives, which
         is how peers know that none of this pod's requests runs any more, even if this process is killed. `token_keys`
         are those that the router signs tokens with."""
@@ -83,7 +85,7 @@ class Supervisor:
         self._cluster: Cluster | None = None
         self._workers: Workers | None = None
         self._peering = Peering(own_id, self._to_worker)
-        self._pods = Pods(self, self._peering, joined)
+        self._pods = Pods(self, self._peering, joined, by_election=by_election)
         self._mesh: Mesh | None = None
         self._tokens = TokenAuthority(
             token_keys if settings.token_issuing else None,
@@ -105,6 +107,10 @@ class Supervisor:
         self.sizing = Sizing(settings, own_id, lambda load: self._peering.links.broadcast(wire.Felt(load)))
         self.overview.sources.append(self.sizing.samples)
         self.overview.sources.append(self._tokens.samples)
+        self.conditions: list[Callable[[], Iterable[str]]] = []
+        """Each tells what else is missing before clients should be sent here."""
+        self.notes: list[Callable[[], Iterable[str]]] = []
+        """Each tells what an operator who asks whether this is ready should know all the same."""
         self._stopping = False
         self._hurried = asyncio.Event()
 
@@ -122,8 +128,9 @@ class Supervisor:
             self.keep(self._shown)
         self._ports = open_ports(self._settings)
         self._admin = AdminServer(
-            self._settings.admin_host, self._settings.admin_port, metrics=self.overview.metrics, ready=self._not_ready
-        )
+            self._settings.admin_host, self._settings.admin_port, metrics=self.overview.metrics, ready=self._not_ready,
+            notes=lambda: [note for tell in self.notes for note in tell()],
+        )  # fmt: skip
         self._status = StatusRoutes(self.overview)
         self._status.add_to(self._admin.routes)
         add_token_routes(self._admin.routes, self._tokens)
@@ -259,6 +266,22 @@ class Supervisor:
         if self._workers is not None:
             self._workers.broadcast(self._table(key))
         self._pods.share(wire.Replicas(key, self._replicas.get(key, ()), self._loop.cordoned(key)))
+
+    def count_set(self, key: VersionKey, replicas: int) -> None:
+        self._loop.count_set(key, replicas)
+
+    def left_alone(self, key: VersionKey, why: str | None) -> None:
+        if key in self._versions:
+            self._loop.leave_alone(key, time.monotonic(), alone=why is not None)
+            if why is not None:
+                self._set_cordoned(key, ())
+
+    def elected(self, leads: bool, term: int, leader: str, counts: Mapping[VersionKey, int]) -> None:
+        """Whether this pod's control loop is the one that scales, and else which pod's; `counts` are the numbers of
+        replicas that versions are to have so far."""
+        if leads and not self._pods.leads:
+            self._loop.start_over(time.monotonic(), counts)
+        self._pods.elected(leads, term, leader)
 
     def notice(self, key: VersionKey | None, level: int, message: str, **fields: object) -> None:
         if key is None:
@@ -455,6 +478,10 @@ class Supervisor:
         if key in self._versions:
             self._set_cordoned(key, cordoned)
 
+    def cordons(self) -> Mapping[VersionKey, frozenset[str]]:
+        """See `pods.Pod`."""
+        return {key: ids for key in self._versions if (ids := self._loop.cordoned(key))}
+
     def demand_told(self, peer: str, reports: Mapping[VersionKey, Demand]) -> None:
         """See `pods.Pod`."""
         self._loop.add_demands(peer, REPORT_SECONDS, reports)
@@ -492,9 +519,10 @@ class Supervisor:
     def _not_ready(self) -> Sequence[str]:
         """What is still missing before clients should be sent here. A model without replicas is no such thing: it has
         its own answer, and must not take the others' router away."""
+        missing = [condition for tell in self.conditions for condition in tell()]
         if self._workers is None or not self._workers.accepting:
-            return ["no worker accepts clients yet"]
-        return []
+            missing.append("no worker accepts clients yet")
+        return missing
 
 
 def _demand(seen: Totals) -> Demand:

@@ -128,7 +128,8 @@ def test_system_error_of_the_run_is_a_failure(
     [
         ([], "the following arguments are required: COMMAND (see azureml-fe --help)"),
         (["bogus"], "invalid choice: 'bogus'"),
-        (["check"], "the following arguments are required: FILE (see azureml-fe check --help)"),
+        (["check"], "FILE or --cluster is missing (see azureml-fe check --help)"),
+        (["check", "m.yaml", "--cluster"], "FILE = 'm.yaml': not allowed with --cluster"),
         (["local", "a", "b"], "unrecognized arguments: b"),
         (["local", "--por", "1"], "unrecognized arguments: --por"),
         (["local", "--port"], "argument --port: expected one argument (see azureml-fe local --help)"),

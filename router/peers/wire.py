@@ -124,9 +124,17 @@ class Replicas:
     cordoned: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Cordons:
+    """I lead: all replicas that get no new request, by version. `term` grows with each other leader."""
+
+    term: int
+    cordoned: Mapping[VersionKey, frozenset[str]]
+
+
 Message = (
     Heartbeat | Goodbye | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Felt | Services
-    | Replicas
+    | Replicas | Cordons
 )  # fmt: skip
 
 
@@ -429,6 +437,11 @@ def _decode_replicas(_: MessageReader, fields: list[Any]) -> Replicas:
     return Replicas((_text(fields[1]), _text(fields[2])), replicas, frozenset(_texts(fields[4])))
 
 
+def _decode_cordons(_: MessageReader, fields: list[Any]) -> Cordons:
+    cordoned = {(_text(each[0]), _text(each[1])): frozenset(_texts(each[2])) for each in map(_list, _list(fields[2]))}
+    return Cordons(_count(fields[1]), cordoned)
+
+
 _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
     Heartbeat: lambda _: ["heartbeat"],
     Goodbye: lambda _: ["goodbye"],
@@ -442,6 +455,7 @@ _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
     Felt: _encode_felt,
     Services: lambda m: ["services", list(m.services.values())],  # orjson writes dataclasses as objects
     Replicas: _encode_replicas,
+    Cordons: lambda m: ["cordons", m.term, [[*key, sorted(ids)] for key, ids in m.cordoned.items()]],
 }
 
 _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
@@ -457,4 +471,5 @@ _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
     "felt": _decode_felt,
     "services": _decode_services,
     "replicas": _decode_replicas,
+    "cordons": _decode_cordons,
 }

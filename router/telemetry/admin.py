@@ -36,15 +36,18 @@ class AdminServer:
         *,
         metrics: Callable[[], MetricsView],
         ready: Callable[[], Sequence[str]],
+        notes: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`ready` tells the conditions that are not met, one line each; none means ready. Port 0: any free one.
+        """`ready` tells the conditions that are not met, one line each; none means ready. `notes` tells what is wrong
+        all the same. Port 0: any free one.
 
-        Both callables are called on the event loop and must not wait.
+        All callables are called on the event loop and must not wait.
         """
         self._host = host
         self._port = port
         self._metrics = metrics
         self._ready = ready
+        self._notes = notes
         app = web.Application()
         app.on_response_prepare.append(_without_banner)
         self.routes = app.router
@@ -88,7 +91,7 @@ class AdminServer:
         unmet = self._ready()
         if unmet:
             return web.Response(status=503, text="".join(f"{condition}\n" for condition in unmet))
-        return web.Response(text="ok\n")
+        return web.Response(text="".join(f"{line}\n" for line in ("ok", *self._notes())))
 
 
 async def _without_banner(_: web.Request, response: web.StreamResponse) -> None:

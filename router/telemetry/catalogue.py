@@ -185,6 +185,8 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         MetricSpec("api_requests", _COUNTER, "Requests to the API server.", ("verb", "code")),
         MetricSpec("api_watch_restarts", _COUNTER, "Watches that had to begin anew.", ("resource",)),
         MetricSpec("api_staleness_seconds", _GAUGE, "Time since the API server was last heard of.", ("resource",)),
+        MetricSpec("deployment_problems", _GAUGE, "Deployments whose annotations, name, version or keys are refused; "
+                   "Events of theirs say what is wrong.", ("reason",)),
     ),
     "Certificates and tokens": (
         MetricSpec("certificate_expiry_timestamp_seconds", _GAUGE, "When a certificate in use expires, seconds since "

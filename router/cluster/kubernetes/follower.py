@@ -65,10 +65,23 @@ class Follower:
         names = (each.reflection.resource.plural for each in self._reflectors if not each.listed.is_set())
         return sorted(set(names))
 
-    @property
-    def relists(self) -> int:
-        """How often a list had to be made anew."""
-        return sum(each.relists for each in self._reflectors)
+    def restarts(self) -> dict[str, int]:
+        """How often a watch had to begin anew, by resource."""
+        restarts: dict[str, int] = {}
+        for each in self._reflectors:
+            name = each.reflection.resource.plural
+            restarts[name] = restarts.get(name, 0) + each.restarts
+        return restarts
+
+    def staleness(self) -> dict[str, float]:
+        """For how many seconds what is known of a resource may have been out of date."""
+        now = self._clock()
+        seconds: dict[str, float] = {}
+        for each in self._reflectors:
+            name = each.reflection.resource.plural
+            since = now if each.behind_since is None else each.behind_since
+            seconds[name] = max(seconds.get(name, 0.0), now - since)
+        return seconds
 
     @property
     def unreadable(self) -> int:

@@ -202,7 +202,7 @@ class Reflector(Generic[T]):
         """Since when what is known may be out of date (seconds of the clock); None while the watch is up."""
         self.failure = ""
         """Why it is not up, if it has failed."""
-        self.relists = 0
+        self.restarts = 0
 
     async def run(self) -> None:
         """Follow, for ever."""
@@ -229,7 +229,7 @@ class Reflector(Generic[T]):
 
     def _start_over(self) -> None:
         self.reflection.gone()
-        self.relists += 1
+        self.restarts += 1
 
     async def _turn(self) -> None:
         """List until all is known, then watch until the server ends it."""

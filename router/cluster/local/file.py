@@ -138,6 +138,16 @@ def load_issuers(document: Document, folder: Path) -> dict[str, Issuer]:
     )
 
 
+def load_router_section(path: Path) -> Mapping[str, object]:
+    """The section `router` of a file that has no services, as `azureml-fe serve` reads it. Raises `SettingsError`."""
+    document = read_document(path)
+    top = document.values if isinstance(document.values, dict) else {}
+    for name in top:
+        if name not in ("router", "token_issuers"):
+            raise unknown_name(name, ("router", "token_issuers"), document.locate((name,)))
+    return _load_router(document, top.get("router"), Path(os.path.abspath(path)).parent)
+
+
 def _load_router(document: Document, raw: object, folder: Path) -> dict[str, Any]:
     if raw is not None and not isinstance(raw, dict):
         raise SettingsError(
