@@ -24,6 +24,12 @@ class Listener:
     def replicas_changed(self, key: VersionKey, replicas: tuple[Replica, ...]) -> None:
         self.heard.append((key, replicas))
 
+    def count_set(self, key: VersionKey, replicas: int) -> None:
+        raise AssertionError("nobody else sets the number of replicas here")
+
+    def left_alone(self, key: VersionKey, why: str | None) -> None:
+        raise AssertionError("every version is scaled here")
+
     def notice(self, key: VersionKey | None, level: int, message: str, **fields: object) -> None:
         raise AssertionError(message)
 

@@ -63,6 +63,12 @@ class Listener:
         self.history.append((key, replicas))
         self._told.set()
 
+    def count_set(self, key: VersionKey, replicas: int) -> None:
+        raise AssertionError("nobody else sets the number of replicas here")
+
+    def left_alone(self, key: VersionKey, why: str | None) -> None:
+        raise AssertionError("every version is scaled here")
+
     def notice(self, key: VersionKey | None, level: int, message: str, **fields: object) -> None:
         self.notices.append((key, level, message, fields))
         self._told.set()
