@@ -145,6 +145,7 @@ def test_flags_are_the_shared_ones() -> None:
         "--log-level",
         "--access-log",
         "--state-dir",
+        "--kubeconfig",
     }
 
 
@@ -170,6 +171,7 @@ def test_every_setting_can_come_from_file_and_environment(name: str) -> None:
         "self_scaling_min_pods": "2",
         "self_scaling_max_pods": "7",
         "self_scaling_window_seconds": "20",
+        "namespaces": "one,two",
     }
     text = own.get(name) or texts[setting.kind]
     by_file = load(file={name: text})
