@@ -306,7 +306,8 @@ async def _spawn(words: Sequence[str], fds: Sequence[int]) -> asyncio.subprocess
     making = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
             # -P: the folder in which the router was started holds no modules of its.
-            *(sys.executable, "-P", "-m", "router.gateway.worker", *words),
+            # -O: what `assert` tells the type checker need not be looked at for each request.
+            *(sys.executable, "-O", "-P", "-m", "router.gateway.worker", *words),
             pass_fds=fds,
             stdin=asyncio.subprocess.DEVNULL,
             # Ctrl-C in a terminal goes to the whole foreground group: workers must not be in it.

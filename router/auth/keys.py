@@ -26,19 +26,30 @@ def bearer(authorization: bytes | None) -> bytes | None:
 class KeyCheck:
     """Checks keys in constant time: every key of the service is compared, whichever matches and however early."""
 
-    __slots__ = ("_keys",)
+    __slots__ = ("_headers", "_keys")
 
     unknown_key_of = ""
     """See `TokenCheck`: no key becomes valid by asking somebody."""
 
     def __init__(self, keys: Iterable[str | None]) -> None:
         self._keys = tuple(key.encode() for key in keys if key)
+        self._headers = tuple(b"Bearer " + key for key in self._keys)  # as nearly all clients write it
 
     def __repr__(self) -> str:
         return f"KeyCheck({len(self._keys)} keys)"
 
     def allows(self, authorization: bytes | None) -> bool:
         """Whether the value of an Authorization header carries one of the keys."""
+        if authorization is None:
+            return False
+        found = False
+        for header in self._headers:
+            if compare_digest(authorization, header):
+                found = True
+        return found or self._allows_as_spelt(authorization)
+
+    def _allows_as_spelt(self, authorization: bytes) -> bool:
+        """The same for other spellings of the scheme, and white space around the key."""
         given = bearer(authorization)
         if given is None:
             return False

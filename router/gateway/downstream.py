@@ -328,7 +328,7 @@ class ClientConnection(RequestReader):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.transport.abort()
 
-    def exchange_done(self, exchange: Exchange) -> None:
+    def exchange_done(self, exchange: Exchange, now: float) -> None:
         """The answer is written."""
         if self._current is exchange:
             self._current = None
@@ -337,7 +337,7 @@ class ClientConnection(RequestReader):
         if not exchange.keep_alive:
             self._end(exchange)
             return
-        self._idle_since = monotonic()
+        self._idle_since = now
         if self._holds_body:
             self.release_body()
         if self._pending or self._rest is not None:

@@ -246,13 +246,13 @@ class Exchange(Admission):
         if self.timeouts is not None:
             self.timeouts.add(self, monotonic())
 
-    def finish(self, trailers: list[bytes]) -> None:
+    def finish(self, trailers: list[bytes], now: float) -> None:
         """The answer is complete, as the replica meant it, and its connection back in the pool or closed."""
         self.upstream = None  # a client that stalls now does not hold up the connection's next exchange
         if self.answer_chunked and self.state == ANSWERING:
             self.to_client(b"0\r\n%b\r\n" % b"".join(trailers))
-        self._close()
-        self.client.exchange_done(self)
+        self._close(now)
+        self.client.exchange_done(self, now)
 
     # Tunnels (RFC 9110 section 7.8).
 
@@ -291,8 +291,9 @@ class Exchange(Admission):
         )
         self.answer_bytes = len(answer.text)
         self.to_client(data)
-        self._close()
-        self.client.exchange_done(self)
+        now = monotonic()
+        self._close(now)
+        self.client.exchange_done(self, now)
 
     def fail(self, answer: Answer) -> None:
         """End the request for a reason of the router's or the replica's; answer it if no answer has begun."""
@@ -306,7 +307,7 @@ class Exchange(Admission):
             self.refuse(answer)
             return
         self.slug = answer.slug
-        self._close()
+        self._close(monotonic())
         self.client.cut_off(hard=self.until_close)
 
     def timed_out(self) -> None:
@@ -334,7 +335,7 @@ class Exchange(Admission):
             if self.version is not None:
                 self.version.counters.client_aborts += 1
             self.status, self.slug = answers.CLIENT_CLOSED.status, answers.CLIENT_CLOSED.slug
-        self._close()
+        self._close(monotonic())
 
     def replica_lost(self, connection: ReplicaConnection, error: BaseException | None, unacknowledged: int) -> None:
         """The connection to the replica has ended before the answer did."""
@@ -342,7 +343,7 @@ class Exchange(Admission):
             return
         self.upstream = None
         if self.state == TUNNEL:
-            self._close()
+            self._close(monotonic())
             self.client.close()
             return
         version, lease = self.version, self.lease
@@ -378,21 +379,21 @@ class Exchange(Admission):
 
     # The one way out.
 
-    def _close(self) -> None:
-        if self.state == DONE:
-            return
-        now = monotonic()
-        if self.state == QUEUED:
-            self._leave_queue(now)
-        self.state = DONE
+    def _close(self, now: float) -> None:
+        state, self.state = self.state, DONE
+        if state != ANSWERING:
+            if state == DONE:
+                return
+            if state == QUEUED:
+                self._leave_queue(now)
+            self.body = []
+            self.head = b""
         timeouts = self.timeouts
         if timeouts is not None:
             timeouts.discard(self)
             self.timeouts = None
         if self.lease is not None:
             self._release(now)
-        self.body = []
-        self.head = b""
         version = self.version
         if version is not None:
             counters = version.counters

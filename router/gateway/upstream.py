@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -120,7 +121,7 @@ class ReplicaConnection(asyncio.Protocol):
             self.pool.forget(self)
             return
         if self._framing == UNTIL_CLOSE and exc is None and not self._complete:
-            self._end_answer()
+            self._end_answer(monotonic())
             return
         self.exchange = None
         exchange.replica_lost(self, exc, self._unacknowledged)
@@ -177,6 +178,7 @@ class ReplicaConnection(asyncio.Protocol):
             exchange.fault(error)
 
     def _parse(self, exchange: Exchange, data: bytes) -> None:
+        begins = self._framing < 0
         rest = b""
         try:
             self._parser.feed_data(data)
@@ -194,15 +196,14 @@ class ReplicaConnection(asyncio.Protocol):
             self._reusable = False
         if self.exchange is not exchange:  # what was parsed has ended the exchange
             return
+        if self._complete:
+            if self.out:
+                self.flush(exchange)
+            self._end_answer(exchange.answered if begins else monotonic())
+            return
         if self.out:
             self.flush(exchange)
-            if self._complete:
-                self._end_answer()
-                return
             self._barren_bytes = 0
-        elif self._complete:
-            self._end_answer()
-            return
         else:
             self._barren_bytes += len(data)
         if self._barren_bytes > _MOST_BYTES_WITHOUT_BODY:
@@ -230,7 +231,7 @@ class ReplicaConnection(asyncio.Protocol):
             exchange.replica_spoke()
         if not self._raw_left and self.exchange is exchange:
             self._parser = httptools.HttpResponseParser(self)  # the old one still waits for these bytes
-            self._end_answer()
+            self._end_answer(monotonic())
 
     def on_message_begin(self) -> None:
         if self._complete:  # something follows the answer
@@ -329,7 +330,7 @@ class ReplicaConnection(asyncio.Protocol):
             exchange.client.write(out[0] + out[1] if len(out) == 2 else b"".join(out))
             out.clear()
 
-    def _end_answer(self) -> None:
+    def _end_answer(self, now: float) -> None:
         exchange = self.exchange
         if exchange is None:
             return
@@ -346,7 +347,7 @@ class ReplicaConnection(asyncio.Protocol):
         else:
             self.closed = True
             self.transport.close()
-        exchange.finish(trailers)
+        exchange.finish(trailers, now)
 
 
 def _switches_to_websocket(kept: dict[bytes, bytes]) -> bool:
