@@ -79,7 +79,7 @@ async def _measure(count: int, rounds: int, profile: bool) -> None:
     (pool,) = gateway.versions[key].pools()
     replica = ReplicaConnection(pool)
     replica.connection_made(_Nowhere())
-    pool.put(replica)
+    pool.put(replica, time.monotonic())
     client.data_received(_REQUEST)  # the first one has to ask for its lease
     await asyncio.sleep(0.01)
     replica.data_received(_ANSWER)

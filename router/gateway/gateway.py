@@ -277,7 +277,7 @@ class Gateway:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        old = self._loop.time() - self.settings.replica_idle_connection_seconds
+        old = now - self.settings.replica_idle_connection_seconds
         for route in self.versions.values():
             route.tick(now)
             for pool in route.pools():

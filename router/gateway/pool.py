@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from router.gateway.upstream import ReplicaConnection
@@ -49,13 +50,13 @@ class ReplicaPool:
                 return connection
         return None
 
-    def put(self, connection: ReplicaConnection) -> None:
-        """Take back a connection on which nothing is under way."""
+    def put(self, connection: ReplicaConnection, now: float) -> None:
+        """Take back a connection on which nothing is under way; `now` in seconds of the monotonic clock."""
         if self.retired:
             connection.closed = True
             connection.transport.close()
         else:
-            self._idle[connection] = self._loop.time()
+            self._idle[connection] = now
 
     def forget(self, connection: ReplicaConnection) -> None:
         """Drop an idle connection that has closed."""
@@ -78,10 +79,10 @@ class ReplicaPool:
             return
         self.failures = 0
         if not exchange.connected(self, connection):
-            self.put(connection)
+            self.put(connection, monotonic())
 
     def close_idle(self, before: float) -> None:
-        """Close the connections that rest since before a time of the loop's clock."""
+        """Close the connections that rest since before a time of the monotonic clock."""
         while self._idle:
             connection, since = next(iter(self._idle.items()))
             if since > before:

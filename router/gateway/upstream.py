@@ -343,7 +343,7 @@ class ReplicaConnection(asyncio.Protocol):
             self._await_answer()
             if exchange.client.stalled_since:
                 self.transport.resume_reading()  # which it was told not to do, while this answer was under way
-            self.pool.put(self)
+            self.pool.put(self, now)
         else:
             self.closed = True
             self.transport.close()
