@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +32,7 @@ from router.cluster.local.keys import KeyStore
 from router.cluster.local.secret import peer_secret
 from router.cluster.local.token_keys import TokenKeyFile
 from router.console import Console, addresses
+from router.overview.logging import WhatIsLogged
 from router.peers.accepting import listening_socket
 from router.peers.dialling import Address
 from router.peers.mesh import Mesh
@@ -250,6 +252,7 @@ class _Local(_Run):
         self._path = path
         self._in_force = self._last_seen = identity
         self._config = config
+        self._logged = WhatIsLogged(settings.log_level, settings.access_log)
         self._cluster = LocalCluster(
             config,
             state_dir=settings.state_dir,
@@ -299,7 +302,14 @@ class _Local(_Run):
         self._supervisor.set_token_issuers(config.token_issuers)
         self._supervisor.config_taken()
         log.event(_log, logging.INFO, "changed file in force", file=str(self._path))
-        if settings != self._settings:
+        logged = WhatIsLogged(settings.log_level, settings.access_log)
+        if logged != self._logged:
+            self._logged = logged
+            self._supervisor.set_logging(logged)
+        if (
+            replace(settings, log_level=self._settings.log_level, access_log=self._settings.access_log)
+            != self._settings
+        ):
             log.event(_log, logging.WARNING, "settings of the router section take effect at the next start")
 
 

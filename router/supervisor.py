@@ -24,6 +24,7 @@ from router.certificates import Certificates, server_files
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
 from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers, Trusted, UnknownKey
+from router.overview.logging import LoggingRoutes, WhatIsLogged
 from router.overview.overview import Overview
 from router.overview.routes import StatusRoutes
 from router.peering import Peering
@@ -40,6 +41,7 @@ from router.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.settings import RouterSettings
 from router.sizing.sizing import Sizing
 from router.slots.holder import Totals
+from router.telemetry import log
 from router.telemetry.admin import AdminServer
 from router.telemetry.counters import Totals as CounterTotals
 from router.telemetry.log import event
@@ -99,6 +101,7 @@ class Supervisor:
         self._shown: Certificates | None = None  # to clients
         self._certificates: list[Certificates] = []
         self._status: StatusRoutes | None = None
+        self._logged = WhatIsLogged(settings.log_level, settings.access_log)
         self._ticking: asyncio.Task[None] | None = None
         self.overview = Overview(
             self, loop=self._loop, counters=self._counters, reports=self._reports, peering=self._peering,
@@ -134,6 +137,7 @@ class Supervisor:
         self._status = StatusRoutes(self.overview)
         self._status.add_to(self._admin.routes)
         add_token_routes(self._admin.routes, self._tokens)
+        LoggingRoutes(lambda: self._logged, self.set_logging).add_to(self._admin.routes)
         await self._admin.start()
         self._tokens.start()
         self._cluster = cluster
@@ -207,6 +211,15 @@ class Supervisor:
         """Replace all workers, one by one, with no request lost."""
         if self._workers is not None:
             await self._workers.replace_all()
+
+    def set_logging(self, logged: WhatIsLogged) -> None:
+        """Log this from now on, in all processes."""
+        former, self._logged = self._logged, logged
+        log.set_level(logged.log_level)
+        if self._workers is not None:
+            self._workers.set_logging(*logged)
+        if logged != former:
+            event(_log, logging.INFO, "logging changed", **logged._asdict())
 
     def config_refused(self, error: str) -> None:
         """Note that a changed file was not taken, and why."""

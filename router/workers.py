@@ -15,10 +15,11 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from router.channel import Channel
-from router.gateway.control import Accept, Begin, Drain, Ready, Report, ToLedgers, UnknownKey
+from router.gateway.control import Accept, Begin, Drain, Logging, Ready, Report, ToLedgers, UnknownKey
 from router.settings import RouterSettings
 from router.telemetry.log import event
 
@@ -162,6 +163,11 @@ class Workers:
         worker = self._workers.get(name)
         if worker is not None:
             worker.channel.send(message)
+
+    def set_logging(self, level: str, access_log: float) -> None:
+        """Have all workers, those to come included, log from this level on, and this share of the requests."""
+        self._settings = replace(self._settings, log_level=level, access_log=access_log)
+        self.broadcast(Logging(level, access_log))
 
     def broadcast(self, message: object) -> None:
         """Say something to all workers."""

@@ -71,14 +71,15 @@ class Router:
         given = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": str(self.state), **settings}
         self._settings = {name: value for name, value in given.items() if value is not None}
         self._errors = folder / "errors.txt"
+        self._output = folder / "output.txt"
         self.write(services)
-        with self._errors.open("w") as errors:
+        with self._errors.open("w") as errors, self._output.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "router", "local", str(self.file), *flags],
                 cwd=folder,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=output,
                 stderr=errors,
                 start_new_session=True,
             )
@@ -124,6 +125,12 @@ class Router:
     def said(self) -> str:
         """All of its standard error so far."""
         return self._errors.read_text()
+
+    @property
+    def access_log(self) -> list[dict[str, Any]]:
+        """The lines of its access log so far."""
+        whole, _, _ = self._output.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def says(self, pattern: str, times: int = 1) -> re.Match[str]:
         """Wait until it has said something; the last time it did."""

@@ -68,6 +68,13 @@ class Reintroduce(NamedTuple):
     services: frozenset[str]
 
 
+class Logging(NamedTuple):
+    """Supervisor to worker: log from this level on, and this share of the requests."""
+
+    level: str
+    access_log: float
+
+
 class Drain(NamedTuple):
     """Supervisor to worker: accept no more, finish within so many seconds, end."""
 

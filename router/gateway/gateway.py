@@ -83,8 +83,7 @@ class Gateway:
         self._drained = asyncio.Event()
         self._every(_SWEEP_SECONDS, self._sweep)
         self._every(_TICK_SECONDS, self._tick)
-        if access_log.rate:
-            self._every(_ACCESS_LOG_SECONDS, self._write_access_log)
+        self.set_access_log_rate(access_log.rate)
 
     # What is served.
 
@@ -282,6 +281,12 @@ class Gateway:
             route.tick(now)
             for pool in route.pools():
                 pool.close_idle(old)
+
+    def set_access_log_rate(self, rate: float) -> None:
+        """Log this share of the requests from now on."""
+        self.access_log.set_rate(rate)
+        if rate and self._write_access_log.__name__ not in self._timers:
+            self._every(_ACCESS_LOG_SECONDS, self._write_access_log)
 
     def _write_access_log(self) -> None:
         if self.access_log.flush():

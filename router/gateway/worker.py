@@ -25,6 +25,7 @@ from router.gateway.control import (
     Certificate,
     Drain,
     FromLedger,
+    Logging,
     Ready,
     Reintroduce,
     Replicas,
@@ -123,6 +124,9 @@ class Worker:
                 if key[0] in message.services:
                     route.holder.begin_anew()
                     gateway.slots_changed(route)
+        elif isinstance(message, Logging):
+            log.set_level(message.level)
+            gateway.set_access_log_rate(message.access_log)
         elif isinstance(message, Drain):
             self._drain_seconds = message.seconds
             self._ending.set()

@@ -72,9 +72,7 @@ class AccessLog:
 
     def __init__(self, rate: float, stream: HasFileno, *, capacity: int = CAPACITY) -> None:
         """`rate`: share of requests that are logged, 0 (none) to 1 (all). Raises ValueError outside of it."""
-        if not 0 <= rate <= 1:
-            raise ValueError(f"access_log: {rate}; allowed: off, on, or a rate from 0 to 1")
-        self.rate = rate
+        self.set_rate(rate)
         self.dropped = 0
         """Lines lost because the output took no more, or failed."""
         self._stream = stream
@@ -83,6 +81,12 @@ class AccessLog:
         self._encoded = bytearray()
         self._poll = select.poll()
         self._poll.register(stream.fileno(), select.POLLOUT)
+
+    def set_rate(self, rate: float) -> None:
+        """Log this share of the requests from now on. Raises ValueError as the constructor does."""
+        if not 0 <= rate <= 1:
+            raise ValueError(f"access_log: {rate}; allowed: off, on, or a rate from 0 to 1")
+        self.rate = rate
 
     def wanted(self) -> bool:
         """Whether this request is to be logged. Random, so that it follows no rhythm of the traffic."""
@@ -166,6 +170,7 @@ def _line(record: AccessRecord) -> bytes:
         {
             "time": rfc3339(time),
             "level": "info",
+            "logger": "router.access",
             "message": "request",
             "request_id": request_id,
             "client_request_id": client_request_id and client_request_id[:_TEXT_LIMIT],

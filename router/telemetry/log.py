@@ -23,6 +23,7 @@ REDACTED = "[redacted]"
 _SECRET_NAME = re.compile("key|token|authorization|secret|password|cookie|credential", re.IGNORECASE)
 _FIXED = ("time", "level", "logger", "message", "exception")
 _OWN = "router"
+_LONGEST_TRACEBACK = 12_000  # characters
 
 
 def event(
@@ -89,7 +90,7 @@ class JsonFormatter(logging.Formatter):
         }
         line.update(_fields(record))
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _tail(self.formatException(record.exc_info))
         return json.dumps(line)
 
 
@@ -110,6 +111,11 @@ class HumanFormatter(logging.Formatter):
 
 class _Handler(logging.StreamHandler[TextIO]):
     """Marks the handler that `configure` made, so that it replaces its own and nobody else's."""
+
+
+def _tail(traceback: str) -> str:
+    """The end of a long traceback, which says what happened: container runtimes cut lines at 16 KiB."""
+    return traceback if len(traceback) <= _LONGEST_TRACEBACK else "... " + traceback[-_LONGEST_TRACEBACK:]
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

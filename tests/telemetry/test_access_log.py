@@ -92,6 +92,7 @@ def test_a_line_tells_of_a_request_in_milliseconds(pipe: Pipe) -> None:
         {
             "time": "2024-05-01T12:00:00.250Z",
             "level": "info",
+            "logger": "router.access",
             "message": "request",
             "request_id": "r-1",
             "client_request_id": "mine",
