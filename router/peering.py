@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from router.gateway.control import FromLedger, Reintroduce
-from router.peers.wire import Forget, FrontEndGone, Leases, Message, ToHolder, Told, ToLedger
+from router.peers.wire import Forget, FrontEndGone, Leases, Leaving, Message, ToHolder, Told, ToLedger
 from router.services import VersionKey
 from router.slots.coordinator import Coordinator
 from router.slots.messages import Hello, Holds
@@ -227,6 +227,12 @@ class Peering:
 
     # Peers.
 
+    def leave(self) -> None:
+        """This pod is about to end: others own the services from now on, while its workers finish what they have."""
+        self._leaving = True
+        self.links.broadcast(Leaving())
+        self._move(self.ownership.leaves(self.own_id, self._clock()))
+
     def peer_up(self, peer: str, incarnation: str) -> None:
         """A link to a pod is up, for the first time or again."""
         now = self._wake()
@@ -234,6 +240,8 @@ class Peering:
             self._forget_front_ends(peer)  # the process that held leases is another one now
         self._incarnations[peer] = incarnation
         self._missing.pop(peer, None)
+        if self._leaving:
+            self.links.send(peer, Leaving())
         for service in self.ownership.session_began(peer, now):
             self.coordinator.stop_granting(service)
         moves = self._look()
@@ -282,6 +290,8 @@ class Peering:
                 if self._is_of(peer, front_end):
                     self._front_ends[peer].discard(front_end)
                     self.coordinator.detach(front_end)
+            case Leaving():
+                self._move(self.ownership.leaves(peer, self._clock()))
             case Told(service):
                 self.coordinator.has_told_all(self._front_ends.get(peer, ()), service)
                 self.ownership.told(peer, service)

@@ -155,9 +155,14 @@ class Supervisor:
         self._ticking = asyncio.ensure_future(self._tick())
 
     async def stop(self) -> bool:
-        """Drain the workers, then end the cluster's replicas. False if requests had to be cut."""
+        """Drain the workers, then end the cluster's replicas. False if requests had to be cut.
+
+        The order: not ready any more, and clients are told to go; load balancers have their time to notice; no new
+        connection is accepted; what is under way ends; then all else.
+        """
         self._stopping = True
         await self.sizing.stop()
+        await self._part()
         if self._ports is not None:
             self._ports.close()
         async with contextlib.AsyncExitStack() as afterwards:  # whatever fails, the rest is done
@@ -174,6 +179,15 @@ class Supervisor:
                 # Other pods hear of requests here until there are none; who drains a replica waits for that.
                 afterwards.callback(self._ticking.cancel)
             return self._workers is None or await self._workers.stop(self._settings.drain_seconds)
+
+    async def _part(self) -> None:
+        """Go on as before for a while, but for telling everyone to go elsewhere."""
+        self._peering.leave()
+        if self._workers is not None and self._workers.accepting and self._settings.shutdown_delay_seconds:
+            self._workers.part()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.shutdown_delay_seconds):
+                    await self._hurried.wait()
 
     async def _stop_cluster(self, cluster: Cluster) -> None:
         stopping, hurried = asyncio.ensure_future(cluster.stop()), asyncio.ensure_future(self._hurried.wait())
@@ -532,6 +546,8 @@ class Supervisor:
     def _not_ready(self) -> Sequence[str]:
         """What is still missing before clients should be sent here. A model without replicas is no such thing: it has
         its own answer, and must not take the others' router away."""
+        if self._stopping:
+            return ["the router is about to stop"]
         missing = [condition for tell in self.conditions for condition in tell()]
         if self._workers is None or not self._workers.accepting:
             missing.append("no worker accepts clients yet")

@@ -19,13 +19,18 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from router.channel import Channel
-from router.gateway.control import Accept, Begin, Drain, Logging, Ready, Report, ToLedgers, UnknownKey
+from router.gateway.control import Accept, Begin, Drain, Logging, PartFrom, Ready, Report, ToLedgers, UnknownKey
 from router.settings import RouterSettings
 from router.telemetry.log import event
 
 _log = logging.getLogger("router.workers")
 
 _DRAIN_MARGIN_SECONDS = 5.0  # beyond the time it was given, before a draining worker is killed
+_FAREWELL_SECONDS = 1.0  # for which a connection must have been idle before a worker that is to end closes it
+# Nobody waits for a worker that others have replaced: its requests may take as long as they like, within reason, and a
+# client that has been silent for this long is hardly about to send its next request.
+_UNHURRIED_SECONDS = 3600.0
+_UNHURRIED_FAREWELL_SECONDS = 10.0
 _START_SECONDS = 30.0  # a worker that does not accept clients by then never will; it takes less than one
 _LAST_WORDS_SECONDS = 1.0  # for what a worker said before it ended to arrive
 
@@ -69,6 +74,8 @@ class _Worker:
         self.ready = asyncio.Event()
         self.silent = asyncio.Event()  # its channel is closed
         self.leaving = False
+        self.longest_silence: float | None = None
+        """Seconds after which it is killed unless it speaks; None where that is not looked at."""
         self._listener = listener
         self._bound: asyncio.TimerHandle | None = None
 
@@ -98,6 +105,8 @@ class _Worker:
             if not self.leaving:
                 self.spare()
         elif isinstance(message, ToLedgers | Report | UnknownKey):
+            if self.longest_silence is not None:
+                self.kill_after(self.longest_silence, "worker that was replaced is stuck, it is killed")
             self._listener.worker_said(self.name, message)
 
     def _closed(self) -> None:
@@ -143,6 +152,7 @@ class Workers:
         self._changing = asyncio.Lock()  # one at a time changes how many there are
         self._stopping = asyncio.Event()
         self._complete = True
+        self._parting = False
         self.ended_unasked = 0  # workers that did
 
     def __len__(self) -> int:
@@ -193,7 +203,7 @@ class Workers:
             self._wanted = count
             new = [await self._start() for _ in range(count - len(self)) if not self._stopping.is_set()]
             for worker in self._staying()[count:]:
-                self._retire(worker, self._settings.drain_seconds)
+                self._retire(worker)
             await asyncio.gather(*(self._becomes_ready(worker) for worker in new))
 
     async def replace_all(self) -> None:
@@ -203,7 +213,12 @@ class Workers:
             for worker in self._staying():
                 if self._stopping.is_set() or not await self._becomes_ready(await self._start()):
                     break
-                self._retire(worker, self._settings.drain_seconds)
+                self._retire(worker)
+
+    def part(self) -> None:
+        """Have clients told not to come back over their connections, while new ones are still accepted."""
+        self._parting = True
+        self.broadcast(PartFrom())
 
     async def stop(self, seconds: float) -> bool:
         """Drain all, at most for `seconds`; whoever has not ended soon after is killed. False if requests were cut."""
@@ -212,7 +227,7 @@ class Workers:
             restart.cancel()
         async with self._changing:  # who starts one at this moment is done soon, as `_stopping` is set
             for worker in tuple(self._workers.values()):
-                self._retire(worker, seconds)
+                self._end(worker, seconds)
         if ending := self._watchers | self._restarts:
             await asyncio.wait(ending)
         return self._complete
@@ -225,11 +240,21 @@ class Workers:
     def _staying(self) -> list[_Worker]:
         return [worker for worker in self._workers.values() if not worker.leaving]
 
-    def _retire(self, worker: _Worker, seconds: float) -> None:
+    def _retire(self, worker: _Worker) -> None:
+        """Let a worker end that others go on for: it has its time, as long as it gives signs of life."""
         if worker.name in self._workers and not worker.leaving:
             worker.leaving = True
-            worker.channel.send(Drain(seconds))
-            worker.kill_after(seconds + _DRAIN_MARGIN_SECONDS, "worker does not end, it is killed")
+            worker.longest_silence = self._settings.drain_seconds + _DRAIN_MARGIN_SECONDS
+            worker.kill_after(worker.longest_silence, "worker that was replaced is stuck, it is killed")
+            worker.channel.send(Drain(_UNHURRIED_SECONDS, _UNHURRIED_FAREWELL_SECONDS, last=False))
+
+    @staticmethod
+    def _end(worker: _Worker, seconds: float) -> None:
+        """Let a worker end, at most so long from now."""
+        worker.leaving = True
+        worker.longest_silence = None
+        worker.kill_after(seconds + _DRAIN_MARGIN_SECONDS, "worker does not end, it is killed")
+        worker.channel.send(Drain(seconds, _FAREWELL_SECONDS, last=True))
 
     async def _start(self) -> _Worker:
         name = f"worker-{next(self._numbers)}"
@@ -259,6 +284,8 @@ class Workers:
         worker.channel.send(Begin(self._settings, self._human_log))
         self._listener.worker_started(name)
         worker.channel.send(Accept())
+        if self._parting:
+            worker.channel.send(PartFrom())
         return worker
 
     async def _becomes_ready(self, worker: _Worker) -> bool:

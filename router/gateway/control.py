@@ -75,10 +75,16 @@ class Logging(NamedTuple):
     access_log: float
 
 
+class PartFrom(NamedTuple):
+    """Supervisor to worker: go on, and ask each client that you answer not to come back over the same connection."""
+
+
 class Drain(NamedTuple):
-    """Supervisor to worker: accept no more, finish within so many seconds, end."""
+    """Supervisor to worker: accept no more, finish within so many seconds, end. May come again with less time."""
 
     seconds: float
+    farewell_seconds: float  # for which a client's connection must have been idle before it is closed
+    last: bool  # nobody else takes the connections that wait to be accepted
 
 
 class ToLedgers(NamedTuple):

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -110,6 +110,28 @@ class Doors:
         except BaseException:
             sock.close()
             raise
+
+    async def take_in_who_waits(self) -> None:
+        """Accept all that are in the sockets' queues: closing the last descriptor of one resets who waits there."""
+        taken = []
+        for door in self._doors:
+            if door.server is not None:
+                taken += [self._take_in(door, sock) for sock in _waiting(door.sock)]
+        for failure in await asyncio.gather(*taken, return_exceptions=True):
+            if isinstance(failure, Exception) and not isinstance(failure, OSError):  # as OSError, the client has left
+                event(_log, logging.ERROR, "connection could not be taken in", exception=failure)
+
+    async def _take_in(self, door: _Door, sock: socket.socket) -> None:
+        if door.tls:
+            await self._loop.connect_accepted_socket(
+                self._newcomer,
+                sock,
+                ssl=self._context,
+                ssl_handshake_timeout=self._gateway.settings.client_head_timeout_seconds,
+                ssl_shutdown_timeout=_FAREWELL_SECONDS,
+            )
+        else:
+            await self._loop.connect_accepted_socket(self._client, sock)
 
     def close(self) -> None:
         """Accept no more. Connections that wait stay in the sockets' queues, for whoever else has these sockets."""
@@ -204,6 +226,17 @@ class Doors:
             event(_log, logging.WARNING, "accepting clients cannot go on yet", error=str(error))
         else:
             self._paused = False
+
+
+def _waiting(sock: socket.socket) -> Iterator[socket.socket]:
+    """The connections in a listening socket's queue."""
+    while True:
+        try:
+            accepted, _ = sock.accept()
+        except OSError:  # BlockingIOError: there are no more; anything else: nor will there be
+            return
+        accepted.setblocking(False)
+        yield accepted
 
 
 class Newcomer(asyncio.Protocol):

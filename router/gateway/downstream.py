@@ -386,6 +386,10 @@ class ClientConnection(RequestReader):
         """Whether nothing is under way."""
         return self._current is None and self._parsing is None and not self._head_since and not self._pending
 
+    def idle_seconds(self, now: float) -> float:
+        """For how long nothing has been under way; less than 0 while something is."""
+        return now - self._idle_since if self.idle else -1.0
+
     def check(self, now: float) -> None:
         """Enforce the bounds on what a client may take its time for; called a few times a second."""
         settings = self.gateway.settings

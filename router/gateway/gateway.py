@@ -37,9 +37,6 @@ _TICK_SECONDS = 1.0
 _ACCESS_LOG_SECONDS = 0.2
 _MOST_REMEMBERED_ADDRESSES = 4096
 _LONGEST_REMEMBERED_ADDRESS = 256
-# While draining, a client that sends one request after another gets its next answer with "Connection: close". To close
-# its connection between two of them would be a race with the next, which it could not safely repeat.
-_FAREWELL_SECONDS = 1.0
 # A replica that refuses connections is left alone this long, doubling with each further refusal.
 _SUSPENSION_SECONDS = 0.1
 _LONGEST_SUSPENSION_SECONDS = 5.0
@@ -70,7 +67,9 @@ class Gateway:
         self.services: dict[bytes, ServiceRoute] = {}
         self.addresses: dict[bytes, tuple[ServiceRoute, bytes]] = {}  # of services, with the replica's path
         self.versions: dict[VersionKey, VersionRoute] = {}
-        self.draining = False
+        self.draining = False  # whoever is answered is asked not to come back over the same connection
+        self.accepts = True
+        self._drain_until = self._farewell_seconds = 0.0
         self.wall_clock = time.time
         self.authentication = Authentication(self._loop, time.time, ask_for_keys)
         self._answer_kinds = answer_kinds()
@@ -294,15 +293,23 @@ class Gateway:
 
     # The end.
 
-    async def drain(self, seconds: float) -> bool:
-        """Accept no more, let requests under way finish, then close. False if some did not within `seconds`."""
-        self.draining = True
-        self.doors.close()
+    async def drain(self, seconds: float, farewell_seconds: float, last: bool) -> bool:
+        """Accept no more, let requests under way finish, then close. False if some did not within `seconds`.
+
+        A client that sends one request after another gets its next answer with "Connection: close". To close its
+        connection between two of them would be a race with the next, which it could not safely repeat: so that is done
+        only to one that has been idle for `farewell_seconds` since. `last`: connections that wait to be accepted are
+        taken in before, as nobody else will.
+        """
+        self.draining, self.accepts = True, False
         began = now = self._loop.time()
-        while self._clients and now < began + seconds:
-            if now >= began + _FAREWELL_SECONDS:
-                self._send_idle_clients_away()
-            await self._all_have_left(min(_SWEEP_SECONDS, began + seconds - now))
+        self._drain_until, self._farewell_seconds = began + seconds, farewell_seconds
+        if last:
+            await self.doors.take_in_who_waits()
+        self.doors.close()
+        while self._clients and now < self._drain_until:
+            self._send_idle_clients_away(now - began)
+            await self._all_have_left(min(_SWEEP_SECONDS, self._drain_until - now))
             now = self._loop.time()
         unfinished = [client for client in self._clients if not client.idle]
         for client in tuple(self._clients):
@@ -311,9 +318,15 @@ class Gateway:
         self.close()
         return not unfinished
 
-    def _send_idle_clients_away(self) -> None:
+    def hasten(self, seconds: float, farewell_seconds: float) -> None:
+        """While draining: be done within so many seconds from now, if not sooner."""
+        self._drain_until = min(self._drain_until, self._loop.time() + seconds)
+        self._farewell_seconds = min(self._farewell_seconds, farewell_seconds)
+
+    def _send_idle_clients_away(self, drained_seconds: float) -> None:
+        now = time.monotonic()
         for client in tuple(self._clients):
-            if client.idle:
+            if min(client.idle_seconds(now), drained_seconds) >= self._farewell_seconds:
                 client.close()
 
     async def _all_have_left(self, seconds: float) -> None:

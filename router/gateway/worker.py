@@ -26,6 +26,7 @@ from router.gateway.control import (
     Drain,
     FromLedger,
     Logging,
+    PartFrom,
     Ready,
     Reintroduce,
     Replicas,
@@ -49,6 +50,7 @@ REPORT_SECONDS = 0.2
 _COUNTERS_EVERY = 5  # reports
 _LEASES_EVERY = 5  # reports, for each version
 _FAREWELL_SECONDS = 1.0  # for the last report to reach a supervisor that may hang
+_AT_ONCE = Drain(0.0, 0.0, last=False)
 _NOTHING = Totals(0.0, 0.0, 0, 0, 0, 0.0)
 
 
@@ -65,7 +67,7 @@ class Worker:
         self._heard = 0
         self._reports = 0
         self._reported_at = time.monotonic()
-        self._drain_seconds = 0.0
+        self._drain = _AT_ONCE
         self._ending = asyncio.Event()
         self._closed = asyncio.Event()
 
@@ -84,7 +86,7 @@ class Worker:
             await self._listening
         complete = True
         if self._gateway is not None:
-            complete = await self._gateway.drain(self._drain_seconds)
+            complete = await self._gateway.drain(*self._drain)
             self._report(self._gateway, counters=True)
         self._channel.close()
         try:
@@ -96,7 +98,7 @@ class Worker:
 
     def _channel_closed(self) -> None:
         if not self._ending.is_set():
-            self._drain_seconds = 0.0  # nobody keeps account of the slots of whom the supervisor has died
+            self._drain = _AT_ONCE  # nobody keeps account of the slots of whom the supervisor has died
         self._closed.set()
         self._ending.set()
 
@@ -128,13 +130,18 @@ class Worker:
             log.set_level(message.level)
             gateway.set_access_log_rate(message.access_log)
         elif isinstance(message, Drain):
-            self._drain_seconds = message.seconds
-            self._ending.set()
+            self._drain = message
+            if gateway.accepts:
+                self._ending.set()
+            else:
+                gateway.hasten(message.seconds, message.farewell_seconds)
+        elif isinstance(message, PartFrom):
+            gateway.draining = True
         self._heard += 1
 
     def _begin(self, message: Begin) -> None:
         log.configure(message.settings.log_level, sys.stderr, human=message.human_log)
-        self._drain_seconds = message.settings.drain_seconds
+        self._drain = Drain(message.settings.drain_seconds, _FAREWELL_SECONDS, last=True)
         self._gateway = Gateway(
             message.settings,
             AccessLog(message.settings.access_log, sys.stdout),

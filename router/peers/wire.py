@@ -43,6 +43,11 @@ class Goodbye:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """My process is about to end: I own no service any more. My front-ends finish what they have."""
+
+
+@dataclass(frozen=True, slots=True)
 class ToLedger:
     """A front-end of mine says this to the ledger of a version, which is yours by my view."""
 
@@ -133,8 +138,8 @@ class Cordons:
 
 
 Message = (
-    Heartbeat | Goodbye | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Felt | Services
-    | Replicas | Cordons
+    Heartbeat | Goodbye | Leaving | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Felt
+    | Services | Replicas | Cordons
 )  # fmt: skip
 
 
@@ -445,6 +450,7 @@ def _decode_cordons(_: MessageReader, fields: list[Any]) -> Cordons:
 _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
     Heartbeat: lambda _: ["heartbeat"],
     Goodbye: lambda _: ["goodbye"],
+    Leaving: lambda _: ["leaving"],
     ToLedger: lambda m: ["to-ledger", m.front_end, *m.key, [_encode_word(word) for word in m.messages]],
     ToHolder: lambda m: ["to-holder", m.front_end, *m.key, [_encode_word(word) for word in m.messages]],
     Leases: _encode_leases,
@@ -461,6 +467,7 @@ _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
 _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
     "heartbeat": lambda _, f: Heartbeat(),
     "goodbye": lambda _, f: Goodbye(),
+    "leaving": lambda _, f: Leaving(),
     "to-ledger": MessageReader.to_ledger,
     "to-holder": MessageReader.to_holder,
     "leases": _decode_leases,

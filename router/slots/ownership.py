@@ -63,13 +63,14 @@ class Ownership:
     """One pod's view. Times are seconds of one monotonic clock."""
 
     __slots__ = (
-        "_gathering_since", "_given_up", "_held_back_until", "_live", "_owners", "_share_cache", "_told",
+        "_gathering_since", "_given_up", "_held_back_until", "_leaving", "_live", "_owners", "_share_cache", "_told",
         "_unreachable", "own_id",
     )  # fmt: skip
 
     def __init__(self, own_id: str) -> None:
         self.own_id = own_id
         self._live: frozenset[str] = frozenset((own_id,))
+        self._leaving: set[str] = set()
         self._unreachable: dict[str, float] = {}  # pod -> since when, until its grace is over
         self._given_up: dict[str, float] = {}  # unreachable pods whose grace is over -> since when
         self._owners: dict[str, str] = {}
@@ -85,7 +86,7 @@ class Ownership:
 
     def owner(self, service: str) -> str:
         """Who owns a service by this view."""
-        return self._owners.get(service) or rendezvous(service, self._live)
+        return self._owners.get(service) or rendezvous(service, self._staying)
 
     def owned_by(self, pod: str) -> list[str]:
         """The services that a pod owns by this view."""
@@ -108,16 +109,32 @@ class Ownership:
         self._given_up = {pod: since for pod, since in self._given_up.items() if absent.get(pod) == since}
         self._unreachable = {pod: since for pod, since in absent.items() if pod not in self._given_up}
         self._share_cache.clear()
+        self._leaving &= self._live
+        return self._reassign(now)
+
+    def leaves(self, pod: str, now: float) -> list[Move]:
+        """A pod is about to end: it is to own nothing any more, while its front-ends finish what they have. Returns the
+        services that have another owner now."""
+        self._leaving.add(pod)
+        return self._reassign(now)
+
+    @property
+    def _staying(self) -> frozenset[str]:
+        """The pods that may own services. Where all of them leave, somebody must all the same."""
+        return self._live - self._leaving or self._live
+
+    def _reassign(self, now: float) -> list[Move]:
+        staying = self._staying
         moves = []
         for service, before in list(self._owners.items()):
-            if before not in self._live or rendezvous(service, self._live) != before:
+            if before not in staying or rendezvous(service, staying) != before:
                 move = self._assign(service, before, now)
                 if move.before != move.after:
                     moves.append(move)
         return moves
 
     def _assign(self, service: str, before: str | None, now: float) -> Move:
-        after = self._owners[service] = rendezvous(service, self._live)
+        after = self._owners[service] = rendezvous(service, self._staying)
         self._gathering_since.pop(service, None)
         if after == self.own_id:
             self._gathering_since[service] = now

@@ -532,7 +532,7 @@ async def test_draining_lets_requests_finish_and_closes_idle_connections(world: 
     replica = await world.replica()
     idle = await world.client()
     client, line = await world.in_flight(replica)
-    draining = asyncio.ensure_future(world.gateway.drain(5.0))
+    draining = asyncio.ensure_future(world.gateway.drain(5.0, 0.02, last=True))
     assert await idle.rest() == b""
     line.send(ok())
     answer = await client.message()
@@ -544,6 +544,6 @@ async def test_draining_lets_requests_finish_and_closes_idle_connections(world: 
 async def test_draining_ends_in_time(world: World) -> None:
     replica = await world.replica()
     client, line = await world.in_flight(replica)
-    assert await world.gateway.drain(0.02) is False
+    assert await world.gateway.drain(0.02, 0.02, last=True) is False
     await client.end()
     await line.end()

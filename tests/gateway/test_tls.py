@@ -286,7 +286,7 @@ async def test_draining_ends_idle_connections_and_handshakes(world: World) -> No
     busy.send(post())
     line = await replica.accept()
     await line.message()
-    draining = asyncio.ensure_future(world.gateway.drain(5))
+    draining = asyncio.ensure_future(world.gateway.drain(5, 0.02, last=True))
     await idle.end()
     line.send(ok())
     answer = await busy.message()

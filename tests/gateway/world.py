@@ -362,9 +362,7 @@ def play(tell: Callable[[World], Awaitable[None]], **settings: Any) -> None:
 
     _let_uvloop_open_its_own()
     before = open_descriptors()
-    patience = mock.patch.multiple(
-        "router.gateway.gateway", _SWEEP_SECONDS=0.02, _SUSPENSION_SECONDS=0.03, _FAREWELL_SECONDS=0.02
-    )
+    patience = mock.patch.multiple("router.gateway.gateway", _SWEEP_SECONDS=0.02, _SUSPENSION_SECONDS=0.03)
     with patience:
         uvloop.run(run())
     assert open_descriptors() == before

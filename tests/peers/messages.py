@@ -86,6 +86,7 @@ def _by_name(found: list[Service]) -> wire.Services:
 every_message: st.SearchStrategy[wire.Message] = st.one_of(
     st.just(wire.Heartbeat()),
     st.just(wire.Goodbye()),
+    st.just(wire.Leaving()),
     st.builds(wire.ToLedger, names, keys, _words(to_ledger)),
     st.builds(wire.ToHolder, names, keys, _words(to_holder)),
     st.builds(wire.FrontEndGone, names),

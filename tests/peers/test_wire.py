@@ -23,7 +23,7 @@ json_values = st.recursive(
     max_leaves=20,
 )
 KNOWN = [
-    "heartbeat", "goodbye", "to-ledger", "to-holder", "front-end-gone", "told", "forget", "demand", "felt",
+    "heartbeat", "goodbye", "leaving", "to-ledger", "to-holder", "front-end-gone", "told", "forget", "demand", "felt",
     "services", "replicas",
 ]  # fmt: skip
 WANTS = wire.ToLedger("pod-1/worker-0", ("iris", "blue"), (slots.Wants(7, 3, (5,)),))

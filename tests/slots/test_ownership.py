@@ -251,3 +251,41 @@ def test_the_cut_ends_when_the_pod_is_back_or_certainly_gone() -> None:
         view.set_peers(live, {}, 1.0)
         assert not view.is_cut
         assert all(view.is_ours(replica, 1.0) for replica in REPLICAS)
+
+
+# A pod that is about to end.
+
+
+def test_a_pod_that_leaves_owns_nothing_and_is_still_heard() -> None:
+    everyone = {"pod-1", "pod-2", "pod-3"}
+    views = {pod: view_of(pod, everyone - {pod}) for pod in everyone}
+    moves = {pod: views[pod].leaves("pod-1", 1.0) for pod in everyone}
+    assert moves["pod-1"] == moves["pod-2"] == moves["pod-3"]
+    for move in moves["pod-2"]:
+        assert move.before == "pod-1"
+        assert move.after == rendezvous(move.service, everyone - {"pod-1"})
+    service = next(move.service for move in moves["pod-2"] if move.after == "pod-2")
+    heir = views["pod-2"]
+    for pod in ("pod-2", "pod-3"):
+        heir.told(pod, service)
+    assert service not in heir.newly_granting(1.0)  # the leaving pod's front-ends still hold something
+    heir.told("pod-1", service)
+    assert service in heir.newly_granting(1.0)
+    assert heir.set_peers({"pod-3"}, {}, 2.0) == []  # nothing changes any more once it is gone
+    assert heir.may_grant(service)
+
+
+def test_a_pod_that_left_and_comes_back_owns_its_share_again() -> None:
+    view = view_of("pod-2", {"pod-1"})
+    view.leaves("pod-1", 1.0)
+    view.set_peers((), {}, 2.0)
+    moves = view.set_peers({"pod-1"}, {}, 3.0)
+    assert {move.service for move in moves} == {s for s in SERVICES if rendezvous(s, ("pod-1", "pod-2")) == "pod-1"}
+
+
+def test_where_all_pods_leave_services_have_owners_all_the_same() -> None:
+    view = view_of("pod-1", {"pod-2"})
+    before = {service: view.owner(service) for service in SERVICES}
+    view.leaves("pod-1", 1.0)
+    view.leaves("pod-2", 1.0)
+    assert {service: view.owner(service) for service in SERVICES} == before
