@@ -12,14 +12,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from router.auth.issuers import Issuer, is_safe_url
 from router.auth.trust import KeySet, PublicKey
 
-UNKNOWN_KEY_SECONDS = 10.0
-"""An issuer is not asked more often than this because of keys that tokens name: anyone can make up such names."""
+MOST_QUESTIONS = 3
+QUESTIONS_SECONDS = 30.0
+"""Keys that tokens name are reason to ask an issuer only if it was not asked so often within this time: anyone can make
+up such names."""
 
 MOST_KEYS = 100
 _FIRST_PAUSE_SECONDS = 1.0
@@ -104,7 +107,7 @@ class IssuerKeys:
         """Fetches that succeeded, ever."""
         self.asking = False
         self._keys: tuple[PublicKey, ...] = ()
-        self._asked_at = -math.inf
+        self._asked: deque[float] = deque(maxlen=MOST_QUESTIONS)
         self._known_at = -math.inf
         self._next_at = -math.inf
         self._in_a_row = 0  # failures since the last success
@@ -116,7 +119,7 @@ class IssuerKeys:
     def began(self, now: float) -> None:
         """The issuer is being asked."""
         self.asking = True
-        self._asked_at = now
+        self._asked.append(now)
 
     def succeeded(self, keys: tuple[PublicKey, ...], now: float, usable_seconds: float = math.inf) -> bool:
         """It answered; the answer may be used for so long by its own account. Returns whether that is news."""
@@ -139,9 +142,13 @@ class IssuerKeys:
         return self._in_a_row == 1
 
     def unknown_key(self, now: float) -> None:
-        """A token names a key that is not known: ask now, unless that was just done."""
-        if now >= self._asked_at + UNKNOWN_KEY_SECONDS:
+        """A token names a key that is not known: ask now, unless that was just done several times."""
+        if now >= self._may_be_asked_at:
             self._next_at = min(self._next_at, now)
+
+    @property
+    def _may_be_asked_at(self) -> float:
+        return self._asked[0] + QUESTIONS_SECONDS if len(self._asked) == MOST_QUESTIONS else -math.inf
 
     def age(self, now: float) -> float:
         """Seconds since the issuer last told its keys; infinite when it never did."""
@@ -150,4 +157,6 @@ class IssuerKeys:
     def key_set(self, now: float) -> KeySet:
         """What workers may go by: nothing when it is too old."""
         usable = self.age(now) < self.issuer.keys_max_age_seconds
-        return KeySet(self._keys if usable else (), self._asked_at)
+        return KeySet(
+            self._keys if usable else (), self._asked[-1] if self._asked else -math.inf, self._may_be_asked_at
+        )

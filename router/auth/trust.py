@@ -20,6 +20,8 @@ class KeySet(NamedTuple):
     asked_at: float = -math.inf
     """When the issuer was last asked for them, whatever came of it; seconds of the monotonic clock, which all
     processes of a machine share."""
+    may_be_asked_at: float = -math.inf
+    """From when on an unknown key is a reason to ask it again."""
 
 
 @dataclass(frozen=True, slots=True)

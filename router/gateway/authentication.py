@@ -2,8 +2,8 @@
 
 Keys of issuers come from the supervisor, who alone talks to issuers. A token that names an unknown key may have been
 signed with a new one, so the supervisor is told, once for all such tokens, and the requests are held until it answers
-or a short time is up; then they are judged finally. Whose issuer was asked a moment ago is refused at once: such tokens
-can be made up by anyone, and must neither fill the router nor reach the issuer.
+or a short time is up; then they are judged finally. Whose issuer was asked several times just now is refused at
+once: such tokens can be made up by anyone, and must neither fill the router nor reach the issuer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router.auth.jwks import UNKNOWN_KEY_SECONDS
 from router.auth.keys import CHALLENGE, INSUFFICIENT_CHALLENGE, INVALID_CHALLENGE, MISSING, KeyCheck
 from router.auth.trust import KeySet, Trust
 from router.http import answers
@@ -95,7 +94,7 @@ class Authentication:
 
     def hold(self, exchange: Admission, issuer: str) -> bool:
         """Keep a request until the issuer's keys have been fetched again; False if there is no point in that."""
-        if self._ask is None or monotonic() < self._trust.keys.get(issuer, KeySet()).asked_at + UNKNOWN_KEY_SECONDS:
+        if self._ask is None or monotonic() < self._trust.keys.get(issuer, KeySet()).may_be_asked_at:
             return False
         if sum(map(len, self._held.values())) >= MOST_HELD:
             return False

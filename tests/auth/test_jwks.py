@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.auth.jwks import UNKNOWN_KEY_SECONDS, BadAnswer, IssuerKeys, max_age, read_keys, read_keys_url
+from router.auth.jwks import MOST_QUESTIONS, QUESTIONS_SECONDS, BadAnswer, IssuerKeys, max_age, read_keys, read_keys_url
 from router.auth.trust import KeySet
 from tests.auth.signing import ISS, issuer, pair, published
 
@@ -137,10 +137,17 @@ def test_keys_are_refreshed_before_they_expire(usable: float, next_at: float) ->
 
 def test_unknown_key_has_the_issuer_asked_but_not_often() -> None:
     keys = known()
-    keys.unknown_key(UNKNOWN_KEY_SECONDS - 0.1)
-    assert not keys.is_due(UNKNOWN_KEY_SECONDS - 0.1)
-    keys.unknown_key(UNKNOWN_KEY_SECONDS)
-    assert keys.is_due(UNKNOWN_KEY_SECONDS)
+    assert not keys.is_due(1.0)
+    for number in range(1, MOST_QUESTIONS):
+        keys.unknown_key(1.0)
+        assert keys.is_due(1.0)
+        keys.began(float(number))
+        keys.succeeded(KEYS, float(number))
+    assert keys.key_set(3.0).may_be_asked_at == QUESTIONS_SECONDS
+    keys.unknown_key(QUESTIONS_SECONDS - 0.1)
+    assert not keys.is_due(QUESTIONS_SECONDS - 0.1)
+    keys.unknown_key(QUESTIONS_SECONDS)
+    assert keys.is_due(QUESTIONS_SECONDS)
 
 
 def test_flood_of_unknown_keys_is_no_flood_of_questions() -> None:
@@ -153,7 +160,7 @@ def test_flood_of_unknown_keys_is_no_flood_of_questions() -> None:
             asked += 1
             keys.began(now)
             keys.succeeded(KEYS, now)
-    assert asked == 9
+    assert asked == 4 * MOST_QUESTIONS - 1  # and the one before
 
 
 def test_known_keys_stay_in_use_for_a_time_while_the_issuer_is_down() -> None:
@@ -201,18 +208,19 @@ def test_age() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["unknown", "ok", "fail", "look"]), st.floats(0, 50)), max_size=60))
 def test_whatever_happens_questions_keep_their_distance(events: list[tuple[str, float]]) -> None:
-    """But for the first pauses after a failure, which are shorter on purpose."""
+    """But for those after a failure, which have pauses of their own."""
     keys = known()
-    now, last, failed = 0.0, 0.0, False
+    now, answered = 0.0, [0.0]
     for event, pause in events:
         now += pause
         if event == "unknown":
             keys.unknown_key(now)
         if keys.is_due(now):
-            assert failed or now - last >= UNKNOWN_KEY_SECONDS
             keys.began(now)
-            last, failed = now, event == "fail"
-            if failed:
+            if event == "fail":
                 keys.failed(now)
             else:
                 keys.succeeded(KEYS, now)
+                answered.append(now)
+    rows = zip(answered, answered[MOST_QUESTIONS:], strict=False)
+    assert all(later - earlier >= QUESTIONS_SECONDS for earlier, later in rows)

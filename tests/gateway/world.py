@@ -138,11 +138,13 @@ class World:
         self.loop = asyncio.get_running_loop()
         self.failures: list[str] = []  # what no test may leave behind
         self.loop.set_exception_handler(lambda _, context: self.failures.append(repr(context)))
+        self.asked: list[str] = []  # token issuers of whom the gateway wants to know more
         self.coordinator = Coordinator()
         self.gateway = Gateway(
             replace(load_settings(environ={}), **settings),
             AccessLog(0.0, sys.stderr),
             self._send,
+            self.asked.append,
             descriptors=descriptors,
         )
         self.coordinator.attach("w0", self.gateway.deliver)
