@@ -64,12 +64,15 @@ def open_echo(**settings: Any) -> dict[str, Any]:
 class Router:
     """A router process, and what can be seen of it."""
 
-    def __init__(self, folder: Path, services: Services, *flags: str, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, services: Services, *flags: str, token_issuers: Services | None = None, **settings: Any
+    ) -> None:
         self.file = folder / "models.yaml"
         self.state = folder / "state"
         self._mark = f"mark-{secrets.token_hex(8)}"
         given = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": str(self.state), **settings}
         self._settings = {name: value for name, value in given.items() if value is not None}
+        self.token_issuers = token_issuers or {}
         self._errors = folder / "errors.txt"
         self._output = folder / "output.txt"
         self.write(services)
@@ -89,7 +92,8 @@ class Router:
     def write(self, services: Services, **settings: Any) -> None:
         """Write the file anew; JSON is YAML."""
         marked = {name: self._marked(service) for name, service in services.items()}
-        text = json.dumps({"services": marked, "router": self._settings | settings}, indent=1)
+        sections = {"services": marked, "router": self._settings | settings, "token_issuers": self.token_issuers}
+        text = json.dumps(sections, indent=1)
         fresh = self.file.with_suffix(".new")
         fresh.write_text(text)
         fresh.replace(self.file)
@@ -131,6 +135,11 @@ class Router:
         """The lines of its access log so far."""
         whole, _, _ = self._output.read_text().rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
+
+    @property
+    def printed(self) -> str:
+        """All of its standard output so far: the access log."""
+        return self._output.read_text()
 
     def says(self, pattern: str, times: int = 1) -> re.Match[str]:
         """Wait until it has said something; the last time it did."""

@@ -107,6 +107,7 @@ class IssuerKeys:
         """Fetches that succeeded, ever."""
         self.asking = False
         self._keys: tuple[PublicKey, ...] = ()
+        self._answered_at = -math.inf
         self._asked: deque[float] = deque(maxlen=MOST_QUESTIONS)
         self._known_at = -math.inf
         self._next_at = -math.inf
@@ -125,6 +126,7 @@ class IssuerKeys:
         """It answered; the answer may be used for so long by its own account. Returns whether that is news."""
         news = self._in_a_row > 0 or keys != self._keys
         self.asking = False
+        self._answered_at = now
         self.successes += 1
         self._in_a_row = 0
         self._keys = keys
@@ -135,6 +137,7 @@ class IssuerKeys:
     def failed(self, now: float) -> bool:
         """It gave no answer that can be used. Returns whether that is news: the one before was good."""
         self.asking = False
+        self._answered_at = now
         self.failures += 1
         self._in_a_row += 1
         pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(self._in_a_row - 1, 10), _LONGEST_PAUSE_SECONDS)
@@ -157,6 +160,6 @@ class IssuerKeys:
     def key_set(self, now: float) -> KeySet:
         """What workers may go by: nothing when it is too old."""
         usable = self.age(now) < self.issuer.keys_max_age_seconds
-        return KeySet(
-            self._keys if usable else (), self._asked[-1] if self._asked else -math.inf, self._may_be_asked_at
-        )
+        # While it is being asked, it pays to wait for the answer.
+        may_be_asked_at = -math.inf if self.asking else self._may_be_asked_at
+        return KeySet(self._keys if usable else (), self._answered_at, may_be_asked_at)

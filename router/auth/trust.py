@@ -17,9 +17,9 @@ class KeySet(NamedTuple):
     """What is known of an issuer's keys."""
 
     keys: tuple[PublicKey, ...] = ()
-    asked_at: float = -math.inf
-    """When the issuer was last asked for them, whatever came of it; seconds of the monotonic clock, which all
-    processes of a machine share."""
+    answered_at: float = -math.inf
+    """When the issuer last answered, or failed to; seconds of the monotonic clock, which all processes of a machine
+    share."""
     may_be_asked_at: float = -math.inf
     """From when on an unknown key is a reason to ask it again."""
 

@@ -87,7 +87,7 @@ class Authentication:
             if trust.takes_back(former):
                 self._memory.clear()
         for name in tuple(self._held):
-            if trust.keys.get(name, KeySet()).asked_at != former.keys.get(name, KeySet()).asked_at:
+            if trust.keys.get(name, KeySet()).answered_at != former.keys.get(name, KeySet()).answered_at:
                 self._release(name)
 
     # Requests that wait for a key.

@@ -59,12 +59,12 @@ def issuer(**settings: Any) -> Issuer:
     return Issuer(**facts | settings)
 
 
-def trust(*issuers: Issuer, keys: Mapping[str, PublicKey] | None = None, asked_at: float = 0.0) -> Trust:
+def trust(*issuers: Issuer, keys: Mapping[str, PublicKey] | None = None, answered_at: float = 0.0) -> Trust:
     """These issuers, each with these keys by id."""
     known = keys if keys is not None else {"one": published(pair("one"))}
     listed = tuple({**key, "kid": kid} for kid, key in known.items())
     issuers = issuers or (issuer(),)
-    return Trust(issuers, {each.name: KeySet(listed, asked_at) for each in issuers})
+    return Trust(issuers, {each.name: KeySet(listed, answered_at) for each in issuers})
 
 
 def claims(**changed: Any) -> dict[str, Any]:

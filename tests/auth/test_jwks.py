@@ -124,6 +124,7 @@ def test_issuer_is_asked_at_once_and_once_at_a_time() -> None:
     assert keys.is_due(0.0)
     keys.began(0.0)
     assert not keys.is_due(1e9)
+    assert keys.key_set(1e9) == KeySet()  # who waits for an answer goes on waiting
     assert keys.key_set(0.0).keys == ()
 
 

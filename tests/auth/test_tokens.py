@@ -545,7 +545,7 @@ def test_repr_shows_nothing() -> None:
 def test_trust_is_taken_back_when_a_key_or_an_issuers_terms_change() -> None:
     one, two = published(pair("one")), published(pair("two"))
     first = trust(keys={"one": one})
-    assert not trust(keys={"one": one, "two": two}, asked_at=9.0).takes_back(first)
+    assert not trust(keys={"one": one, "two": two}, answered_at=9.0).takes_back(first)
     assert trust(keys={"two": two}).takes_back(first)
     assert trust(keys={}).takes_back(first)
     assert trust(issuer(required_roles=("x",)), keys={"one": one}).takes_back(first)

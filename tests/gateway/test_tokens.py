@@ -27,9 +27,9 @@ def token(kid: str = "one", **claims: Any) -> str:
     return signing.token(signing.claims(**{"exp": now + 600, "iat": now} | claims), key=pair(kid), kid=kid).decode()
 
 
-def known(*kids: str, asked_at: float = 1.0, may_be_asked_at: float = 0.0, **settings: Any) -> Trust:
+def known(*kids: str, answered_at: float = 1.0, may_be_asked_at: float = 0.0, **settings: Any) -> Trust:
     keys = tuple({**published(pair(kid)), "kid": kid} for kid in kids)
-    return Trust((issuer(**settings),), {"corp": KeySet(keys, asked_at, may_be_asked_at)})
+    return Trust((issuer(**settings),), {"corp": KeySet(keys, answered_at, may_be_asked_at)})
 
 
 def serve(world: World, trust: Trust | None = None) -> None:
@@ -189,7 +189,7 @@ async def test_request_with_a_new_key_waits_until_it_is_known(world: World) -> N
     client.send(post(key=token("two")))
     await world.until(lambda: world.asked, "question")
     assert not replica.lines
-    world.gateway.set_trust(known("one", "two", asked_at=2.0))
+    world.gateway.set_trust(known("one", "two", answered_at=2.0))
     assert (await client.message()).status == 200
     assert world.asked == ["corp"]
 
@@ -205,7 +205,7 @@ async def test_many_wait_with_one_question_and_are_judged_one_by_one(world: Worl
     for client in bad:
         client.send(post(key=token("three")))
     await world.until(lambda: sum(map(len, world.gateway.authentication._held.values())) == 10, "ten that wait")
-    world.gateway.set_trust(known("one", "two", asked_at=2.0))
+    world.gateway.set_trust(known("one", "two", answered_at=2.0))
     assert [(await client.message()).status for client in good] == [200] * 5
     assert [(await client.message()).status for client in bad] == [401] * 5
     assert world.asked == ["corp"]
@@ -244,7 +244,7 @@ async def test_as_many_wait_as_there_is_room_for(world: World) -> None:
             client.send(post(key=token("two")))
         await world.until(lambda: sum(map(len, world.gateway.authentication._held.values())) == 2, "two that wait")
         assert (await world.ask(post(key=token("two")))).status == 401
-    world.gateway.set_trust(known("one", asked_at=2.0))
+    world.gateway.set_trust(known("one", answered_at=2.0))
     assert [(await client.message()).status for client in waiting] == [401, 401]
 
 
@@ -266,7 +266,7 @@ async def test_client_that_leaves_while_it_waits_is_forgotten(world: World) -> N
     await world.until(lambda: world.asked, "question")
     client.reset()
     await world.until(lambda: not world.gateway._clients, "end of the client")
-    world.gateway.set_trust(known("one", "two", asked_at=2.0))
+    world.gateway.set_trust(known("one", "two", answered_at=2.0))
     assert not replica.lines
     assert world.gateway.authentication._held == {}
 
@@ -280,7 +280,7 @@ async def test_body_that_comes_meanwhile_reaches_the_replica_whole(world: World)
     client.send(request[:70_000])
     await world.until(lambda: world.asked, "question")
     client.send(request[70_000:])
-    world.gateway.set_trust(known("one", "two", asked_at=2.0))
+    world.gateway.set_trust(known("one", "two", answered_at=2.0))
     line = await replica.accept()
     assert (await line.message()).body == b"x" * 300_000
     line.send(ok())
@@ -294,7 +294,7 @@ async def test_pipelined_requests_wait_behind_the_one_that_waits(world: World) -
     client = await world.client()
     client.send(post(key=token("two")), post(key=token()))
     await world.until(lambda: world.asked, "question")
-    world.gateway.set_trust(known("one", asked_at=2.0))
+    world.gateway.set_trust(known("one", answered_at=2.0))
     assert [(await client.message()).status for _ in range(2)] == [401, 200]
 
 
@@ -308,7 +308,7 @@ async def test_malformed_body_of_a_request_that_waits_is_refused_at_once(world: 
     await world.until(lambda: world.asked, "question")
     client.send(b"not a chunk\r\n")
     assert (await client.message()).status == 400
-    world.gateway.set_trust(known("one", "two", asked_at=2.0))
+    world.gateway.set_trust(known("one", "two", answered_at=2.0))
     assert not replica.lines
 
 
@@ -320,7 +320,7 @@ async def test_service_that_goes_while_a_request_waits(world: World) -> None:
     client.send(post(key=token("two")))
     await world.until(lambda: world.asked, "question")
     world.withdraw("iris")
-    world.gateway.set_trust(known("one", "two", asked_at=2.0))
+    world.gateway.set_trust(known("one", "two", answered_at=2.0))
     assert (await client.message()).status == 404
 
 
@@ -331,7 +331,7 @@ async def test_what_comes_after_authentication_is_checked_after_the_wait(world: 
     client = await world.client()
     client.send(post(b"x" * 11, key=token("two")))
     await world.until(lambda: world.asked, "question")
-    world.gateway.set_trust(known("one", "two", asked_at=2.0))
+    world.gateway.set_trust(known("one", "two", answered_at=2.0))
     assert (await client.message()).status == 413
 
 
