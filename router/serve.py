@@ -22,6 +22,7 @@ from pathlib import Path
 
 import uvloop
 
+from router.auth.issuers import Issuer
 from router.certificates import peer_certificates
 from router.cluster.kubernetes.client import Api
 from router.cluster.kubernetes.cluster import KubernetesCluster
@@ -29,8 +30,9 @@ from router.cluster.kubernetes.credentials import Kubeconfig, PodAccount, creden
 from router.cluster.kubernetes.electorate import Electorate
 from router.cluster.kubernetes.leader import identity_of
 from router.cluster.kubernetes.peers import PeerList
+from router.cluster.kubernetes.token_keys import TokenKeySecret
 from router.cluster.kubernetes.view import samples
-from router.cluster.local.file import load_router_section
+from router.cluster.local.file import load_router_file
 from router.peers.accepting import listening_socket
 from router.peers.handshake import SECRET_BYTES, Party
 from router.peers.mesh import Mesh
@@ -52,23 +54,20 @@ _MOST_SECRET_BYTES = 4096
 
 def run_serve(config: Path | None, flags: Mapping[str, object]) -> int:
     """Run until a signal ends it. Returns the exit code. Raises `SettingsError` and OSError before anything runs."""
-    settings = serve_settings(config, flags)
+    named = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    file, issuers = load_router_file(named) if named is not None else ({}, {})
+    settings = load_settings(environ=os.environ, file=file, flags=flags, defaults=DEFAULTS)
     log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
     secret = _peer_secret(Path(settings.peer_secret_file))
     peer_socket = _peer_socket(settings)
-    return uvloop.run(_serve(settings, secret, peer_socket))
+    return uvloop.run(_serve(settings, issuers, secret, peer_socket))
 
 
-def serve_settings(config: Path | None, flags: Mapping[str, object]) -> RouterSettings:
-    """What is set by file, environment and flags. Raises `SettingsError`."""
-    named = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
-    file = load_router_section(named) if named is not None else None
-    return load_settings(environ=os.environ, file=file, flags=flags, defaults=DEFAULTS)
-
-
-async def _serve(settings: RouterSettings, secret: bytes, peer_socket: socket.socket) -> int:
+async def _serve(
+    settings: RouterSettings, issuers: Mapping[str, Issuer], secret: bytes, peer_socket: socket.socket
+) -> int:
     path = Path(settings.kubeconfig) if settings.kubeconfig is not None else None
-    return await Serve(settings, await credentials(path), secret, peer_socket).run()
+    return await Serve(settings, issuers, await credentials(path), secret, peer_socket).run()
 
 
 class Serve:
@@ -77,6 +76,7 @@ class Serve:
     def __init__(
         self,
         settings: RouterSettings,
+        issuers: Mapping[str, Issuer],
         account: PodAccount | Kubeconfig,
         secret: bytes,
         peer_socket: socket.socket,
@@ -86,14 +86,16 @@ class Serve:
         pod = settings.pod_name or re.sub("[^a-z0-9.-]", "-", socket.gethostname().lower())[:63]
         namespace = settings.pod_namespace or account.namespace
         incarnation = Party.new_incarnation()
+        self._api = Api(account)
         self._supervisor = Supervisor(
             settings,
             own_id=pod,
             human_log=sys.stderr.isatty(),
             peer_socket=peer_socket,
+            token_keys=TokenKeySecret(self._api, namespace),
             by_election=True,
         )
-        self._api = Api(account)
+        self._supervisor.set_token_issuers(issuers)
         self._electorate = Electorate(self._api, namespace, identity_of(pod, incarnation), self._elected)
         self._peers = PeerList(int(peer_socket.getsockname()[1]))
         self._cluster = KubernetesCluster(
@@ -133,8 +135,10 @@ class Serve:
                 await self._stopping.wait()
             log.event(_log, logging.INFO, "stopping", seconds=self._settings.drain_seconds)
         finally:
-            await self._cluster.resign()
+            resigning = asyncio.ensure_future(self._cluster.resign())
             complete = await self._supervisor.stop()
+            await resigning
+            await self._api.close()
         log.event(_log, logging.INFO, "stopped", complete=complete)
         return 0 if complete else 1
 

@@ -40,7 +40,7 @@ def used(scope: str, *, keys: bool = True) -> set[Right]:
     }
 
 
-# The self-scaler's, and those of the keys that sign tokens.
+# The self-scaler's.
 SELF_SCALING: set[Right] = {
     ("", "pods/resize", "patch", ""),
     ("apps", "deployments", "get", "azureml-fe"),
@@ -48,10 +48,6 @@ SELF_SCALING: set[Right] = {
     ("apps", "deployments/scale", "patch", "azureml-fe"),
     ("", "events", "create", ""),
     ("", "events", "patch", ""),
-}
-TOKEN_KEYS: set[Right] = {
-    *(("", "secrets", verb, "azureml-fe-token-keys") for verb in ("get", "list", "watch", "update")),
-    ("", "secrets", "create", ""),
 }
 ROOM: set[Right] = {("", "nodes", "list", ""), ("", "pods", "list", "")}
 
@@ -80,7 +76,7 @@ def test_a_router_that_makes_no_keys_may_write_no_secret_of_models() -> None:
 
 
 def test_the_routers_own_namespace() -> None:
-    own = used("own") | TOKEN_KEYS
+    own = used("own")
     assert granted(render(smallest())["Role", "azureml-fe"]["rules"]) == own | SELF_SCALING
 
 

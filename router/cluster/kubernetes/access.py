@@ -13,6 +13,7 @@ whether it is granted, and nothing else in this package may send a request that 
 | models | events | create, patch | what operators should read |
 | own | pods | list, watch | the other routers |
 | own | coordination.k8s.io/leases | list, watch, create, update | who scales |
+| own | secrets | get, create, update | the keys that sign tokens |
 
 `models` are the namespaces that are served, all of them where `namespaces` is empty; `own` is the router's namespace.
 """
@@ -36,6 +37,7 @@ class Access:
 
 
 LEASE_NAME = "azureml-fe"
+TOKEN_KEYS_NAME = "azureml-fe-token-keys"  # noqa: S105  (the name of a Secret)
 
 ACCESS: tuple[Access, ...] = (
     Access("models", "apps", "deployments", ("list", "watch")),
@@ -48,4 +50,6 @@ ACCESS: tuple[Access, ...] = (
     Access("own", "", "pods", ("list", "watch")),
     Access("own", "coordination.k8s.io", "leases", ("list", "watch", "update"), name=LEASE_NAME),
     Access("own", "coordination.k8s.io", "leases", ("create",)),
+    Access("own", "", "secrets", ("get", "update"), name=TOKEN_KEYS_NAME),
+    Access("own", "", "secrets", ("create",)),
 )

@@ -6,7 +6,6 @@ time and memory. Must not live here: which requests are made, and when they are 
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 from collections import Counter
@@ -192,9 +191,3 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEP_ALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-async def closing(api: Api) -> None:
-    """Close, and let the transports of TLS end."""
-    await api.close()
-    await asyncio.sleep(0)

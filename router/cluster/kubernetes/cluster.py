@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 
 from router.cluster import ClusterListener
-from router.cluster.kubernetes.client import Api, closing
+from router.cluster.kubernetes.client import Api
 from router.cluster.kubernetes.counts import ROUNDS, Count, Foreign
 from router.cluster.kubernetes.electorate import Electorate
 from router.cluster.kubernetes.finder import Model, Problem
@@ -65,7 +65,6 @@ class KubernetesCluster:
     ) -> None:
         """`namespaces` are those that are served, all where empty; `own` is the namespace and name of this pod;
         `pause_seconds`: for so long a Deployment whose number somebody else keeps writing is left alone."""
-        self._api = api
         self._electorate = electorate
         self._pause_seconds = pause_seconds
         self._models = Models()
@@ -118,7 +117,6 @@ class KubernetesCluster:
         await self.follower.stop()
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        await closing(self._api)
 
     # What is heard.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from router.cluster.kubernetes.access import ACCESS
-from router.cluster.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Api, ApiError, closing
+from router.cluster.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Api, ApiError
 from router.cluster.kubernetes.credentials import credentials
 from router.cluster.kubernetes.finder import Found
 from router.cluster.kubernetes.keys import FIELDS, new_key, secret_of
@@ -59,7 +59,7 @@ async def _api(kubeconfig: Path | None) -> AsyncIterator[tuple[Api, str]]:
     except ApiError as error:
         raise OSError(f"the API server refused: {error}") from error
     finally:
-        await closing(api)
+        await api.close()
 
 
 async def _listed(api: Api, resource: Resource[T], namespaces: Sequence[str], service: str = "") -> list[T]:

@@ -138,14 +138,16 @@ def load_issuers(document: Document, folder: Path) -> dict[str, Issuer]:
     )
 
 
-def load_router_section(path: Path) -> Mapping[str, object]:
-    """The section `router` of a file that has no services, as `azureml-fe serve` reads it. Raises `SettingsError`."""
+def load_router_file(path: Path) -> tuple[Mapping[str, object], dict[str, Issuer]]:
+    """The sections `router` and `token_issuers` of a file that has no others, as `azureml-fe serve` reads it. Raises
+    `SettingsError`."""
     document = read_document(path)
     top = document.values if isinstance(document.values, dict) else {}
     for name in top:
         if name not in ("router", "token_issuers"):
             raise unknown_name(name, ("router", "token_issuers"), document.locate((name,)))
-    return _load_router(document, top.get("router"), Path(os.path.abspath(path)).parent)
+    folder = Path(os.path.abspath(path)).parent
+    return _load_router(document, top.get("router"), folder), load_issuers(document, folder)
 
 
 def _load_router(document: Document, raw: object, folder: Path) -> dict[str, Any]:
