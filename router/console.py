@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from router.peers.dialling import Address
-from router.services import ReplicaState, Service, VersionKey
+from router.services import Replica, ReplicaState, Service, VersionKey
 from router.settings import RouterSettings
 from router.telemetry.metrics import VersionFacts
 
@@ -33,6 +33,7 @@ class Console:
         self._live_length = 0
         self._announced: set[str] = set()
         self._replicas: dict[VersionKey, tuple[int, int]] = {}
+        self._seen: dict[VersionKey, tuple[Replica, ...]] = {}  # at the last look
         self._base = ""
         self._file = ""
         self._sample = ""
@@ -86,6 +87,7 @@ class Console:
         present = {(service.name, version.name) for service in services for version in service.versions}
         self._announced &= {name for name, _ in present}
         self._replicas = {key: told for key, told in self._replicas.items() if key in present}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in present}
         now = time.monotonic()
         if self._on_terminal and now - self._shown_at >= _STATUS_SECONDS:
             self._shown_at = now
@@ -129,6 +131,10 @@ class Console:
         )
 
     def _tell_replicas(self, key: VersionKey) -> None:
+        replicas = self._supervisor.replicas(key)
+        if self._seen.get(key) is replicas:
+            return
+        self._seen[key] = replicas
         facts = self._supervisor.facts(key)
         ready, starting = (
             facts.replicas_by_state[state.value] for state in (ReplicaState.READY, ReplicaState.STARTING)

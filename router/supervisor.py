@@ -83,6 +83,7 @@ class Supervisor:
         self._services: Mapping[str, Service] = {}
         self._versions: dict[VersionKey, Version] = {}
         self._replicas: dict[VersionKey, tuple[Replica, ...]] = {}
+        self._key_of_replica: dict[str, VersionKey] = {}
         self._reports = Reports()
         self._cluster: Cluster | None = None
         self._workers: Workers | None = None
@@ -275,7 +276,11 @@ class Supervisor:
                 self._spread(key)
 
     def replicas_changed(self, key: VersionKey, replicas: tuple[Replica, ...]) -> None:
-        self._reports.reopen({r.id for r in self._replicas.get(key, ())} - {r.id for r in replicas})
+        gone = {r.id for r in self._replicas.get(key, ())} - {r.id for r in replicas}
+        self._reports.reopen(gone)
+        for replica_id in gone:
+            self._key_of_replica.pop(replica_id, None)
+        self._key_of_replica |= {r.id: key for r in replicas}
         self._replicas[key] = replicas
         if key in self._versions:
             self._spread(key)
@@ -357,7 +362,7 @@ class Supervisor:
         return self._workers.sent() if self._workers is not None else {}
 
     def _key_of(self, replica_id: str) -> VersionKey | None:
-        return next((k for k, replicas in self._replicas.items() if any(r.id == replica_id for r in replicas)), None)
+        return self._key_of_replica.get(replica_id)
 
     # Workers speak.
 
