@@ -20,7 +20,7 @@ MANAGED = frozenset(
     {
         "host", "port", "https_port", "admin_host", "admin_port", "peer_host", "peer_port", "state_dir",
         "namespaces", "pod_name", "pod_namespace", "pod_ip", "peer_secret_file", "kubeconfig",
-        "generate_keys", "cluster_purpose", "drain_seconds",
+        "generate_keys", "cluster_purpose", "shutdown_delay_seconds", "drain_seconds",
         "tls_cert_file", "tls_key_file", "tls_client_ca_file", "allow_insecure_connections",
         "peer_tls_cert_file", "peer_tls_key_file", "peer_tls_ca_file",
     }

@@ -43,8 +43,9 @@ def test_a_pod_gets_the_time_that_its_end_takes(objects: Any) -> None:
     pod = pod_of(objects)
     command = container_of(objects)["lifecycle"]["preStop"]["exec"]["command"]
     assert command[0] == "sleep"
-    drain = router_yaml(objects)["router"]["drain_seconds"]
-    assert pod["terminationGracePeriodSeconds"] >= int(command[1]) + drain + 15
+    told = router_yaml(objects)["router"]
+    of_the_end = int(command[1]) + told["shutdown_delay_seconds"] + told["drain_seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= of_the_end + 15
 
 
 def test_the_longest_scoring_timeout_fits_into_the_drain() -> None:

@@ -94,6 +94,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "azureml-fe.config" -}}
 {{- $derived := dict
     "cluster_purpose" .Values.clusterPurpose
+    "shutdown_delay_seconds" .Values.shutdown.delaySeconds
     "drain_seconds" .Values.shutdown.drainSeconds
     "generate_keys" .Values.generateKeys
     "allow_insecure_connections" (eq (include "azureml-fe.http" .) "true")
