@@ -1,16 +1,18 @@
-"""The part of the chart's values.schema.json that says which settings `router` may hold:
-`python -m deploy.values_schema` writes it.
+"""The parts of the chart's values.schema.json that say what `router` and `tokenIssuers` may hold:
+`python -m deploy.values_schema` writes them.
 
-Lives here: how a row of the router's table of settings reads as JSON schema, and which rows the chart fills itself.
-Must not live here: a fact about a setting, which `router.settings` has.
+Lives here: how a row of the router's tables of settings reads as JSON schema, and which rows the chart fills itself.
+Must not live here: a fact about a setting, which those tables have.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from router.auth.issuers import ISSUER_SETTINGS
 from router.settings import ROUTER_SETTINGS
 from router.values import LARGEST_NUMBER, Kind, Setting
 
@@ -30,12 +32,17 @@ MANAGED = frozenset(
 
 def router_schema() -> dict[str, Any]:
     """What the value `router` may be."""
-    settings = [setting for setting in ROUTER_SETTINGS if setting.name not in MANAGED]
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {setting.name: _property(setting) for setting in settings},
-    }
+    return _settings(setting for setting in ROUTER_SETTINGS if setting.name not in MANAGED)
+
+
+def issuers_schema() -> dict[str, Any]:
+    """What the value `tokenIssuers` may be."""
+    return {"type": "object", "additionalProperties": {**_settings(ISSUER_SETTINGS), "required": ["audience"]}}
+
+
+def _settings(settings: Iterable[Setting]) -> dict[str, Any]:
+    properties = {setting.name: _property(setting) for setting in settings}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def _property(setting: Setting) -> dict[str, Any]:
@@ -58,11 +65,10 @@ def _property(setting: Setting) -> dict[str, Any]:
 
 
 def render(text: str) -> str:
-    """The whole schema with its part on `router` made anew."""
+    """The whole schema with these parts made anew."""
     schema = json.loads(text)
-    schema["$defs"]["router"] = router_schema()
-    lines = json.dumps(schema, indent=2, ensure_ascii=False)
-    return lines + "\n"
+    schema["$defs"] |= {"router": router_schema(), "tokenIssuers": issuers_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

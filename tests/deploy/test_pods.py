@@ -133,9 +133,9 @@ def test_values_of_settings_reach_the_router_as_they_are() -> None:
     assert values["router"].items() <= told["router"].items()
     assert "209715200" in texts(values)["configmap.yaml"]  # and not 2.097152e+08, which the router refuses
     assert told["router"]["namespaces"] == "models,more-models"
-    issuers = [{"issuer": "https://login.example.com", "audience": "scoring"}]
+    issuers = {"corp": {"issuer": "https://login.example.com", "audience": "api://models/{service}"}}
     assert router_yaml(render(smallest(tokenIssuers=issuers)))["token_issuers"] == issuers
-    assert "token_issuers" not in told
+    assert "token_issuers" not in router_yaml(render(smallest()))
 
 
 def test_a_changed_setting_rolls_the_pods() -> None:

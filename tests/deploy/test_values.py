@@ -19,7 +19,7 @@ from tests.deploy.chart import CHART, DEFAULTS, NAMESPACE, render, smallest, tex
 TEXT = (CHART / "values.yaml").read_text()
 
 
-def test_schema_of_the_routers_settings_is_up_to_date() -> None:
+def test_schema_of_settings_is_up_to_date() -> None:
     text = SCHEMA.read_text()
     assert render_schema(text) == text, "run: python -m deploy.values_schema"
 
@@ -95,6 +95,8 @@ def test_what_the_chart_fills_itself_is_not_among_the_routers_settings() -> None
         ({"router": {"port": 80}}, ["router", "port"]),
         ({"router": {"log_level": "loud"}}, ["router/log_level", "debug"]),
         ({"router": {"max_headers": 0}}, ["router/max_headers", "1"]),
+        ({"tokenIssuers": {"corp": {"issuer": "https://login.example.com"}}}, ["tokenIssuers/corp", "audience"]),
+        ({"tokenIssuers": {"corp": {"audience": "a", "issuers": "b"}}}, ["tokenIssuers/corp", "issuers"]),
         ({"shutdown": {"drainSeconds": "long"}}, ["shutdown/drainSeconds", "integer"]),
         ({"shutdown": {"marginSeconds": 1}}, ["shutdown/marginSeconds", "15"]),
         ({"service": {"idleTimeoutMinutes": 3}}, ["service/idleTimeoutMinutes", "4"]),
