@@ -24,6 +24,7 @@ PAGES = (
     "docs/architecture.md",
     "docs/settings.md",
     "docs/metrics.md",
+    "docs/operations.md",
     "benchmarks/README.md",
 )
 MODULES = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "router").rglob("*.py"))}
