@@ -106,6 +106,7 @@ class Peering:
         self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str]]] = {}  # slots, cordoned
         self._missing: dict[str, float] = {}  # peer whose link was lost just now -> until when it may come back
         self._cut = False
+        self._leaving = False
         self._awake_at: float | None = None  # None until `tick` is called
         self._swept_at = self._joined_at = clock()
         self._has_met_all = True
