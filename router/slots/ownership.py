@@ -136,6 +136,7 @@ class Ownership:
     def _assign(self, service: str, before: str | None, now: float) -> Move:
         after = self._owners[service] = rendezvous(service, self._staying)
         self._gathering_since.pop(service, None)
+        self._told.get(service, set()).discard(self.own_id)  # what it has told another owner is nothing to itself
         if after == self.own_id:
             self._gathering_since[service] = now
         return Move(service, before, after)

@@ -289,3 +289,18 @@ def test_where_all_pods_leave_services_have_owners_all_the_same() -> None:
     view.leaves("pod-1", 1.0)
     view.leaves("pod-2", 1.0)
     assert {service: view.owner(service) for service in SERVICES} == before
+
+
+def test_who_owns_a_service_again_tells_itself_again() -> None:
+    """What its front-ends hold has changed since it was the owner before."""
+    view = Ownership("a")
+    view.set_services(["s"], 0.0)
+    view.told("a", "s")
+    assert view.newly_granting(0.0) == ["s"]
+    other = next(f"b{n}" for n in range(100) if rendezvous("s", ["a", f"b{n}"]) != "a")
+    view.set_peers([other], {}, 0.0)
+    view.set_peers([], {}, 0.0)
+    assert view.owner("s") == "a"
+    assert view.newly_granting(0.0) == []
+    view.told("a", "s")
+    assert view.newly_granting(0.0) == ["s"]
