@@ -35,7 +35,8 @@ REPAIRS = (
     "death_is_learned", "services_are_learned", "services_are_learned", "worker_comes",
 )  # fmt: skip
 FAULTS = (
-    "link_breaks", "link_breaks", "pod_dies", "pod_comes", "pod_comes", "worker_dies", "service_comes", *REPAIRS,
+    "link_breaks", "link_breaks", "pod_leaves", "pod_dies", "pod_comes", "pod_comes", "worker_dies", "service_comes",
+    *REPAIRS,
 )  # fmt: skip
 CUTS = (
     "cut_begins", "cut_begins", "cut_ends", "pod_freezes", "pod_thaws", "nobody_is_reached", "pod_dies", "time_flies",
@@ -151,6 +152,11 @@ class PeeringMachine(RuleBasedStateMachine):
     def link_comes(self, which: int) -> None:
         for one, other in one_of(self.unlinked(), which):
             self.world.connect(one, other)
+
+    def pod_leaves(self, which: int) -> None:
+        """It is about to end, and so owns nothing any more."""
+        for pod in one_of([pod for pod in self.pods() if not pod.frozen], which):
+            pod.peering.leave()
 
     def pod_dies(self, which: int) -> None:
         if len(self.world.pods) > 1:
@@ -339,4 +345,4 @@ class PeeringMachine(RuleBasedStateMachine):
 
 
 TestPeeringMachine = PeeringMachine.TestCase
-TestPeeringMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestPeeringMachine.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
