@@ -106,6 +106,7 @@ class Serve:
             peers=self._peers,
             generate_keys=settings.generate_keys,
             pause_seconds=settings.contested_scaling_pause_seconds,
+            join=self._join,
         )
         certificates = peer_certificates(settings, time.time())
         if certificates is not None:
@@ -157,14 +158,17 @@ class Serve:
 
     async def _start(self) -> None:
         await self._supervisor.start(self._cluster)
-        self._mesh.set_expected(self._peers.expected())
-        self._peers.set_expected = self._mesh.set_expected
-        await self._supervisor.join(self._mesh)
-        self._joined = True
         log.event(
             _log, logging.INFO, "serving", host=self._settings.host, port=self._supervisor.port,
             https_port=self._supervisor.https_port, admin_port=self._supervisor.admin_port,
         )  # fmt: skip
+
+    async def _join(self) -> None:
+        """Look for the other routers, once it is known who they are."""
+        self._mesh.set_expected(self._peers.expected())
+        self._peers.set_expected = self._mesh.set_expected
+        await self._supervisor.join(self._mesh)
+        self._joined = True
 
     def _stop(self) -> None:
         if self._stopping.is_set():

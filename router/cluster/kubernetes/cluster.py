@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from router.cluster import ClusterListener
 from router.cluster.kubernetes.client import Api
@@ -62,11 +62,15 @@ class KubernetesCluster:
         peers: PeerList,
         generate_keys: bool,
         pause_seconds: float,
+        join: Callable[[], Awaitable[None]],
     ) -> None:
-        """`namespaces` are those that are served, all where empty; `own` is the namespace and name of this pod;
-        `pause_seconds`: for so long a Deployment whose number somebody else keeps writing is left alone."""
+        """`join` connects with the other routers, and is awaited before anything is reported. `namespaces` are those
+        that are served, all where empty; `own` is the namespace and name of this pod. For `pause_seconds` a Deployment
+        is left alone whose number of replicas somebody else keeps writing."""
         self._electorate = electorate
         self._pause_seconds = pause_seconds
+        self._join = join
+        self._reports = False
         self._models = Models()
         self.follower = Follower(api)
         self.recorder = Recorder(api, own[1])
@@ -95,6 +99,8 @@ class KubernetesCluster:
         """See `Cluster`. Returns once models, pods and keys have been listed, however long that takes."""
         self._listener = listener
         await self.follower.start()
+        await self._join()
+        self._reports = True
         self._flush()
         self._electorate.listed(next(self._leases(), None))
         for work in (self._electorate.run(), self.recorder.run(), self._look()):
@@ -109,6 +115,7 @@ class KubernetesCluster:
     async def stop(self) -> None:
         """See `Cluster`. Replicas are not this router's and stay."""
         await self.resign()
+        self._reports = False
         self._listener = None
         for task in self._tasks:
             task.cancel()
@@ -143,7 +150,7 @@ class KubernetesCluster:
 
     def _soon(self) -> None:
         """Look at what has changed, together with what changes at the same time."""
-        if self._flush_timer is None and self._listener is not None and not self.follower.missing():
+        if self._flush_timer is None and self._reports:
             self._flush_timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._flush)
 
     def _flush(self) -> None:
