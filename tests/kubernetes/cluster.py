@@ -153,6 +153,16 @@ class Cluster:
         found = self.client.list("events", namespace or self.namespace, fieldSelector=f"involvedObject.name={name}")
         return [event for event in found if all(event.get(field) == value for field, value in fields.items())]
 
+    def apply(self, manifests: Iterable[Mapping[str, Any]]) -> None:
+        """Create what a chart has made, each in its namespace."""
+        plurals = {(its.api_version, its.kind): its for its in RESOURCES}
+        for manifest in manifests:
+            its = plurals[manifest["apiVersion"], manifest["kind"]]
+            namespace = manifest["metadata"].get("namespace", "") if its.namespaced else ""
+            self.client.create(its.plural, namespace, dict(manifest))
+            if not its.namespaced:
+                self._cluster_wide.append((its.plural, manifest["metadata"]["name"]))
+
     # The end.
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.kubernetes import rollout
 from tests.kubernetes.client import MERGE, Client, path_of
-from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.cluster import NAME_LABEL, Cluster
 from tests.kubernetes.double.resources import Object
 from tests.kubernetes.follower import Follower
 from tests.kubernetes.kubelet import Kubelet, Running
@@ -60,6 +60,10 @@ class Controller:
     def pod_of(self, name: str) -> Running:
         """The process of a pod."""
         return self.kubelet.life(name)
+
+    def pods(self, name: str) -> list[Object]:
+        """Those of a model or of the router, as of a moment ago."""
+        return [pod for pod in self._pods.all() if pod["metadata"].get("labels", {}).get(NAME_LABEL) == name]
 
     def ready(self, name: str, count: int) -> list[Object]:
         """Wait until a Deployment has exactly so many pods, all of its present template and ready; they."""

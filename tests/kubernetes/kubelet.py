@@ -1,10 +1,12 @@
 """Plays the kubelet: a pod on its node is a process on an address of its own, until its grace is over.
 
 The container's `command` and `args` are what is run, with `env` as Kubernetes resolves it: values, `$(NAME)`, and the
-fields `metadata.name`, `metadata.namespace` and `status.podIP`. It honours readiness probes (httpGet), `preStop.sleep`
-and the grace period, and a process that has ended is started again.
+fields `metadata.name`, `metadata.namespace` and `status.podIP`. Volumes of ConfigMaps, Secrets and nothing are folders;
+where the container names a path in one of them, it gets that of the folder. It honours readiness probes (httpGet),
+`preStop` and the grace period, and a process that has ended is started again.
 """
 
+import base64
 import contextlib
 import http.client
 import os
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.kubernetes.client import Client
@@ -75,16 +77,29 @@ class Running:
         return self.process is not None and self.process.poll() is None
 
     def _start(self) -> None:
-        environment = self._environment()
-        words = [*self._container.get("command", []), *self._container.get("args", [])]
-        words = [re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], found[0]), word) for word in words]
+        mounts = self._mounts()
+        environment = self._environment(mounts)
+        image = self._container["image"].rpartition(":")[0]
+        words = self._container.get("command") or self._kubelet.programs.get(image, [])
+        words = [_resolved(word, environment, mounts) for word in [*words, *self._container.get("args", [])]]
         with (self._kubelet.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 words, env=environment, cwd=self._kubelet.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self._say(ready=False)
 
-    def _environment(self) -> dict[str, str]:
+    def _mounts(self) -> dict[str, str]:
+        """The folder of each path at which the container has a volume."""
+        folders = {}
+        for volume in self._pod["spec"].get("volumes") or []:
+            folder = self._kubelet.folder / self.name / volume["name"]
+            folder.mkdir(parents=True, exist_ok=True)
+            folders[volume["name"]] = str(folder)
+            for name, content in self._kubelet.content_of(self._pod["metadata"]["namespace"], volume).items():
+                (folder / name).write_bytes(content)
+        return {mount["mountPath"]: folders[mount["name"]] for mount in self._container.get("volumeMounts") or []}
+
+    def _environment(self, mounts: Mapping[str, str]) -> dict[str, str]:
         fields = {
             "metadata.name": self.name,
             "metadata.namespace": self._pod["metadata"]["namespace"],
@@ -92,9 +107,12 @@ class Running:
         }
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         found = {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "POD_IP": self.address}
+        if self._kubelet.kubeconfig_of is not None:
+            account = self._pod["spec"]["serviceAccountName"]
+            found["KUBECONFIG"] = str(self._kubelet.kubeconfig_of(account))
         for entry in self._container.get("env") or []:
             if "value" in entry:
-                found[entry["name"]] = entry["value"]
+                found[entry["name"]] = _resolved(entry["value"], found, mounts)
             else:
                 found[entry["name"]] = fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
         return found
@@ -121,10 +139,13 @@ class Running:
     def _end(self) -> None:
         assert self.grace is not None
         deadline = time.monotonic() + self.grace
-        hook = ((self._container.get("lifecycle") or {}).get("preStop") or {}).get("sleep") or {}
+        hook = (self._container.get("lifecycle") or {}).get("preStop") or {}
         if self.process:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(min(hook.get("seconds", 0), self.grace))
+                if "sleep" in hook:
+                    self.process.wait(min(hook["sleep"]["seconds"], self.grace))
+                elif "exec" in hook:
+                    subprocess.run(hook["exec"]["command"], timeout=self.grace, check=False)
             self.process.terminate()
             try:
                 self.process.wait(max(deadline - time.monotonic(), 0.0))
@@ -136,12 +157,18 @@ class Running:
 
 
 class Kubelet:
-    """Runs the pods of one namespace. `killed` names those whose grace was too short."""
+    """Runs the pods of one namespace. `killed` names those whose grace was too short.
+
+    `programs` are what images run that name no command; `kubeconfig_of` makes a kubeconfig with a fresh token of a
+    service account, which a container finds by `$(KUBECONFIG)`.
+    """
 
     def __init__(self, client: Client, namespace: str, pods: Follower, folder: Path, network: str) -> None:
         self.client = client
         self.folder = folder
         self.killed: list[str] = []
+        self.programs: dict[str, list[str]] = {}
+        self.kubeconfig_of: Callable[[str], Path] | None = None
         self._namespace = namespace
         self._pods = pods
         self._network = network
@@ -170,6 +197,16 @@ class Kubelet:
         life = self._running[pod["metadata"]["uid"]] = Running(self, pod, f"{self._network}.{self._count}")
         life.thread.start()
 
+    def content_of(self, namespace: str, volume: Object) -> dict[str, bytes]:
+        """The files of a volume."""
+        if "configMap" in volume:
+            data = self.client.get("configmaps", namespace, volume["configMap"]["name"]).get("data") or {}
+            return {name: text.encode() for name, text in data.items()}
+        if "secret" in volume:
+            data = self.client.get("secrets", namespace, volume["secret"]["secretName"]).get("data") or {}
+            return {name: base64.b64decode(text) for name, text in data.items()}
+        return {}
+
     def life(self, name: str) -> Running:
         """That of a pod."""
         return next(life for life in self._running.values() if life.name == name)
@@ -190,6 +227,15 @@ class Kubelet:
         """Kill all."""
         for life in list(self._running.values()):
             life.kill()
+
+
+def _resolved(text: str, environment: Mapping[str, str], mounts: Mapping[str, str]) -> str:
+    """With variables filled in, and paths in volumes as those of their folders."""
+    text = re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], found[0]), text)
+    for path, folder in mounts.items():
+        if text == path or text.startswith(f"{path}/"):
+            return folder + text.removeprefix(path)
+    return text
 
 
 _MERGE = "application/merge-patch+json"
