@@ -55,7 +55,7 @@ class Controller:
             follower.stop()
         self.kubelet.stop()
         self._client.close()
-        assert not self.errors, self.errors
+        assert not self.errors + self.kubelet.errors, self.errors + self.kubelet.errors
 
     def pod_of(self, name: str) -> Running:
         """The process of a pod."""

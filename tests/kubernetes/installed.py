@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -59,15 +60,29 @@ class Installed:
         self.namespace = cluster.namespace
         self.objects = manifests(self.namespace, **values)
         controller.kubelet.programs["azureml-fe"] = [sys.executable, "-m", "router"]
-        controller.kubelet.kubeconfig_of = lambda account: cluster.kubeconfig(account, proxy.access)
+        controller.kubelet.kubeconfig_of = self._kubeconfig
         deployment = next(each for each in self.objects if each["kind"] == "Deployment")
         deployment["spec"]["replicas"] = replicas
         cluster.apply(sorted(self.objects, key=lambda each: each["kind"] == "Deployment"))
         self.all_ready(replicas)
 
+    def _kubeconfig(self, account: str) -> Path:
+        try:
+            return self.cluster.kubeconfig(account, self.proxy.access)
+        finally:
+            self.cluster.client.close()  # of the thread that is a pod's life
+
     def all_ready(self, count: int) -> None:
         """Wait for so many routers."""
         self.controller.ready(ROUTER, count)
+
+    def end(self) -> None:
+        """Uninstall: each router leaves by itself, and has never been at a loss."""
+        self.cluster.client.delete("deployments", self.namespace, ROUTER)
+        until(lambda: not self.controller.pods(ROUTER), "the end of all routers")
+        assert self.controller.kubelet.killed == []
+        for log in self.controller.kubelet.folder.glob(f"{ROUTER}-*.log"):
+            assert "Traceback" not in log.read_text(), log.read_text()
 
     # What is seen of it.
 

@@ -50,6 +50,11 @@ class Running:
             self.grace = grace
             self._ending.set()
 
+    def kill_process(self) -> None:
+        """As the kernel does when memory runs out; the kubelet starts it again."""
+        assert self.process is not None
+        self.process.kill()
+
     def kill(self) -> None:
         """At once, whatever its grace: the test is over."""
         self.end(0.0)
@@ -70,6 +75,9 @@ class Running:
                     self._say(ready=False)
                     self._ending.wait(_RESTART_SECONDS)
             self._end()
+        except Exception as error:
+            self._kubelet.errors.append(f"{self.name}: {error!r}")
+            raise
         finally:
             self._kubelet.client.close()
 
@@ -119,7 +127,9 @@ class Running:
 
     def _until_ready(self) -> bool:
         probe: Mapping[str, object] = (self._container.get("readinessProbe") or {}).get("httpGet") or {}
-        port, path = int(str(probe.get("port", 5001))), str(probe.get("path", "/"))
+        named = {each.get("name"): each["containerPort"] for each in self._container.get("ports") or []}
+        port, path = probe.get("port", 5001), str(probe.get("path", "/"))
+        port = int(str(named.get(port, port)))
         while not self._ending.wait(_LOOK_SECONDS) and self._runs():
             connection = http.client.HTTPConnection(self.address, port, timeout=2)
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -167,6 +177,7 @@ class Kubelet:
         self.client = client
         self.folder = folder
         self.killed: list[str] = []
+        self.errors: list[str] = []
         self.programs: dict[str, list[str]] = {}
         self.kubeconfig_of: Callable[[str], Path] | None = None
         self._namespace = namespace
@@ -231,11 +242,11 @@ class Kubelet:
 
 def _resolved(text: str, environment: Mapping[str, str], mounts: Mapping[str, str]) -> str:
     """With variables filled in, and paths in volumes as those of their folders."""
-    text = re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], found[0]), text)
     for path, folder in mounts.items():
         if text == path or text.startswith(f"{path}/"):
-            return folder + text.removeprefix(path)
-    return text
+            text = folder + text.removeprefix(path)
+            break
+    return re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], found[0]), text)
 
 
 _MERGE = "application/merge-patch+json"

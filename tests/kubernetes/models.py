@@ -14,9 +14,14 @@ PORT = 5001
 
 
 def echo_container(**options: object) -> Object:
-    """One that answers with what it gets; `delay` and the like are options of the server. It drains on SIGTERM."""
+    """One that answers with what it gets; `delay` and the like are options of the server.
+
+    It drains on SIGTERM, unless `drain` is None.
+    """
     words = [sys.executable, str(ECHO_SERVER), "--host", "$(POD_IP)", "--port", str(PORT)]
     for name, value in {"drain": 1, **options}.items():
+        if value is None:
+            continue
         words += [f"--{name.replace('_', '-')}", str(value)]
     return {"command": words, "readinessProbe": {"httpGet": {"path": "/", "port": PORT}}}
 

@@ -175,10 +175,10 @@ class Proxy:
         finally:
             self._faults.remove(made)
 
-    def expired(self, meant: Meant = everything) -> contextlib.AbstractContextManager[Fault]:
+    def expired(self, meant: Meant = everything, times: int | None = None) -> contextlib.AbstractContextManager[Fault]:
         """Watches that are meant are told that their version is too old, as their first event."""
         body = status(410, "Expired", "too old resource version: 1 (2)")
-        return self.fault(lambda record: record.is_watch and meant(record), body=body, is_event=True)
+        return self.fault(lambda record: record.is_watch and meant(record), body=body, is_event=True, times=times)
 
     # Passing on.
 
