@@ -5,7 +5,7 @@ The stories share the routers; each has models of its own.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -193,22 +193,23 @@ def test_watches_that_break_expire_or_are_refused_miss_nothing(stage: Installed)
     stage.proxy.cut(lambda record: record.is_watch)
     _deploy(stage, "cut", settings={"num-replicas": 1})
     stage.scores("cut")
-
-    def of_deployments(record: Record) -> bool:
-        return record.is_watch and record.path.endswith("/deployments")
-
-    with stage.proxy.expired(of_deployments, times=ROUTERS) as fault:
-        stage.proxy.cut(of_deployments)
+    stage.scores("fresh", status=404)
+    with (
+        stage.proxy.expired(_watches("deployments"), times=ROUTERS) as expired,
+        stage.proxy.fault(_watches("pods"), times=ROUTERS, status=429, headers={"Retry-After": "0"}) as refused,
+        stage.proxy.fault(_watches("secrets"), times=ROUTERS, status=500) as failed,
+    ):
+        stage.proxy.cut(lambda record: record.is_watch)
         stage.cluster.client.delete("deployments", stage.namespace, "cut")
-        until(lambda: fault.hit == ROUTERS, "watches that expire")
-    stage.scores("cut", status=404)
-    for code in (429, 500):
-        with stage.proxy.fault(of_deployments, times=ROUTERS, status=code) as fault:
-            stage.proxy.cut(of_deployments)
-            until(lambda f=fault: f.hit == ROUTERS, f"watches that are answered {code}")  # type: ignore[misc]
-    _deploy(stage, "after")
-    stage.scores("after")
-    _gone(stage, "after")
+        _deploy(stage, "fresh")
+        until(lambda: expired.hit == refused.hit == failed.hit == ROUTERS, "faults")
+        stage.scores("cut", status=404)
+        stage.scores("fresh")
+    _gone(stage, "fresh")
+
+
+def _watches(plural: str) -> Callable[[Record], bool]:
+    return lambda record: record.is_watch and record.path.endswith(f"/{plural}")
 
 
 def test_wrong_annotations_are_told_and_the_former_stay(stage: Installed) -> None:
