@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed while running, 2 bad usage or settings. An error is
 """
 
 import argparse
+import asyncio
 import json
 import math
 import os
@@ -137,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     token = commands.add_parser(
         "token",
         help="make a token",
-        description="Print a token for SERVICE, signed with the keys of `azureml-fe local`, as JSON: accessToken, "
-        "refreshAfter and expiryOn (seconds since 1970), tokenType.",
+        description="Print a token for SERVICE, signed with the keys of `azureml-fe local` or of a cluster's router, as "
+        "JSON: accessToken, refreshAfter and expiryOn (seconds since 1970), tokenType.",
     )
     token.add_argument("--ttl", metavar="SECONDS", help="how long it is valid; default: token_lifetime_seconds")
     token.add_argument("--bare", action="store_true", help="only the token itself")
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     for action in (show, regenerate, token):
         action.add_argument("service", metavar="SERVICE")
         action.add_argument("--state-dir", default=argparse.SUPPRESS, help="where `azureml-fe local` keeps its state")
-    for action in (show, regenerate):
+    for action in (show, regenerate, token):
         _add_cluster_flags(action)
     _add_plan(commands)
     _add_top(commands)
@@ -374,15 +375,20 @@ def _key_store(arguments: argparse.Namespace) -> KeyStore:
 def _token(arguments: argparse.Namespace) -> int:
     flags = {"state_dir": arguments.state_dir} if "state_dir" in arguments else {}
     settings = load_settings(environ=os.environ, flags=flags)
+    lifetime = settings.token_lifetime_seconds
+    service, ttl = arguments.service, arguments.ttl
+    if _means_cluster(arguments):
+        from router.cluster.kubernetes.commands import cluster_token
 
-    from router.tokens.issuing import issue_token  # loads cryptography
+        document = cluster_token(
+            service, ttl, arguments.namespaces, settings.pod_namespace, arguments.kubeconfig,
+            default_lifetime_seconds=lifetime,
+        )  # fmt: skip
+    else:
+        from router.tokens.issuing import issue_token  # loads cryptography
 
-    document = issue_token(
-        TokenKeyFile(settings.state_dir),
-        arguments.service,
-        arguments.ttl,
-        default_lifetime_seconds=settings.token_lifetime_seconds,
-    )
+        store = TokenKeyFile(settings.state_dir)
+        document = asyncio.run(issue_token(store, service, ttl, default_lifetime_seconds=lifetime))
     print(document["accessToken"] if arguments.bare else json.dumps(document))
     return EXIT_DONE
 

@@ -105,7 +105,7 @@ class Console:
         url = f"{self._base}/api/v1/service/{service.name}/score"
         self._line(f"{service.name} is ready: {url}")
         words = ["curl -s", url, "-H 'Content-Type: application/json'"]
-        if service.auth_enabled or service.token_auth_enabled:
+        if service.has_keys:
             words.append(f"-H {self._authorization(service)}")
         words.append(f"-d {self._sample}")
         self._line("  try: " + " ".join(words))

@@ -112,6 +112,11 @@ class Service:
     versions: tuple[Version, ...]
 
     @property
+    def has_keys(self) -> bool:
+        """Whether clients need a key of it: to score, or to be given a token."""
+        return self.auth_enabled or self.token_auth_enabled
+
+    @property
     def default_version(self) -> Version:
         """The version that gets what no other one claims: the one that says `is_default`, else the first."""
         return next((version for version in self.versions if version.is_default), self.versions[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 
@@ -26,12 +25,14 @@ async def current_ring(store: RingStore, now: float, rotation_seconds: float) ->
     raise OSError("token keys: others replace them all the time")
 
 
-def issue_token(store: RingStore, service: str, ttl: str | None, *, default_lifetime_seconds: int) -> dict[str, object]:
+async def issue_token(
+    store: RingStore, service: str, ttl: str | None, *, default_lifetime_seconds: int
+) -> dict[str, object]:
     """What the command `token` prints: a token for a service as the SDK has it. Signing keys are made if there are
     none; to rotate them is a router's business. Raises `SettingsError` for a name or lifetime that is not allowed or
     keys that are none, OSError when the store cannot be used."""
     if not is_name(service):
         raise SettingsError("SERVICE", service, "must be the name of a service")
     seconds = lifetime_seconds(ttl, default_lifetime_seconds, "flag --ttl")
-    ring = asyncio.run(current_ring(store, time.time(), math.inf))
+    ring = await current_ring(store, time.time(), math.inf)
     return ring.issue(service, seconds, time.time()).document()

@@ -180,8 +180,8 @@ def test_file_of_keys_is_private_and_changes_only_when_it_was_read(tmp_path: Pat
 
 def test_command_makes_keys_once_and_never_rotates_them(tmp_path: Path) -> None:
     store = TokenKeyFile(tmp_path)
-    first, second = (issue_token(store, "iris", "60", default_lifetime_seconds=3600) for _ in range(2))
+    first, second = (asyncio.run(issue_token(store, "iris", "60", default_lifetime_seconds=3600)) for _ in range(2))
     ids = {jwt.get_unverified_header(str(each["accessToken"]))["kid"] for each in (first, second)}
     assert len(ids) == 1
     with pytest.raises(SettingsError, match="SERVICE = 'Iris': must be the name of a service"):
-        issue_token(store, "Iris", None, default_lifetime_seconds=3600)
+        asyncio.run(issue_token(store, "Iris", None, default_lifetime_seconds=3600))

@@ -1,4 +1,4 @@
-"""What `azureml-fe keys` and `azureml-fe check --cluster` do in a cluster, with the rights of whoever runs them."""
+"""What `azureml-fe keys`, `token` and `check --cluster` do in a cluster, with the rights of whoever runs them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from router.cluster.kubernetes.objects import (
     secret,
 )
 from router.cluster.kubernetes.reflector import Reflection
+from router.cluster.kubernetes.token_keys import TokenKeySecret
 from router.services import ReplicaState
+from router.tokens.issuing import issue_token
 from router.values import SettingsError
 
 T = TypeVar("T", bound=Thing)
@@ -40,6 +42,29 @@ def show_keys(service: str, namespaces: Sequence[str], kubeconfig: Path | None) 
 def regenerate_key(service: str, which: str, namespaces: Sequence[str], kubeconfig: Path | None) -> str:
     """Make one key anew, and tell it; the other one stays valid. Raises `SettingsError`, OSError."""
     return asyncio.run(_regenerate(service, which, namespaces, kubeconfig))
+
+
+def cluster_token(
+    service: str,
+    ttl: str | None,
+    namespaces: Sequence[str],
+    own_namespace: str | None,
+    kubeconfig: Path | None,
+    *,
+    default_lifetime_seconds: int,
+) -> dict[str, object]:
+    """A token for a service of the cluster, signed with the keys of the router in `own_namespace`; None: that of the
+    pod or kubeconfig. Raises `SettingsError`, OSError."""
+
+    async def issue() -> dict[str, object]:
+        async with _api(kubeconfig) as (api, namespace):
+            found = await _service(api, service, namespaces)
+            if not found.service.token_auth_enabled:
+                raise SettingsError("SERVICE", service, "must be a service with token_auth_enabled")
+            store = TokenKeySecret(api, own_namespace or namespace)
+            return await issue_token(store, service, ttl, default_lifetime_seconds=default_lifetime_seconds)
+
+    return asyncio.run(issue())
 
 
 def check_cluster(
@@ -87,9 +112,14 @@ async def _service(api: Api, service: str, namespaces: Sequence[str]) -> Found:
         where = ", ".join(namespaces) or "all namespaces"
         allowed = f"must be the label {SERVICE_LABEL} of a Deployment with isazuremlapp=true in {where}"
         raise SettingsError("SERVICE", service, allowed)
-    found = models.found[service]
-    if not found.service.auth_enabled:
-        raise SettingsError("SERVICE", service, "must be a service with auth_enabled; this one takes no keys")
+    return models.found[service]
+
+
+async def _service_with_keys(api: Api, service: str, namespaces: Sequence[str]) -> Found:
+    found = await _service(api, service, namespaces)
+    if not found.service.has_keys:
+        allowed = "must be a service with auth_enabled or token_auth_enabled; this one has no keys"
+        raise SettingsError("SERVICE", service, allowed)
     return found
 
 
@@ -99,7 +129,7 @@ def _path(name: Name) -> str:
 
 async def _show(service: str, namespaces: Sequence[str], kubeconfig: Path | None) -> dict[str, str]:
     async with _api(kubeconfig) as (api, _):
-        found = await _service(api, service, namespaces)
+        found = await _service_with_keys(api, service, namespaces)
         try:
             keys = secret(await api.request("GET", _path(found.keys)))
         except ApiError as error:
@@ -112,7 +142,7 @@ async def _show(service: str, namespaces: Sequence[str], kubeconfig: Path | None
 
 async def _regenerate(service: str, which: str, namespaces: Sequence[str], kubeconfig: Path | None) -> str:
     async with _api(kubeconfig) as (api, _):
-        found = await _service(api, service, namespaces)
+        found = await _service_with_keys(api, service, namespaces)
         key = new_key()
         data = {FIELDS[which]: base64.b64encode(key.encode()).decode()}
         params = {"fieldManager": FIELD_MANAGER}

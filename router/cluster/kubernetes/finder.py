@@ -56,7 +56,7 @@ class Found:
     @property
     def lacks_keys(self) -> bool:
         """Whether clients must send a key and there is none."""
-        return self.service.auth_enabled and not (self.service.primary_key or self.service.secondary_key)
+        return self.service.has_keys and not (self.service.primary_key or self.service.secondary_key)
 
 
 class Finder:

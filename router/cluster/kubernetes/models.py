@@ -147,7 +147,7 @@ class Models:
     def _with_keys(self, found: Found, oldest: Deployment) -> Found:
         """With the keys of its Secret. One that holds none takes nothing away."""
         secret = self._secrets.get(found.keys)
-        if secret is None or not found.service.auth_enabled:
+        if secret is None or not found.service.has_keys:
             return found
         if secret.primary_key or secret.secondary_key:
             keys = replace(found.service, primary_key=secret.primary_key, secondary_key=secret.secondary_key)

@@ -136,9 +136,7 @@ class LocalCluster:
         """The services, with generated keys where the file gives none. Who has one may score, or fetch a token."""
         services = dict(config.services)
         for name, service in services.items():
-            if (service.auth_enabled or service.token_auth_enabled) and not (
-                service.primary_key and service.secondary_key
-            ):
+            if service.has_keys and not (service.primary_key and service.secondary_key):
                 primary, secondary = self._keys.keys_for(name)
                 services[name] = replace(
                     service,
