@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 failed while running, 2 bad usage or settings. An error is
 """
 
 import argparse
-import asyncio
 import json
 import math
 import os
@@ -138,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     token = commands.add_parser(
         "token",
         help="make a token",
-        description="Print a token for SERVICE, signed with the keys of `azureml-fe local` or of a cluster's router, as "
-        "JSON: accessToken, refreshAfter and expiryOn (seconds since 1970), tokenType.",
+        description="Print a token for SERVICE, signed with the keys of `azureml-fe local` or of a router in a "
+        "cluster, as JSON: accessToken, refreshAfter and expiryOn (seconds since 1970), tokenType.",
     )
     token.add_argument("--ttl", metavar="SECONDS", help="how long it is valid; default: token_lifetime_seconds")
     token.add_argument("--bare", action="store_true", help="only the token itself")
@@ -385,7 +384,9 @@ def _token(arguments: argparse.Namespace) -> int:
             default_lifetime_seconds=lifetime,
         )  # fmt: skip
     else:
-        from router.tokens.issuing import issue_token  # loads cryptography
+        import asyncio
+
+        from router.tokens.issuing import issue_token
 
         store = TokenKeyFile(settings.state_dir)
         document = asyncio.run(issue_token(store, service, ttl, default_lifetime_seconds=lifetime))
