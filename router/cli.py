@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     token.add_argument("--ttl", metavar="SECONDS", help="how long it is valid; default: token_lifetime_seconds")
     token.add_argument("--bare", action="store_true", help="only the token itself")
+    token.add_argument("--router-namespace", metavar="NAME", help="where the cluster's router runs, if elsewhere")
     token.set_defaults(handler=_token)
     for action in (show, regenerate, token):
         action.add_argument("service", metavar="SERVICE")
@@ -380,7 +381,8 @@ def _token(arguments: argparse.Namespace) -> int:
         from router.cluster.kubernetes.commands import cluster_token
 
         document = cluster_token(
-            service, ttl, arguments.namespaces, settings.pod_namespace, arguments.kubeconfig,
+            service, ttl, arguments.namespaces, arguments.router_namespace or settings.pod_namespace,
+            arguments.kubeconfig,
             default_lifetime_seconds=lifetime,
         )  # fmt: skip
     else:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from router.cluster.kubernetes.access import ACCESS
+from router.cluster.kubernetes.access import ACCESS, TOKEN_KEYS_NAME
 from router.cluster.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Api, ApiError
 from router.cluster.kubernetes.credentials import credentials
 from router.cluster.kubernetes.finder import Found
@@ -62,6 +62,9 @@ def cluster_token(
             if not found.service.token_auth_enabled:
                 raise SettingsError("SERVICE", service, "must be a service with token_auth_enabled")
             store = TokenKeySecret(api, own_namespace or namespace)
+            if await store.read() is None:  # keys that the router does not know would sign for nobody
+                allowed = f"must be where the router runs; there is no Secret {TOKEN_KEYS_NAME}, which it makes there"
+                raise SettingsError("router namespace", own_namespace or namespace, allowed)
             return await issue_token(store, service, ttl, default_lifetime_seconds=default_lifetime_seconds)
 
     return asyncio.run(issue())

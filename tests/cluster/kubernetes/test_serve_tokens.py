@@ -49,12 +49,14 @@ def test_pods_sign_with_one_ring_and_accept_each_others_tokens(
     second = routers.start()
     until(lambda: status(second, issued["accessToken"]) == 200, "a request at another pod")
     command = ["token", "iris", "--kubeconfig", str(cluster.admin), "--namespace", cluster.namespace]
-    assert main([*command, "--bare"]) == 0
+    assert main(command) == 2
+    assert "router namespace = 'default': must be where the router runs" in capsys.readouterr().err
+    assert main([*command, "--router-namespace", cluster.namespace, "--bare"]) == 0
     token = capsys.readouterr().out.strip()
     assert [status(router, token) for router in (first, second)] == [200, 200]
     assert status(first, key(cluster)) == 401  # a key is none where tokens are asked for
 
-    ring = base64.b64decode(cluster.client.get("secrets", cluster.namespace, SIGNING)["data"]["keys.json"]).decode()
+    ring = base64.b64decode(cluster.client.get("secrets", cluster.namespace, SIGNING)["data"]["keys"]).decode()
     private = json.loads(ring)["keys"][0]["private"].splitlines()[1]
     for said in (first.said, second.said):
         assert not any(secret in said for secret in (token, issued["accessToken"], key(cluster), private))
