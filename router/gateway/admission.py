@@ -121,6 +121,9 @@ class Admission(Request):
         """The service of an address that is not remembered, and its replica's path; None: the request is answered."""
         gateway = self.gateway
         target = self.target
+        if b"#" in target:  # what a fragment is for, no server knows (RFC 9110 section 4.2.5)
+            self.refuse(answers.bad_request("a fragment in the target"))
+            return None
         if target[:1] != b"/":
             path = origin_form(target, self.kept.get(b"host", b""))
             if path is None:

@@ -175,6 +175,7 @@ class ClientConnection(RequestReader):
                 self._head_bytes += len(piece)
             self._parse(piece)
             if self._broken:
+                self._complete(before)
                 return
             if self._pending or self._rest is not None:
                 self._rest = data if self._rest is None else self._rest + data
@@ -193,6 +194,7 @@ class ClientConnection(RequestReader):
             self._last_body = monotonic()
             if parsing.length == CHUNKED_BODY and self._is_barren(parsing, piece):
                 self.malformed(self._head_too_large().answer)
+                self._complete(before)
                 return
             if parsing.length - parsing.body_bytes >= RAW_BODY_BYTES:
                 self._raw_left = parsing.length - parsing.body_bytes
@@ -212,6 +214,11 @@ class ClientConnection(RequestReader):
             self._watch_head(piece)
         if self._pending or self._rest:
             self._update_reading()
+
+    def _complete(self, before: Exchange | None) -> None:
+        """What follows a body is refused; the last piece of the body itself goes to the replica all the same."""
+        if before is not None and before is self._current and before.body_complete:
+            before.advance()
 
     def _pass_raw(self, data: bytes) -> None:
         """A piece of a long body with a known length: counted, not parsed."""

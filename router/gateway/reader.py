@@ -28,6 +28,7 @@ from router.http.headers import (
     is_chunked,
     may_be_trailer,
 )
+from router.http.target import is_host
 
 if TYPE_CHECKING:
     from router.gateway.gateway import Gateway
@@ -58,6 +59,7 @@ class RequestReader(asyncio.Protocol):
         "_fruitful_bytes",
         "_head_bytes",
         "_head_since",
+        "_host",
         "_kept",
         "_known_kinds",
         "_parser",
@@ -83,6 +85,7 @@ class RequestReader(asyncio.Protocol):
         self._kept: dict[bytes, bytes] = {}
         self._underscored: list[bytes] = []
         self._target = b""
+        self._host = b""  # the last one that was found to be one
         self._served = False  # whether a head has ever come whole
         self._head_since = 0.0  # 0: no head is on its way
         self._head_bytes = 0
@@ -190,6 +193,10 @@ class RequestReader(asyncio.Protocol):
         self._paused_seconds = 0.0
         if received > self.gateway.small_head_bytes and self._is_large(received, target, parts, kept):
             raise self._head_too_large()
+        if (host := kept.get(b"host", b"")) != self._host:
+            if not is_host(host.rstrip(b" \t")):
+                raise Refusal(answers.bad_request("a Host header that names no host"))
+            self._host = host
         parser = self._parser
         length = 0
         if b"content-length" in kept:

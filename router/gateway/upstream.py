@@ -15,7 +15,16 @@ import httptools
 
 from router.gateway.heads import CHUNKED, LENGTH, NO_BODY, UNTIL_CLOSE
 from router.gateway.proof import unacknowledged
-from router.http.headers import DROP, FIRST_NAME, PASS, UNDERSCORE, connection_options, is_chunked, may_be_trailer
+from router.http.headers import (
+    DROP,
+    FIRST_NAME,
+    PASS,
+    UNDERSCORE,
+    connection_options,
+    is_chunked,
+    is_reason,
+    may_be_trailer,
+)
 
 if TYPE_CHECKING:
     from router.gateway.exchange import Exchange
@@ -272,6 +281,8 @@ class ReplicaConnection(asyncio.Protocol):
             self._reusable = False
             return
         status = self._parser.get_status_code()
+        if self._reason != b"OK" and not is_reason(self._reason):
+            raise InvalidAnswer("a control character in the reason of a status")
         if status < 200 and status != 101:
             if status < 100:
                 raise InvalidAnswer("a status below 100")

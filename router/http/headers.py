@@ -97,6 +97,14 @@ def answer_kinds() -> HeaderKinds:
     return HeaderKinds(_ANSWER_KEPT, _ANSWER_DROPPED)
 
 
+_CONTROLS = bytes((*range(9), *range(10, 32), 127))
+
+
+def is_reason(text: bytes) -> bool:
+    """Whether a status may be followed by this (RFC 9112 section 4): the parser takes any byte but line ends."""
+    return text.translate(None, _CONTROLS) == text
+
+
 def may_be_trailer(name: bytes) -> bool:
     """Whether a field may follow the body."""
     return name.lower() not in _NOT_IN_TRAILERS and b"_" not in name

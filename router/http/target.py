@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+# What Host may say (RFC 9110 section 7.2): a name, an IPv4 address or an IPv6 one in brackets, and maybe a port. Of the
+# characters that RFC 3986 has for names, those are left out that separate one thing from another elsewhere.
+_HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~%!$&'()*+=-]*)(?::[0-9]*)?")
+
 SERVICE_PREFIX = b"/api/v1/service/"
 
 
@@ -29,3 +35,8 @@ def origin_form(target: bytes, host: bytes) -> bytes | None:
     if authority.lower() != host.lower():
         return None
     return path if path.startswith(b"/") else b"/" + path
+
+
+def is_host(value: bytes) -> bool:
+    """Whether a Host header says what it may say; who does not know one host from another must not guess."""
+    return _HOST.fullmatch(value) is not None
