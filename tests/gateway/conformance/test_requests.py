@@ -35,11 +35,11 @@ NEVER = (
 class Record(bytearray):
     """What a line has received and not yet taken; `every` has all that it ever received."""
 
-    def __init__(self, received: bytes) -> None:
+    def __init__(self, received: bytes | bytearray) -> None:
         super().__init__(received)
         self.every = bytearray(received)
 
-    def __iadd__(self, data: Any) -> Self:  # type: ignore[override]
+    def __iadd__(self, data: Any) -> Self:  # type: ignore[misc]
         self.every += data
         self.extend(data)
         return self
