@@ -250,7 +250,7 @@ def _check(arguments: argparse.Namespace) -> int:
         return _check_cluster(arguments)
     if arguments.file is None:
         raise _UsageError("FILE or --cluster is missing (see azureml-fe check --help)")
-    for line in _summary(load_local(arguments.file)):
+    for line in _summary(load_local(arguments.file, environ=os.environ)):
         print(line)
     return EXIT_DONE
 

@@ -59,6 +59,7 @@ class Console:
         self._file = str(file) if file is not None else "the file of the router that was joined"
         self._sample = sample
         self._state_dir = str(settings.state_dir.absolute())
+        self._prefix = settings.scoring_prefix
         bases = [
             f"{scheme}://{_address(settings.host, port)}"
             for scheme, port in (("http", self._supervisor.port), ("https", self._supervisor.https_port))
@@ -102,7 +103,7 @@ class Console:
         self._line("stopped" if complete else "stopped; some requests did not finish in time and were cut")
 
     def _announce(self, service: Service) -> None:
-        url = f"{self._base}/api/v1/service/{service.name}/score"
+        url = f"{self._base}{self._prefix}{service.name}/score"
         self._line(f"{service.name} is ready: {url}")
         words = ["curl -s", url, "-H 'Content-Type: application/json'"]
         if service.has_keys:

@@ -63,7 +63,7 @@ def run_local(path: Path | None, flags: Mapping[str, object], peers: Sequence[Ad
         return uvloop.run(_Joined(peers, settings, peer_socket, sys.stderr).run())
     path = path or example_path()
     identity = _identity(path)
-    config = load_local(path)
+    config = load_local(path, environ=os.environ, flags=flags)
     settings = load_settings(environ=os.environ, file=config.router, flags=flags)
     log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
     try:
@@ -291,7 +291,7 @@ class _Local(_Run):
     def _reload(self) -> None:
         """Take the changed file, or say what is wrong with it and go on as before."""
         try:
-            config = load_local(self._path)
+            config = load_local(self._path, environ=os.environ, flags=self._flags)
             settings = load_settings(environ=os.environ, file=config.router, flags=self._flags)
             self._cluster.apply(config)
         except (SettingsError, OSError) as error:

@@ -39,6 +39,7 @@ from router.peers.mesh import Mesh
 from router.peers.roster import MeshListener
 from router.peers.wire import Message
 from router.pods import Pods
+from router.service_settings import COMPATIBLE_DEFAULTS
 from router.services import SettingsError
 from router.settings import CONFIG_VARIABLE, RouterSettings, load_settings
 from router.supervisor import Supervisor
@@ -107,6 +108,7 @@ class Serve:
             generate_keys=settings.generate_keys,
             pause_seconds=settings.contested_scaling_pause_seconds,
             join=self._join,
+            defaults=COMPATIBLE_DEFAULTS[settings.compatibility],
         )
         certificates = peer_certificates(settings, time.time())
         if certificates is not None:

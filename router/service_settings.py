@@ -6,6 +6,7 @@ Names, units, defaults and limits are those of Azure ML's `AksWebservice` and `A
 marked "Extension.". Where the SDK says "> 0" of a whole number, the minimum is 1.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from router.values import Kind, Scope, Setting
@@ -194,3 +195,9 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         default_means="true for the first version",
     ),
 )
+
+COMPATIBLE_DEFAULTS: Mapping[str, Mapping[str, object]] = {
+    "v1": {},
+    "v2": {"autoscale_max_replicas": 1, "scoring_timeout_ms": 5_000},
+}
+"""By the router's `compatibility`: defaults other than those of the table."""

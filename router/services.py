@@ -139,18 +139,20 @@ def parse_service(
     where: str = "",
     locate: Locate | None = None,
     other_names: Collection[str] = (),
+    defaults: Mapping[str, object] | None = None,
 ) -> Service:
     """The service that `mapping` (setting name -> typed or text value) describes; `{}` gives every default.
 
     Without `versions` in it, the service has one version named `default`. With `versions` (version name -> mapping),
     what stands beside it is a default for each version, but a version that chooses between autoscaling and
     `num_replicas` inherits nothing of the other way. `other_names` are names that the caller reads itself.
+    `defaults` are those of versions that differ from the table's, such as `COMPATIBLE_DEFAULTS` has them.
 
     `where` says in errors what the mapping is; `locate`, when given, says it for one value by its path, such as
     `("versions", "blue", "cpu_cores")`. Raises `SettingsError` for the first fault: unknown names and values in the
     order of the mapping, then the rules between settings.
     """
-    reader = _Reader(name, where, locate, frozenset(other_names))
+    reader = _Reader(name, where, locate, frozenset(other_names), defaults or {})
     if not _NAME.fullmatch(name):
         raise SettingsError("service name", name, _NAME_MEANS, reader.source(()))
     above = reader.read({key: raw for key, raw in mapping.items() if key != "versions"}, ())
@@ -164,7 +166,7 @@ def parse_service(
     if "versions" in mapping:
         versions = _parse_versions(reader, mapping["versions"], inherited)
     else:
-        versions = (_build_version(DEFAULT_VERSION_NAME, inherited),)
+        versions = (_build_version(DEFAULT_VERSION_NAME, inherited, reader.defaults),)
     return Service(name=name, versions=_settle_default(reader, versions), **values)
 
 
@@ -202,6 +204,7 @@ class _Reader:
     where: str
     locate: Locate | None
     other_names: frozenset[str]
+    defaults: Mapping[str, object]  # of versions
 
     def source(self, path: SettingPath) -> str:
         return self.locate(path) if self.locate else self.where
@@ -239,7 +242,7 @@ def _parse_versions(reader: _Reader, raw: object, inherited: _Givens) -> tuple[V
         for setting_name, given in own.items():
             if setting_name in _SERVICE_NAMES:
                 raise SettingsError(setting_name, None, "belongs to the service, not to a version", given.where)
-        versions.append(_build_version(name, _inherit(inherited, own)))
+        versions.append(_build_version(name, _inherit(inherited, own), reader.defaults))
     return tuple(versions)
 
 
@@ -254,9 +257,11 @@ def _inherit(above: _Givens, own: _Givens) -> _Givens:
     return {name: given for name, given in above.items() if name not in dropped} | own
 
 
-def _build_version(name: str, givens: _Givens) -> Version:
-    values = {
-        setting.name: givens[setting.name].value if setting.name in givens else setting.default
+def _build_version(name: str, givens: _Givens, defaults: Mapping[str, object]) -> Version:
+    values: dict[str, Any] = {
+        setting.name: givens[setting.name].value
+        if setting.name in givens
+        else defaults.get(setting.name, setting.default)
         for setting in VERSION_SETTINGS
     }
     _settle_scaling(values, givens)

@@ -30,6 +30,8 @@ class RouterSettings:
     `host`, see `plain_http`.
     """
 
+    compatibility: str
+    scoring_prefix: str
     host: str
     port: int
     https_port: int
@@ -124,7 +126,25 @@ def _router(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
 _FILE: dict[str, Any] = {"pattern": r"[^\x00]+", "pattern_means": "a path"}
 _HOST: dict[str, Any] = {"pattern": r"[^\s/]{1,255}", "pattern_means": "an address or a host name"}
 
+_SCORING_PREFIXES = {"v1": "/api/v1/service/", "v2": "/api/v1/endpoint/"}
+
 ROUTER_SETTINGS: tuple[Setting, ...] = (
+    _router(
+        "compatibility",
+        Kind.TEXT,
+        "Whose defaults are used: v1 for `AksWebservice` of Azure ML's first SDK, v2 for endpoints of its second "
+        "(autoscale_max_replicas 1, scoring_timeout_ms 5000, another scoring_prefix).",
+        default="v1",
+        choices=tuple(_SCORING_PREFIXES),
+    ),
+    _router(
+        "scoring_prefix",
+        Kind.TEXT,
+        "What the addresses of services begin with; a service's name and a path of its replicas follow.",
+        default_means="`/api/v1/service/`, or `/api/v1/endpoint/` with compatibility v2",
+        pattern=r"/([A-Za-z0-9._~-]+/)*",
+        pattern_means="a path that begins and ends with /",
+    ),
     _router("host", Kind.TEXT, "Address that clients connect to.", default="127.0.0.1", flag=True, **_HOST),
     _router(
         "port",
@@ -390,6 +410,7 @@ def load_settings(
     values |= _from_environment(environ)
     values |= parse_router_values(flags or {}, lambda name: f"flag {flag_name(name)}")
     values["state_dir"] = _state_dir(values["state_dir"], environ)
+    values["scoring_prefix"] = values["scoring_prefix"] or _SCORING_PREFIXES[values["compatibility"]]
     return _check_ports(RouterSettings(**resolved(values)))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
+from router.service_settings import COMPATIBLE_DEFAULTS, SERVICE_SETTINGS, VERSION_SETTINGS
 from router.services import Service, SettingsError, Version, parse_service
 
 
@@ -329,3 +329,11 @@ def test_shares_of_two_equal_versions_are_told_apart() -> None:
     twin = dataclasses.replace(version, is_default=False)
     service = dataclasses.replace(parse_service("iris", {}), versions=(twin, dataclasses.replace(twin)))
     assert [share for _, share in service.shares()] == [70, 30]
+
+
+def test_defaults_of_the_second_sdk() -> None:
+    ours = parse_service("iris", {}, defaults=COMPATIBLE_DEFAULTS["v2"]).default_version
+    assert (ours.autoscale_max_replicas, ours.scoring_timeout_ms) == (1, 5_000)
+    own = parse_service("iris", {"scoring_timeout_ms": 70_000}, defaults=COMPATIBLE_DEFAULTS["v2"]).default_version
+    assert own.scoring_timeout_ms == 70_000
+    assert parse_service("iris", {}, defaults=COMPATIBLE_DEFAULTS["v1"]) == parse_service("iris", {})

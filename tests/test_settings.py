@@ -32,6 +32,8 @@ def fault(
 
 def test_defaults() -> None:
     assert load() == RouterSettings(
+        compatibility="v1",
+        scoring_prefix="/api/v1/service/",
         host="127.0.0.1",
         port=8080,
         https_port=8443,
@@ -249,3 +251,8 @@ def test_state_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(file={"state_dir": "~/s"}).state_dir == Path("/home/me/s")
     assert load(flags={"state_dir": "here"}).state_dir == Path("here")
     assert "state_dir" in fault(file={"state_dir": "~nobody-of-that-name/s"})
+
+
+def test_compatibility_changes_where_services_are_found() -> None:
+    assert load(flags={"compatibility": "v2"}).scoring_prefix == "/api/v1/endpoint/"
+    assert load(flags={"compatibility": "v2", "scoring_prefix": "/models/"}).scoring_prefix == "/models/"

@@ -130,7 +130,7 @@ class Admission(Request):
                 self.refuse(answers.bad_request("the target is not a path of this host"))
                 return None
             self.target = path
-        address = split_target(self.target)
+        address = split_target(self.target, gateway.scoring_prefix)
         if address is None:
             self._answer_elsewhere()
             return None
@@ -150,7 +150,7 @@ class Admission(Request):
         elif self.method not in _METHODS:
             self.refuse(answers.method_not_allowed("GET, POST"))
         else:
-            self.refuse(answers.NO_SUCH_PATH)
+            self.refuse(answers.no_such_path(self.gateway.settings.scoring_prefix))
 
     def _allow_method_and_origin(self, service: ServiceRoute) -> bool:
         """Answer a preflight or a wrong method, and return False; else mark the answer for a browser's origin."""

@@ -61,6 +61,7 @@ class Gateway:
         self.access_log = access_log
         self.counters = GatewayCounters()
         self.ids = RequestIds()
+        self.scoring_prefix = settings.scoring_prefix.encode()
         self.request_kinds = request_kinds()
         # A head up to this size is within all limits: no header takes less than four bytes.
         self.small_head_bytes = min(settings.max_head_bytes, 4 * settings.max_headers)

@@ -54,7 +54,9 @@ def unknown_version(service: str, version: str) -> Answer:
     return Answer(404, "unknown-service", f"No version {version} of service {service}.")
 
 
-NO_SUCH_PATH = Answer(404, "unknown-service", "No such path. Scoring: POST /api/v1/service/<name>/score")
+def no_such_path(prefix: str) -> Answer:
+    """404: an address that is no service's; `prefix` is what those of services begin with."""
+    return Answer(404, "unknown-service", f"No such path. Scoring: POST {prefix}<name>/score")
 
 
 def method_not_allowed(allow: str) -> Answer:

@@ -11,11 +11,11 @@ _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~%!$&'()*+=-]*)(?::[
 SERVICE_PREFIX = b"/api/v1/service/"
 
 
-def split_target(target: bytes) -> tuple[bytes, bytes] | None:
-    """Service name and replica path (with query) of `/api/v1/service/<name>/<rest>`; None for any other address."""
-    if not target.startswith(SERVICE_PREFIX):
+def split_target(target: bytes, prefix: bytes = SERVICE_PREFIX) -> tuple[bytes, bytes] | None:
+    """Service name and replica path (with query) of `<prefix><name>/<rest>`; None for any other address."""
+    if not target.startswith(prefix):
         return None
-    name, slash, rest = target[len(SERVICE_PREFIX) :].partition(b"/")
+    name, slash, rest = target[len(prefix) :].partition(b"/")
     if not slash or not name:
         return None
     return name, b"/" + rest

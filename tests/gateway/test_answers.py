@@ -133,6 +133,20 @@ async def test_withdrawn_service(world: World) -> None:
     assert (await world.ask(post())).status == 404
 
 
+@story(scoring_prefix="/api/v1/endpoint/")
+async def test_another_prefix(world: World) -> None:
+    world.serve("iris")
+    replica = await world.replica()
+    client = await world.client()
+    client.send(post(path="/api/v1/endpoint/iris/score"))
+    line = await replica.accept()
+    assert (await line.message()).start == "POST /score HTTP/1.1"
+    line.send(ok())
+    assert (await client.message()).status == 200
+    answer = await world.ask(post())
+    check_own(answer, 404, "unknown-service", b"No such path. Scoring: POST /api/v1/endpoint/<name>/score")
+
+
 @pytest.mark.parametrize(
     "path",
     ["/score", "/api/v1/service/iris", "/api/v1/service//score", "/api/v1/service/", "/api/v2/service/iris/score"],

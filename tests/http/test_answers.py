@@ -15,7 +15,7 @@ TABLE = (
     (answers.unauthorized("Bearer"), 401, "unauthorized"),
     (answers.unknown_service("iris"), 404, "unknown-service"),
     (answers.unknown_version("iris", "blue"), 404, "unknown-service"),
-    (answers.NO_SUCH_PATH, 404, "unknown-service"),
+    (answers.no_such_path("/api/v1/service/"), 404, "unknown-service"),
     (answers.method_not_allowed("GET"), 405, "method-not-allowed"),
     (answers.HEAD_TIMEOUT, 408, "request-timeout"),
     (answers.BODY_TIMEOUT, 408, "request-timeout"),

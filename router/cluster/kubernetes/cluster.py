@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 from router.cluster import ClusterListener
 from router.cluster.kubernetes.client import Api
@@ -63,15 +63,17 @@ class KubernetesCluster:
         generate_keys: bool,
         pause_seconds: float,
         join: Callable[[], Awaitable[None]],
+        defaults: Mapping[str, object],
     ) -> None:
         """`join` connects with the other routers, and is awaited before anything is reported. `namespaces` are those
         that are served, all where empty; `own` is the namespace and name of this pod. For `pause_seconds` a Deployment
-        is left alone whose number of replicas somebody else keeps writing."""
+        is left alone whose number of replicas somebody else keeps writing. `defaults` are those of versions
+        that differ from the table's."""
         self._electorate = electorate
         self._pause_seconds = pause_seconds
         self._join = join
         self._reports = False
-        self._models = Models()
+        self._models = Models(defaults)
         self.follower = Follower(api)
         self.recorder = Recorder(api, own[1])
         self.writer = Writer(

@@ -14,7 +14,7 @@ Each breach is a `Problem` of a Deployment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from router.cluster.kubernetes.annotations import Given, annotation_name, is_about_scaling, mapping_of, read
@@ -62,8 +62,11 @@ class Found:
 class Finder:
     """Puts one service together from the Deployments that claim to be of it, the oldest first."""
 
-    def __init__(self, name: str, claims: list[Deployment], right: dict[str, Given]) -> None:
+    def __init__(
+        self, name: str, claims: list[Deployment], right: dict[str, Given], defaults: Mapping[str, object]
+    ) -> None:
         self._name = name
+        self._defaults = defaults
         self._claims = claims
         self._right = right
         self._problems: list[Problem] = []
@@ -131,7 +134,9 @@ class Finder:
         while True:
             try:
                 return parse_service(
-                    self._name, mapping_of({name: {**g.settings, **g.service} for name, (_, g) in versions.items()})
+                    self._name,
+                    mapping_of({name: {**g.settings, **g.service} for name, (_, g) in versions.items()}),
+                    defaults=self._defaults,
                 )
             except SettingsError as error:
                 self._give_way(versions, error)

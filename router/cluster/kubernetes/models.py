@@ -29,7 +29,9 @@ class Changes(NamedTuple):
 class Models:
     """All that is known, and what follows from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, defaults: Mapping[str, object] | None = None) -> None:
+        """`defaults` of versions, where they differ from the table's (see `parse_service`)."""
+        self._defaults = defaults or {}
         self._deployments: dict[str, dict[Name, Deployment]] = {}  # by service
         self._pods: dict[str, dict[Name, Pod]] = {}  # by service
         self._secrets: dict[Name, Secret] = {}
@@ -142,7 +144,7 @@ class Models:
                 Problem((claim.namespace, claim.name), claim.uid, "ServiceNameRefused", message) for claim in claims
             )
             return None
-        return self._with_keys(Finder(name, claims, self._right).find(), claims[0])
+        return self._with_keys(Finder(name, claims, self._right, self._defaults).find(), claims[0])
 
     def _with_keys(self, found: Found, oldest: Deployment) -> Found:
         """With the keys of its Secret. One that holds none takes nothing away."""

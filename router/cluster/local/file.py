@@ -13,8 +13,9 @@ from typing import Any
 
 from router.auth.issuers import Issuer, parse_issuers
 from router.cluster.local.document import Document, read_document
+from router.service_settings import COMPATIBLE_DEFAULTS
 from router.services import Service, SettingPath, VersionKey, parse_service, place_text
-from router.settings import PATHS_OF_FILES, parse_router_values
+from router.settings import PATHS_OF_FILES, load_settings, parse_router_values
 from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
 
 
@@ -98,8 +99,13 @@ class LocalConfig:
     token_issuers: Mapping[str, Issuer]
 
 
-def load_local(path: Path) -> LocalConfig:
-    """What the file at `path` says, wholly checked. Raises `SettingsError` that names file, line and setting."""
+def load_local(
+    path: Path, *, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
+) -> LocalConfig:
+    """What the file at `path` says, wholly checked. Raises `SettingsError` that names file, line and setting.
+
+    `environ` and `flags` may set the router's `compatibility`, which says what defaults services have.
+    """
     document = read_document(path)
     top = document.values if isinstance(document.values, dict) else {}
     for name in top:
@@ -112,10 +118,11 @@ def load_local(path: Path) -> LocalConfig:
     # The folder as the user sees it: a mounted file may be a link to elsewhere, its neighbours stand beside the link.
     folder = Path(os.path.abspath(path)).parent
     router = _load_router(document, top.get("router"), folder)
+    compatibility = load_settings(environ=environ or {}, file=router, flags=flags).compatibility
     services: dict[str, Service] = {}
     launches: dict[VersionKey, Launch] = {}
     for name, mapping in named.items():
-        loader = _ServiceLoader(document, folder, name)
+        loader = _ServiceLoader(document, folder, name, COMPATIBLE_DEFAULTS[compatibility])
         services[name], found = loader.load(mapping)
         launches |= {(name, version): launch for version, launch in found.items()}
     issuers = load_issuers(document, folder)
@@ -173,6 +180,7 @@ class _ServiceLoader:
     document: Document
     folder: Path
     name: str
+    defaults: Mapping[str, object]
 
     def load(self, mapping: object) -> tuple[Service, dict[str, Launch]]:
         if not isinstance(mapping, dict):
@@ -182,6 +190,7 @@ class _ServiceLoader:
             self._with_counted_addresses(mapping),
             locate=lambda path: self.document.locate(("services", self.name, *path)),
             other_names=_BY_NAME,
+            defaults=self.defaults,
         )
         if "versions" not in mapping:
             return service, {service.default_version.name: self._launch(mapping, (), {})}

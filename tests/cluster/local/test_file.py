@@ -286,3 +286,11 @@ def test_faults_say_where_and_what(folder: Path, text: str, message: str) -> Non
 
 def test_empty_router_section_is_none(folder: Path) -> None:
     assert load(folder, "services: {a: {entry_script: score.py}}\nrouter:\n").router == {}
+
+
+def test_compatibility_with_the_second_sdk_changes_defaults(folder: Path) -> None:
+    text = "services: {iris: {entry_script: score.py}}\nrouter: {compatibility: v2}"
+    version = load(folder, text).services["iris"].default_version
+    assert (version.autoscale_max_replicas, version.scoring_timeout_ms) == (1, 5_000)
+    config = load_local(folder / "m.yaml", environ={"AZUREML_FE_COMPATIBILITY": "v1"})
+    assert config.services["iris"].default_version.autoscale_max_replicas == 10
