@@ -174,6 +174,8 @@ def test_every_setting_can_come_from_file_and_environment(name: str) -> None:
         "self_scaling_max_pods": "7",
         "self_scaling_window_seconds": "20",
         "namespaces": "one,two",
+        "compatibility": "v2",
+        "scoring_prefix": "/models/",
     }
     text = own.get(name) or texts[setting.kind]
     by_file = load(file={name: text})
