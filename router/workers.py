@@ -19,8 +19,21 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from router.channel import Channel
-from router.gateway.control import Accept, Begin, Drain, Logging, PartFrom, Ready, Report, ToLedgers, UnknownKey
+from router.gateway.control import (
+    Accept,
+    Begin,
+    Drain,
+    Explain,
+    Explained,
+    Logging,
+    PartFrom,
+    Ready,
+    Report,
+    ToLedgers,
+    UnknownKey,
+)
 from router.settings import RouterSettings
+from router.telemetry.journal import Entry
 from router.telemetry.log import event
 
 _log = logging.getLogger("router.workers")
@@ -32,6 +45,7 @@ _FAREWELL_SECONDS = 1.0  # for which a connection must have been idle before a w
 _UNHURRIED_SECONDS = 3600.0
 _UNHURRIED_FAREWELL_SECONDS = 10.0
 _START_SECONDS = 30.0  # a worker that does not accept clients by then never will; it takes less than one
+_ANSWER_SECONDS = 1.0  # for a worker to tell what it remembers of a request
 _LAST_WORDS_SECONDS = 1.0  # for what a worker said before it ended to arrive
 
 
@@ -73,6 +87,7 @@ class _Worker:
         self.started = time.monotonic()
         self.ready = asyncio.Event()
         self.silent = asyncio.Event()  # its channel is closed
+        self.questions: dict[int, asyncio.Future[Entry | None]] = {}
         self.leaving = False
         self.longest_silence: float | None = None
         """Seconds after which it is killed unless it speaks; None where that is not looked at."""
@@ -104,6 +119,9 @@ class _Worker:
             self.ready.set()
             if not self.leaving:
                 self.spare()
+        elif isinstance(message, Explained):
+            if (asked := self.questions.pop(message.question, None)) is not None and not asked.done():
+                asked.set_result(message.entry)
         elif isinstance(message, ToLedgers | Report | UnknownKey):
             if self.longest_silence is not None:
                 self.kill_after(self.longest_silence, "worker that was replaced is stuck, it is killed")
@@ -111,6 +129,25 @@ class _Worker:
 
     def _closed(self) -> None:
         self.silent.set()
+        for asked in self.questions.values():
+            if not asked.done():
+                asked.set_result(None)
+        self.questions.clear()
+
+    async def explain(self, question: int, request_id: bytes) -> Entry | None:
+        """What it remembers of a request."""
+        if self.silent.is_set():
+            return None
+        asked: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+        self.questions[question] = asked
+        self.channel.send(Explain(question, request_id))
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await asked
+        except TimeoutError:
+            return None
+        finally:
+            self.questions.pop(question, None)
 
 
 class WorkerFacts(NamedTuple):
@@ -146,6 +183,7 @@ class Workers:
         self._workers: dict[str, _Worker] = {}
         self._wanted = 0
         self._numbers = itertools.count()
+        self._questions = itertools.count()
         self._watchers: set[asyncio.Task[None]] = set()
         self._restarts: set[asyncio.Task[None]] = set()
         self._pause = RestartPause()
@@ -183,6 +221,15 @@ class Workers:
         """Say something to all workers."""
         for worker in self._workers.values():
             worker.channel.send(message)
+
+    async def explain(self, request_id: bytes) -> tuple[str, Entry] | None:
+        """What became of a request that a worker remembers, and which worker that is."""
+        names = list(self._workers)
+        asked = [self._workers[name].explain(next(self._questions), request_id) for name in names]
+        for name, entry in zip(names, await asyncio.gather(*asked), strict=True):
+            if entry is not None:
+                return name, entry
+        return None
 
     def facts(self) -> list[WorkerFacts]:
         """The workers there are."""

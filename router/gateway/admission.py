@@ -16,6 +16,7 @@ from router.http import answers
 from router.http.answers import Answer
 from router.http.ids import clean_client_id
 from router.http.target import origin_form, split_target
+from router.telemetry.journal import REPLICAS_KEPT
 
 if TYPE_CHECKING:
     from router.auth.keys import KeyCheck
@@ -179,6 +180,7 @@ class Admission(Request):
             return
         self.state = QUEUED
         version.holder.enqueue(self, now)
+        self.arrival = len(version.holder.waiters), version.holder.seen(REPLICAS_KEPT)
         self.gateway.slots_changed(version)
         version.watch_queue()
 

@@ -12,6 +12,7 @@ from router.settings import RouterSettings
 from router.slots.holder import Totals
 from router.slots.messages import Holds, ToHolder, ToLedger
 from router.telemetry.counters import GatewaySnapshot
+from router.telemetry.journal import Entry
 from router.tls import Material
 
 EXIT_CUT = 3
@@ -66,6 +67,20 @@ class Reintroduce(NamedTuple):
     """Supervisor to worker: somebody else owns these services now, whose ledgers do not know you: say `Hello`."""
 
     services: frozenset[str]
+
+
+class Explain(NamedTuple):
+    """Supervisor to worker: what became of this request?"""
+
+    question: int
+    request_id: bytes
+
+
+class Explained(NamedTuple):
+    """Worker to supervisor: this did; None if it is not remembered."""
+
+    question: int
+    entry: Entry | None
 
 
 class Logging(NamedTuple):

@@ -44,6 +44,7 @@ class Exchange(Admission):
             self.queued_seconds += now - self.waiting_since
         self.lease = lease
         self.granted = now
+        self.beside = lease.busy
         pool = lease.target
         try:
             if self.expects_continue and not self.body_bytes and not self.body_complete:
@@ -399,10 +400,15 @@ class Exchange(Admission):
             counters = version.counters
             counters.answers[self.status, self.slug] += 1
             counters.duration.observe(now - self.began)
-            if self.queued_seconds:
+            if self.queued_seconds or self.slug or self.attempts or not self.sent:
                 counters.queue_wait.observe(self.queued_seconds)
+                self.gateway.journal.notable.append(self.entry(now))
             else:
                 counters.queue_wait.counts[0] += 1
+                journal = self.gateway.journal
+                if journal.room:
+                    journal.room -= 1
+                    journal.plain.append(self.entry(now))
             counters.request_bytes += self.body_bytes
             counters.response_bytes += self.answer_bytes
         elif self.service is not None:

@@ -25,6 +25,7 @@ from router.slots.holder import HeldReplica
 from router.slots.messages import Holds, ToHolder, ToLedger
 from router.telemetry.access_log import AccessLog
 from router.telemetry.counters import GatewayCounters
+from router.telemetry.journal import Journal
 from router.telemetry.log import event
 
 _log = logging.getLogger("router.gateway")
@@ -60,6 +61,7 @@ class Gateway:
         self.settings = settings
         self.access_log = access_log
         self.counters = GatewayCounters()
+        self.journal = Journal()
         self.ids = RequestIds()
         self.scoring_prefix = settings.scoring_prefix.encode()
         self.request_kinds = request_kinds()
@@ -266,6 +268,7 @@ class Gateway:
 
     def _sweep(self) -> None:
         now = time.monotonic()
+        self.journal.make_room(_SWEEP_SECONDS)
         for client in tuple(self._clients):
             client.check(now)
         self.doors.look(self._upstream_connections)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from router.telemetry.access_log import AccessRecord
+from router.telemetry.journal import Entry
 
 if TYPE_CHECKING:
     from router.gateway.downstream import ClientConnection
@@ -40,8 +41,10 @@ class Request:
         "answer_chunked",
         "answer_lines",
         "answered",
+        "arrival",
         "attempts",
         "began",
+        "beside",
         "body",
         "body_bytes",
         "body_complete",
@@ -119,16 +122,48 @@ class Request:
         self.slug = self.replica_id = ""  # `replica_id`: of the last one that it was sent to
         self.attempts = self.answer_bytes = self.status = 0
         # When. What has no value yet gets it on the way to whoever reads it: `checked` when key and version are,
-        # `granted` with the slot, `waiting_since` and `waiter_number` in the queue.
+        # `granted` with the slot, `beside` with the replica, the others in the queue.
         self.began = self.sent = self.answered = self.queued_seconds = 0.0
         self.checked: float
         self.granted: float
         self.connected_at: float
+        self.beside: int  # requests at the replica when it was chosen, this one included
+        self.arrival: tuple[int, tuple[tuple[str, int, bool], ...]]  # place in the queue, replicas as found then
         self.waiting_since: float
         self.waiter_number: int
         self.request_id: bytes
         self.id_lines: bytes
         self.answer_lines: bytes
+
+    def entry(self, now: float) -> Entry:
+        """What the journal keeps of it, if it has a version."""
+        assert self.version is not None
+        service, version = self.version.key
+        sent = self.sent
+        position, considered = self.arrival if self.queued_seconds else (0, ())
+        return Entry(
+            request_id=self.request_id,
+            client_id=self.client_id,
+            service=service,
+            version=version,
+            began=self.began,
+            checked=self.checked,
+            granted=self.granted if sent else 0.0,
+            connected_at=self.connected_at if sent else 0.0,
+            sent=sent,
+            answered=self.answered,
+            ended=now,
+            status=self.status,
+            replica=self.replica_id,
+            beside=self.beside if sent else 0,
+            attempts=self.attempts,
+            request_bytes=self.body_bytes,
+            response_bytes=self.answer_bytes,
+            slug=self.slug,
+            queued_seconds=self.queued_seconds,
+            position=position,
+            considered=considered,
+        )
 
     def record(self, now: float) -> AccessRecord:
         """Its line in the access log."""

@@ -24,6 +24,8 @@ from router.gateway.control import (
     Begin,
     Certificate,
     Drain,
+    Explain,
+    Explained,
     FromLedger,
     Logging,
     PartFrom,
@@ -126,6 +128,8 @@ class Worker:
                 if key[0] in message.services:
                     route.holder.begin_anew()
                     gateway.slots_changed(route)
+        elif isinstance(message, Explain):
+            self._channel.send(Explained(message.question, gateway.journal.find(message.request_id)))
         elif isinstance(message, Logging):
             log.set_level(message.level)
             gateway.set_access_log_rate(message.access_log)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from router.slots.correspondence import Correspondence
@@ -119,6 +120,10 @@ class VersionHolder(Generic[W, T]):
             if replica.busy:
                 busy[replica.id] = busy.get(replica.id, 0) + replica.busy
         return busy
+
+    def seen(self, most: int) -> tuple[tuple[str, int, bool], ...]:
+        """Up to `most` replicas, the requests at each, and whether it gets no new ones."""
+        return tuple((replica.id, replica.busy, replica.closed) for replica in islice(self._replicas.values(), most))
 
     def held(self) -> dict[str, int]:
         """Leases in hand, busy and idle, by replica."""
