@@ -391,7 +391,9 @@ class Supervisor:
         self._reports.take(name, message, self._versions)
         demands = {key: _demand(report.seen) for key, report in message.versions.items()}
         self._loop.add_demands(name, message.seconds, demands)
-        self.overview.saw(demands, time.monotonic())
+        now = time.monotonic()
+        self.overview.saw(demands, now)
+        self.overview.history.add(now, name, message.versions)
         self._pods.saw(demands)
         self._peering.worker_holds(name, {k: held for k, held in message.leases.items() if k in self._versions})
         if message.counters is not None:

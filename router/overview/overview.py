@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from router import __version__
 from router.cpu import available_cpus, cpu_quota
+from router.overview.history import History
 from router.overview.rates import Rates
 from router.peering import Peering
 from router.peers.mesh import Mesh
@@ -96,6 +97,7 @@ class Overview:
         self.config_errors: deque[ConfigError] = deque(maxlen=_ERRORS_KEPT)
         self.decisions: deque[Changed] = deque(maxlen=_DECISIONS_KEPT)
         self.rates = Rates()
+        self.history = History()
         self.started = time.monotonic()
         self.last_reload_succeeded = True
         self._config_error_count = 0

@@ -1,4 +1,4 @@
-"""Pages of the admin port: `/status`, `/status.json`, `/status/events` (live), `/capacity/<service>`."""
+"""Pages of the admin port: `/status`, `/status.json`, `/status/events`, `/capacity/<service>`, `/explain/<id>`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import orjson
 from aiohttp import web
 
 from router.overview import document
+from router.overview.explain import explain
 from router.overview.feed import Feed
 from router.overview.overview import Overview
 
@@ -31,6 +32,7 @@ class StatusRoutes:
         routes.add_get("/status.json", self._get_status)
         routes.add_get("/status/events", self._get_events)
         routes.add_get("/capacity/{service}", self._get_capacity)
+        routes.add_get("/explain/{request_id}", self._get_explanation)
 
     def close(self) -> None:
         """End the live feeds, which would otherwise last as long as whoever watches."""
@@ -74,6 +76,16 @@ class StatusRoutes:
             return _json(document.capacity(self._overview, name))
         except KeyError:
             return _json({"error": "no such service"}, status=404)
+
+    async def _get_explanation(self, request: web.Request) -> web.Response:
+        explained = await explain(self._overview, request.match_info["request_id"])
+        if explained is None:
+            why = (
+                "no worker of this pod remembers this request; each pod remembers its own latest ones, and of those "
+                "that just went well at most a thousand a second of each worker"
+            )
+            return _json({"error": why}, status=404)
+        return _json(explained)
 
 
 def _json(data: object, status: int = 200) -> web.Response:

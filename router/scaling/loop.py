@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from router.scaling.autoscaler import Decision
+from router.scaling.autoscaler import Decision, Observation
 from router.scaling.demand import Demand
 from router.scaling.scaler import Action, ReplicaFacts, VersionScaler
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
@@ -178,6 +178,11 @@ class ControlLoop:
         """The last decision about a version."""
         scaled = self._scaled.get(key)
         return None if scaled is None else scaled.scaler.decision
+
+    def history(self, key: VersionKey) -> tuple[Observation, ...]:
+        """What the autoscaler of a version has observed lately, oldest first."""
+        scaled = self._scaled.get(key)
+        return () if scaled is None else scaled.scaler.autoscaler.history
 
     def decisions(self, key: VersionKey) -> Mapping[tuple[str, str], int]:
         """How many decisions changed the number of a version's replicas, by direction and what bounded them."""
