@@ -14,9 +14,10 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
+from router.auth.issuers import Issuer
 from router.cluster.joined import JoinedCluster
 from router.peering import Peering
-from router.peers.wire import Cordons, Demand, Felt, Message, Replicas, Services
+from router.peers.wire import Cordons, Demand, Felt, Message, Replicas, Services, TokenIssuers
 from router.scaling import demand
 from router.scaling.load import Load
 from router.services import VersionKey
@@ -30,8 +31,11 @@ _REPEAT_SECONDS = 1.0
 class Pod(Protocol):
     """What is asked of the supervisor of this pod."""
 
-    def tables(self) -> list[Services | Replicas]:
+    def tables(self) -> list[Services | TokenIssuers | Replicas]:
         """All that a joined router must know."""
+
+    def set_token_issuers(self, issuers: Mapping[str, Issuer]) -> None:
+        """The leader says whose tokens are accepted, beside the routers' own."""
 
     def report(self) -> tuple[Mapping[str, int], Mapping[VersionKey, int], frozenset[str]]:
         """Requests in flight by replica, waiting by version, and the replicas that are closed for good."""
@@ -106,6 +110,9 @@ class Pods:
                 if self._joined is not None:
                     self._leader = peer
                     self._joined.services_told(services)
+            case TokenIssuers(issuers):
+                if self._joined is not None:
+                    self._pod.set_token_issuers(issuers)
             case Replicas(key, replicas, cordoned):
                 if self._joined is not None:
                     self._joined.replicas_told(key, replicas)
@@ -129,7 +136,7 @@ class Pods:
 
     # What goes out.
 
-    def share(self, table: Services | Replicas) -> None:
+    def share(self, table: Services | TokenIssuers | Replicas) -> None:
         """Tell joined routers what has changed."""
         if self.leads and not self._by_election:
             self._peering.links.broadcast(table)

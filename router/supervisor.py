@@ -96,6 +96,7 @@ class Supervisor:
             lifetime_seconds=settings.token_lifetime_seconds,
             rotation_seconds=settings.token_key_rotation_seconds,
         )
+        self._token_issuers: Mapping[str, Issuer] = {}
         self._admin: AdminServer | None = None
         self._peer_socket = peer_socket
         self._ports: Ports | None = None
@@ -246,7 +247,9 @@ class Supervisor:
 
     def set_token_issuers(self, issuers: Mapping[str, Issuer]) -> None:
         """Accept tokens of these issuers, beside the router's own."""
+        self._token_issuers = issuers
         self._tokens.set_issuers(issuers)
+        self._pods.share(wire.TokenIssuers(issuers))
 
     def _trust_changed(self) -> None:
         if self._workers is not None:
@@ -491,10 +494,10 @@ class Supervisor:
         """The listener for `Mesh`."""
         return self._pods
 
-    def tables(self) -> list[wire.Services | wire.Replicas]:
+    def tables(self) -> list[wire.Services | wire.TokenIssuers | wire.Replicas]:
         """See `pods.Pod`."""
         replicas = [wire.Replicas(k, known, self._loop.cordoned(k)) for k, known in self._replicas.items()]
-        return [wire.Services(self._services), *replicas]
+        return [wire.TokenIssuers(self._token_issuers), wire.Services(self._services), *replicas]
 
     def report(self) -> tuple[Mapping[str, int], Mapping[VersionKey, int], frozenset[str]]:
         """See `pods.Pod`."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import orjson
 
+from router.auth.issuers import ISSUER_SETTINGS, Issuer
 from router.peers.endings import Ending
 from router.peers.frames import WireError
 from router.scaling import demand
@@ -121,6 +122,13 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenIssuers:
+    """The complete set of token issuers beside the routers themselves. For a router that has no file of its own."""
+
+    issuers: Mapping[str, Issuer]
+
+
+@dataclass(frozen=True, slots=True)
 class Replicas:
     """The complete set of a version's replicas. For a router that has no cluster of its own."""
 
@@ -139,7 +147,7 @@ class Cordons:
 
 Message = (
     Heartbeat | Goodbye | Leaving | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Felt
-    | Services | Replicas | Cordons
+    | Services | TokenIssuers | Replicas | Cordons
 )  # fmt: skip
 
 
@@ -287,6 +295,10 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple([_text(each) for each in _list(value)])
 
 
+def _pairs(value: object) -> tuple[tuple[str, str], ...]:
+    return tuple([(_text(each[0]), _text(each[1])) for each in map(_list, _list(value))])
+
+
 def _optional(check: Callable[[object], T]) -> Callable[[object], T | None]:
     return lambda value: None if value is None else check(value)
 
@@ -346,9 +358,11 @@ _CHECKS: dict[object, Callable[[object], object]] = {
     str | None: _optional(_text),
     tuple[str, ...]: _texts,
     tuple[Version, ...]: _versions,
+    tuple[tuple[str, str], ...]: _pairs,
 }
 _VERSION = _fields(Version, VERSION_SETTINGS)
 _SERVICE = _fields(Service, SERVICE_SETTINGS)
+_ISSUER = _fields(Issuer, tuple(setting for setting in ISSUER_SETTINGS if setting.name != "required_claims"))
 
 
 def _replica(fields: list[Any]) -> Replica:
@@ -432,6 +446,11 @@ def _decode_services(_: MessageReader, fields: list[Any]) -> Services:
     return Services({service.name: service for service in map(_service, _list(fields[1]))})
 
 
+def _decode_issuers(_: MessageReader, fields: list[Any]) -> TokenIssuers:
+    issuers = [_record(Issuer, each, _ISSUER) for each in _list(fields[1])]
+    return TokenIssuers({issuer.name: issuer for issuer in issuers})
+
+
 def _encode_replicas(message: Replicas) -> list[object]:
     replicas = [[r.id, r.host, r.port, r.state.value] for r in message.replicas]
     return ["replicas", *message.key, replicas, sorted(message.cordoned)]
@@ -460,6 +479,7 @@ _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
     Demand: _encode_demand,
     Felt: _encode_felt,
     Services: lambda m: ["services", list(m.services.values())],  # orjson writes dataclasses as objects
+    TokenIssuers: lambda m: ["token-issuers", list(m.issuers.values())],
     Replicas: _encode_replicas,
     Cordons: lambda m: ["cordons", m.term, [[*key, sorted(ids)] for key, ids in m.cordoned.items()]],
 }
@@ -477,6 +497,7 @@ _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
     "demand": _decode_demand,
     "felt": _decode_felt,
     "services": _decode_services,
+    "token-issuers": _decode_issuers,
     "replicas": _decode_replicas,
     "cordons": _decode_cordons,
 }

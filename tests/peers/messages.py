@@ -4,6 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from router.auth.issuers import Issuer
 from router.peers import wire
 from router.scaling.demand import Demand
 from router.scaling.load import Load
@@ -83,6 +84,27 @@ def _by_name(found: list[Service]) -> wire.Services:
     return wire.Services({service.name: service for service in found})
 
 
+issuers = st.builds(
+    Issuer,
+    name=names,
+    issuer=names,
+    audience=st.lists(names, max_size=3).map(tuple),
+    jwks_url=st.none() | names,
+    algorithms=st.lists(names, max_size=3).map(tuple),
+    required_claims=st.lists(st.tuples(names, names), max_size=3).map(tuple),
+    required_roles=st.lists(names, max_size=3).map(tuple),
+    services=st.lists(names, max_size=3).map(tuple),
+    clock_skew_seconds=seconds,
+    keys_refresh_seconds=seconds,
+    keys_max_age_seconds=seconds,
+    ca_file=st.none() | names,
+)
+
+
+def _by_issuer(found: list[Issuer]) -> wire.TokenIssuers:
+    return wire.TokenIssuers({issuer.name: issuer for issuer in found})
+
+
 every_message: st.SearchStrategy[wire.Message] = st.one_of(
     st.just(wire.Heartbeat()),
     st.just(wire.Goodbye()),
@@ -103,6 +125,7 @@ every_message: st.SearchStrategy[wire.Message] = st.one_of(
     ),
     st.builds(wire.Felt, loads),
     st.lists(services, max_size=2).map(_by_name),
+    st.lists(issuers, max_size=2).map(_by_issuer),
     st.builds(wire.Replicas, keys, _words(replicas), st.frozensets(names, max_size=3)),
 )
 
