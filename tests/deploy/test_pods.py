@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from router.cluster.local.file import load_router_file
+from router.serve import DEFAULTS
 from router.service_settings import VERSION_SETTINGS
-from router.settings import ENVIRONMENT_PREFIX, ROUTER_SETTINGS, environment_name
+from router.settings import ENVIRONMENT_PREFIX, ROUTER_SETTINGS, environment_name, load_settings
 from tests.deploy.chart import (
     ROOT,
     VALUE_FILES,
@@ -25,12 +27,6 @@ from tests.deploy.chart import (
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SETTINGS = {setting.name for setting in ROUTER_SETTINGS}
-# Those of `azureml-fe serve` and TLS.
-AWAITED = {
-    "namespaces", "pod_name", "pod_namespace", "pod_ip", "peer_secret_file", "generate_keys",
-    "allow_insecure_connections", "tls_cert_file", "tls_key_file", "tls_client_ca_file",
-    "peer_tls_cert_file", "peer_tls_key_file", "peer_tls_ca_file",
-}  # fmt: skip
 
 
 @pytest.fixture(params=VALUE_FILES, ids=lambda path: path.stem)
@@ -113,9 +109,28 @@ def test_ports_are_the_routers_own(objects: Any) -> None:
 
 def test_settings_that_pods_are_given_exist(objects: Any) -> None:
     names = {entry["name"] for entry in container_of(objects)["env"]}
-    known = {environment_name(name) for name in SETTINGS | AWAITED} | {"AZUREML_FE_CONFIG"}
+    known = {environment_name(name) for name in SETTINGS} | {"AZUREML_FE_CONFIG"}
     assert {name for name in names if name.startswith(ENVIRONMENT_PREFIX)} <= known
-    assert set(router_yaml(objects)["router"]) <= SETTINGS | AWAITED
+    assert set(router_yaml(objects)["router"]) <= SETTINGS
+
+
+def test_the_router_takes_what_it_is_given(objects: Any, tmp_path: Path) -> None:
+    """The mounted file and the environment, by the code that reads them in a pod."""
+    (tmp_path / "router.yaml").write_text(objects["ConfigMap", "azuremlfeconfig"]["data"]["router.yaml"])
+    file, issuers = load_router_file(tmp_path / "router.yaml")
+    fields = {"metadata.name": "azureml-fe-abc", "metadata.namespace": "azureml", "status.podIP": "10.0.0.1"}
+    environment = {
+        entry["name"]: entry["value"] if "value" in entry else fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        for entry in container_of(objects)["env"]
+    }
+    taken = load_settings(environ=environment, file=file, defaults=DEFAULTS)
+    told = router_yaml(objects)
+    assert taken.drain_seconds == told["router"]["drain_seconds"]
+    assert taken.plain_http is told["router"]["allow_insecure_connections"]
+    assert taken.cluster_purpose == told["router"]["cluster_purpose"]
+    assert ",".join(taken.namespaces) == told["router"].get("namespaces", "")
+    assert set(issuers) == set(told.get("token_issuers", ()))
+    assert taken.admin_host == "0.0.0.0"
 
 
 def test_files_that_settings_name_are_mounted(objects: Any) -> None:

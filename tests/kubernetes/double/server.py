@@ -205,6 +205,8 @@ def _manager(request: web.Request) -> str:
 def _document(path: str) -> web.Response:
     if path in ("/healthz", "/livez", "/readyz"):
         return web.Response(text="ok")
+    if path == "/openapi/v2":  # an empty document: clients that check objects by it, such as Helm, let them pass
+        return web.Response(body=b"", content_type="application/com.github.proto-openapi.spec.v2.v1.0+protobuf")
     found = discovery.document(path)
     if found is None:
         return web.Response(status=404, text="404 page not found\n")
