@@ -134,13 +134,13 @@ class Installed:
         where = address or self.addresses()[0]
         return get(where, PORT, f"/api/v1/service/{service}/score", body, headers)
 
-    def scores(self, service: str, key: str = "", status: int = 200) -> None:
+    def scores(self, service: str, key: str = "", status: int = 200, body: bytes = b"[1]") -> None:
         """Wait until every router answers so."""
         for address in self.addresses():
-            until(functools.partial(self._answers, service, key, address, status), f"{status} of {service}")
+            until(functools.partial(self._answers, service, body, key, address, status), f"{status} of {service}")
 
-    def _answers(self, service: str, key: str, address: str, status: int) -> bool:
-        return self.score(service, key=key, address=address).status == status
+    def _answers(self, service: str, body: bytes, key: str, address: str, status: int) -> bool:
+        return self.score(service, body, key=key, address=address).status == status
 
     def traffic(self, service: str, clients: int = 4, routers: Callable[[], list[str]] | None = None) -> Traffic:
         """Clients that ask again and again, one router after the other."""

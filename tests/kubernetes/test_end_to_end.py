@@ -4,18 +4,21 @@ The stories share the routers; each has models of its own.
 """
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from router.cluster.kubernetes.access import ACCESS
+from router.cluster.local import example_request_path
 from tests.kubernetes.cluster import ROUTER, cluster_of, has_event
 from tests.kubernetes.controller import controlling
 from tests.kubernetes.double.resources import Object
 from tests.kubernetes.installed import Installed
-from tests.kubernetes.models import deploy_echo, echo_container, statistics
-from tests.kubernetes.proxy import Record, proxying
+from tests.kubernetes.models import azureml_container, deploy_echo, echo_container, statistics
+from tests.kubernetes.proxy import Record, proxying, status
 from tests.processes import Answer, until
 
 ROUTERS = 3
@@ -290,3 +293,64 @@ def test_pending_pods_cause_no_runaway(stage: Installed) -> None:
     assert len([each for each in stage.proxy.records[begin:] if each.path.endswith("/full/scale")]) <= 8
     stage.controller.capacity = 100
     _gone(stage, "full")
+
+
+def test_example_behind_the_model_server_of_azure_ml(stage: Installed, tmp_path: Path) -> None:
+    annotations = {f"azureml-fe/{name}": value for name, value in OPEN.items()}
+    container = azureml_container(tmp_path)
+    stage.cluster.deployment("example", 1, annotations, **container)
+    stage.controller.ready("example", 1)
+    body = example_request_path().read_bytes()
+    stage.scores("example", body=body)
+    assert json.loads(stage.score("example", body).body) == {"predictions": ["setosa", "virginica"]}
+    _gone(stage, "example")
+    assert stage.controller.kubelet.killed == []
+
+
+def test_every_right_is_used_and_none_is_missing(stage: Installed) -> None:
+    settings = {"autoscale-max-replicas": 2, "autoscale-scale-down-seconds": 1, "max-request-wait-time": 10_000}
+    _deploy(stage, "rights", settings={**settings, "no-such": 1}, delay=0.05)
+    deploy_echo(stage.cluster, "keyed")
+    stage.scores("rights")
+    has_event(stage.cluster, "rights", "SettingsRefused")
+    until(lambda: stage.cluster.client.find("secrets", stage.namespace, "azureml-fe-keys-keyed"), "keys")
+
+    def scales(record: Record) -> bool:
+        return record.method == "PATCH" and record.path.endswith("/rights/scale")
+
+    with (
+        stage.proxy.fault(scales, times=1, status=409, body=status(409, "Conflict")),
+        stage.traffic("rights", clients=4) as traffic,
+    ):
+        until(lambda: stage.cluster.replicas("rights") == 2, "more replicas in spite of a conflict")
+    assert traffic.all_well, traffic
+    until(lambda: stage.cluster.replicas("rights") == 1, "fewer replicas")
+    # The next leader has the same to say of the wrong annotation, and adds to the Event that there is.
+    leader = stage.leader()["metadata"]["name"]
+    stage.cluster.client.delete("pods", stage.namespace, leader)
+    until(lambda: stage.leader()["metadata"]["name"] != leader, "another leader")
+    expected = {(each.group, each.resource, verb) for each in ACCESS for verb in each.verbs}
+    unused = expected.copy()
+
+    def all_used() -> bool:
+        unused.difference_update(map(_right, stage.proxy.records))
+        return not unused
+
+    until(all_used, f"use of {unused}")
+    assert {_right(record) for record in stage.proxy.records} == expected
+    assert [record for record in stage.proxy.records if record.status in (401, 403)] == []
+    stage.all_ready(ROUTERS)
+    for name in ("rights", "keyed"):
+        _gone(stage, name)
+
+
+def _right(record: Record) -> tuple[str, str, str]:
+    """Group, resource and verb of a request, as rules name them."""
+    words = record.path.strip("/").split("/")
+    group, words = ("", words[2:]) if words[0] == "api" else (words[1], words[3:])
+    if words[0] == "namespaces":
+        words = words[2:]
+    resource = "/".join([words[0], *words[2:]])
+    verbs = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+    reads = "watch" if record.is_watch else "get" if len(words) > 1 else "list"
+    return group, resource, verbs.get(record.method, reads)
