@@ -38,7 +38,7 @@ def manifests(namespace: str, **values: Any) -> list[Object]:
         "allowInsecureConnections": True,
         "clusterPurpose": "DevTest",
         "namespaces": [namespace],
-        "shutdown": {"preStopSeconds": 1, "drainSeconds": 10, "marginSeconds": 15},
+        "shutdown": {"preStopSeconds": 1, "delaySeconds": 0, "drainSeconds": 10, "marginSeconds": 15},
         "extraEnv": [{"name": name, "value": value} for name, value in _PLACE.items()],
         **values,
     }
