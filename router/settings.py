@@ -49,6 +49,9 @@ class RouterSettings:
     state_dir: Path
     log_level: str
     access_log: float
+    traces: str
+    otlp_endpoint: str
+    trace_sample_ratio: float
     server_timing: bool
     max_payload_bytes: int
     max_head_bytes: int
@@ -241,6 +244,28 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
         default=0.0,
         default_means="off",
         flag=True,
+    ),
+    _router(
+        "traces",
+        Kind.TEXT,
+        "Where spans of requests go; `otlp` needs the extra `otel`, `azure-monitor` the extra of that name and the "
+        "environment variable APPLICATIONINSIGHTS_CONNECTION_STRING.",
+        default="off",
+        choices=("off", "otlp", "azure-monitor"),
+    ),
+    _router(
+        "otlp_endpoint",
+        Kind.TEXT,
+        "Address of the OpenTelemetry collector (OTLP over HTTP).",
+        default="http://127.0.0.1:4318",
+        pattern=r"https?://[^\s?#]{1,2000}",
+        pattern_means="http://HOST:PORT or https://HOST:PORT",
+    ),
+    _router(
+        "trace_sample_ratio",
+        Kind.RATE,
+        "Share of the traces begun here that is sampled; where the client began one, its own decision holds.",
+        default=0.01,
     ),
     _router("server_timing", Kind.BOOL, "Answers say in Server-Timing where their time went.", default=True),
     _router(

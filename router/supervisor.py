@@ -23,7 +23,7 @@ from router.auth.issuers import Issuer
 from router.certificates import Certificates, server_files
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
-from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers, Trusted, UnknownKey
+from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers, Traces, Trusted, UnknownKey
 from router.overview.logging import LoggingRoutes, WhatIsLogged
 from router.overview.overview import Overview
 from router.overview.routes import StatusRoutes
@@ -136,6 +136,11 @@ class Supervisor:
             self._settings.admin_host, self._settings.admin_port, metrics=self.overview.metrics, ready=self._not_ready,
             notes=lambda: [note for tell in self.notes for note in tell()],
         )  # fmt: skip
+        if self._settings.traces != "off":
+            self.overview.traces.start(
+                self._settings.traces, self._settings.otlp_endpoint, self._peering.own_id,
+                self._settings.scoring_prefix + "{service}", self.overview.address_of,
+            )  # fmt: skip
         self._status = StatusRoutes(self.overview)
         self._status.add_to(self._admin.routes)
         add_token_routes(self._admin.routes, self._tokens)
@@ -175,6 +180,7 @@ class Supervisor:
                 afterwards.push_async_callback(self._admin.stop)
             if self._status is not None:
                 afterwards.callback(self._status.close)
+            afterwards.push_async_callback(asyncio.to_thread, self.overview.traces.stop)
             if self._cluster is not None:
                 afterwards.push_async_callback(self._stop_cluster, self._cluster)
             if self._ticking is not None:
@@ -267,6 +273,7 @@ class Supervisor:
         self._pods.share(wire.Services(services))
         self._counters.retain(self._versions)
         self.overview.rates.retain(self._versions)
+        self.overview.traces.retain(self._versions)
         # Requests of versions that are gone go on; who drains their replicas asks for them.
         self._replicas = {key: known for key, known in self._replicas.items() if known or key in self._versions}
         self._reports.retain(self._versions)
@@ -383,7 +390,10 @@ class Supervisor:
             if key in self._replicas:
                 workers.send(name, self._table(key))
 
-    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey) -> None:
+    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey | Traces) -> None:
+        if isinstance(message, Traces):
+            self.overview.traces.take(name, message.traced, message.dropped, time.time() - time.monotonic())
+            return
         if isinstance(message, UnknownKey):
             self._tokens.unknown_key(message.issuer)
             return
@@ -407,6 +417,7 @@ class Supervisor:
         self._peering.worker_ended(name)
         self._loop.front_end_gone(name)
         self._reports.ended(name)
+        self.overview.traces.worker_ended(name)
         self.sizing.worker_ended(name)
         self._counters.ended(name, 0)
 

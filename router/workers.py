@@ -30,6 +30,7 @@ from router.gateway.control import (
     Ready,
     Report,
     ToLedgers,
+    Traces,
     UnknownKey,
 )
 from router.settings import RouterSettings
@@ -55,7 +56,7 @@ class WorkersListener(Protocol):
     def worker_started(self, name: str) -> None:
         """A worker has begun: tell it what to serve. It accepts clients after that."""
 
-    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey) -> None:
+    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey | Traces) -> None:
         """A worker speaks."""
 
     def worker_ended(self, name: str) -> None:
@@ -122,7 +123,7 @@ class _Worker:
         elif isinstance(message, Explained):
             if (asked := self.questions.pop(message.question, None)) is not None and not asked.done():
                 asked.set_result(message.entry)
-        elif isinstance(message, ToLedgers | Report | UnknownKey):
+        elif isinstance(message, ToLedgers | Report | UnknownKey | Traces):
             if self.longest_silence is not None:
                 self.kill_after(self.longest_silence, "worker that was replaced is stuck, it is killed")
             self._listener.worker_said(self.name, message)

@@ -63,7 +63,7 @@ def test_the_two_commands_stand_in_a_line_of_their_own_each(extra: str) -> None:
 
 def test_extras_are_those_of_the_package() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(re.findall(r"'\.\[(\w+)\]'", README)) == set(extras)
+    assert set(re.findall(r"'\.\[([\w-]+)\]'", README)) == set(extras)
 
 
 def test_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:

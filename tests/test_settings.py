@@ -51,6 +51,9 @@ def test_defaults() -> None:
         state_dir=Path("/state/azureml-fe"),
         log_level="info",
         access_log=0.0,
+        traces="off",
+        otlp_endpoint="http://127.0.0.1:4318",
+        trace_sample_ratio=0.01,
         server_timing=True,
         max_payload_bytes=104_857_600,
         max_head_bytes=65_536,
@@ -165,6 +168,8 @@ def test_every_setting_can_come_from_file_and_environment(name: str) -> None:
     own = {
         "workers": "3",
         "log_level": "error",
+        "traces": "otlp",
+        "otlp_endpoint": "http://elsewhere:4318",
         "token_key_rotation_seconds": "86400",
         "cluster_purpose": "DevTest",
         "min_workers": "3",

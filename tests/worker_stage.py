@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from router.gateway.control import Replicas, Report, Services, ToLedgers, UnknownKey
+from router.gateway.control import Replicas, Report, Services, ToLedgers, Traces, UnknownKey
 from router.services import Replica, ReplicaState, Service, VersionKey, parse_service
 from router.settings import load_settings
 from router.workers import Workers
@@ -40,7 +40,7 @@ class Stage:
             replicas = (Replica(service, "127.0.0.1", port, ReplicaState.READY),)
             self.workers.send(name, Replicas(key, replicas, frozenset()))
 
-    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey) -> None:
+    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey | Traces) -> None:
         assert name not in self.ended, "words of the dead"
         if isinstance(message, Report) and message.counters is not None:
             versions = message.counters["versions"].values()

@@ -13,6 +13,7 @@ from router.slots.holder import Totals
 from router.slots.messages import Holds, ToHolder, ToLedger
 from router.telemetry.counters import GatewaySnapshot
 from router.telemetry.journal import Entry
+from router.telemetry.tracing import Traced
 from router.tls import Material
 
 EXIT_CUT = 3
@@ -81,6 +82,13 @@ class Explained(NamedTuple):
 
     question: int
     entry: Entry | None
+
+
+class Traces(NamedTuple):
+    """Worker to supervisor: sampled requests that have ended, and how many there were no room for so far."""
+
+    traced: Sequence[Traced]
+    dropped: int
 
 
 class Logging(NamedTuple):

@@ -18,6 +18,7 @@ from router.gateway.request import ANSWERING, CHUNKED_BODY, CONNECTING, DONE, QU
 from router.http import answers
 from router.http.answers import Answer
 from router.telemetry.counters import NO_VERSION
+from router.telemetry.tracing import Traced
 
 if TYPE_CHECKING:
     from router.gateway.pool import ReplicaPool
@@ -415,6 +416,11 @@ class Exchange(Admission):
             self.gateway.counters.version((self.service.name, NO_VERSION)).count(self.status, self.slug)
         else:
             self.gateway.counters.answers[self.status, self.slug] += 1
+        tracer = self.gateway.tracer
+        if tracer is not None and self.service is not None:
+            context = getattr(self, "trace", None) or tracer.context(self.kept.get(b"traceparent"))
+            if context.sampled:
+                tracer.ended(Traced(context, self.method.decode(), self.entry(now)))
         log = self.gateway.access_log
         if log.rate and log.wanted():
             log.add(self.record(now))

@@ -27,6 +27,7 @@ from router.telemetry.access_log import AccessLog
 from router.telemetry.counters import GatewayCounters
 from router.telemetry.journal import Journal
 from router.telemetry.log import event
+from router.telemetry.tracing import Tracer
 
 _log = logging.getLogger("router.gateway")
 
@@ -62,6 +63,7 @@ class Gateway:
         self.access_log = access_log
         self.counters = GatewayCounters()
         self.journal = Journal()
+        self.tracer = Tracer(settings.trace_sample_ratio) if settings.traces != "off" else None
         self.ids = RequestIds()
         self.scoring_prefix = settings.scoring_prefix.encode()
         self.request_kinds = request_kinds()

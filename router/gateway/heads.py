@@ -21,6 +21,8 @@ _STATUS_OK = b"HTTP/1.1 200 OK"
 _SERVER_TIMING = (
     b"\r\nServer-Timing: auth;dur=%.2f, queue;dur=%.2f, connect;dur=%.2f, replica;dur=%.2f, router;dur=%.2f\r\n\r\n"
 )
+_TRACEPARENT = frozenset((b"traceparent",))
+_TRACE_FIELDS = _TRACEPARENT | {b"tracestate"}
 _CORS_ANSWER_HEADERS = frozenset((b"access-control-allow-origin", b"access-control-expose-headers"))
 
 
@@ -36,6 +38,11 @@ def request_head(request: Request) -> bytes:
         parts += request.underscored
     if b"connection" in kept and (named := fields_named_by(kept[b"connection"])):
         request.parts = parts = without_fields(parts, named)
+    if (tracer := request.gateway.tracer) is not None:
+        request.trace = context = tracer.context(kept.get(b"traceparent"))
+        # A trace that begins here has nothing to do with what the client may have said of its own.
+        request.parts = parts = without_fields(parts, _TRACEPARENT if context.parent else _TRACE_FIELDS)
+        parts.append(b"traceparent: " + context.traceparent())
     if service.forward_authorization and b"authorization" in kept:
         parts.append(b"Authorization: " + kept[b"authorization"])
     length = request.length

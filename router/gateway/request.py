@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from router.telemetry.access_log import AccessRecord
+from router.telemetry.counters import NO_VERSION
 from router.telemetry.journal import Entry
+from router.telemetry.tracing import TraceContext
 
 if TYPE_CHECKING:
     from router.gateway.downstream import ClientConnection
@@ -76,6 +78,7 @@ class Request:
         "status",
         "target",
         "timeouts",
+        "trace",
         "trailers",
         "underscored",
         "until_close",
@@ -127,6 +130,7 @@ class Request:
         self.checked: float
         self.granted: float
         self.connected_at: float
+        self.trace: TraceContext  # while traces are on
         self.beside: int  # requests at the replica when it was chosen, this one included
         self.arrival: tuple[int, tuple[tuple[str, int, bool], ...]]  # place in the queue, replicas as found then
         self.waiting_since: float
@@ -136,18 +140,18 @@ class Request:
         self.answer_lines: bytes
 
     def entry(self, now: float) -> Entry:
-        """What the journal keeps of it, if it has a version."""
-        assert self.version is not None
-        service, version = self.version.key
+        """What the journal keeps of it, if it has a service."""
+        assert self.service is not None
+        known = self.version is not None
         sent = self.sent
         position, considered = self.arrival if self.queued_seconds else (0, ())
         return Entry(
             request_id=self.request_id,
             client_id=self.client_id,
-            service=service,
-            version=version,
+            service=self.service.name,
+            version=self.version.key[1] if self.version is not None else NO_VERSION,
             began=self.began,
-            checked=self.checked,
+            checked=self.checked if known else 0.0,
             granted=self.granted if sent else 0.0,
             connected_at=self.connected_at if sent else 0.0,
             sent=sent,

@@ -35,6 +35,7 @@ from router.gateway.control import (
     Report,
     Services,
     ToLedgers,
+    Traces,
     Trusted,
     UnknownKey,
     VersionReport,
@@ -184,6 +185,8 @@ class Worker:
         dropped, idle = gateway.access_log.dropped, gateway.connections_idle
         self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, dropped, idle, leases))
         self._reported_at = now
+        if gateway.tracer is not None and (traced := gateway.tracer.take()):
+            self._channel.send(Traces(traced, gateway.tracer.dropped))
 
 
 class _Routes:

@@ -14,6 +14,7 @@ from router import __version__
 from router.cpu import available_cpus, cpu_quota
 from router.overview.history import History
 from router.overview.rates import Rates
+from router.overview.traces import TraceSink
 from router.peering import Peering
 from router.peers.mesh import Mesh
 from router.pods import Pods
@@ -98,6 +99,8 @@ class Overview:
         self.decisions: deque[Changed] = deque(maxlen=_DECISIONS_KEPT)
         self.rates = Rates()
         self.history = History()
+        self.traces = TraceSink()
+        self.sources.append(self.traces.samples)
         self.started = time.monotonic()
         self.last_reload_succeeded = True
         self._config_error_count = 0
@@ -161,6 +164,13 @@ class Overview:
             scaling_decisions=self.loop.decisions(key),
         )
 
+    def address_of(self, service: str, version: str, replica_id: str) -> tuple[str, int] | None:
+        """Where a replica is, if it is still there. May be called by another thread."""
+        for replica in self.served.replicas((service, version)):
+            if replica.id == replica_id:
+                return replica.host, replica.port
+        return None
+
     def metrics(self) -> MetricsView:
         """All that a scrape tells."""
         counters = self.counters.total()
@@ -169,6 +179,7 @@ class Overview:
             counters=counters,
             versions={key: self.facts(key) for key in self.served.versions},
             lag={process: lag.snapshot() for process, lag in self._lag.items()} | {"worker": counters["loop_lag"]},
+            exemplars=self.traces.exemplars,
             samples=(*self._samples(), Sample("worker_cpu_seconds", counters["cpu_seconds"])),
         )
 

@@ -7,6 +7,7 @@ Run it as a program (`python echo_server.py --port 9001`). It answers
 - `POST /ready` and `POST /unready`: what `GET /` says from now on;
 - `/crash` by dying with exit code 42, without an answer;
 - `/status/<code>` with that status;
+- `/headers` with the request's headers as JSON, names in lower case;
 - anything else with the request's body (a GET: with its path), after `--delay` seconds; only these are counted.
 
 It imports little, as each import delays the start.
@@ -97,6 +98,10 @@ class Server:
         if path == "/":
             ready = self.ready and time.monotonic() >= self.ready_at
             return (200, "text/plain", b"Healthy") if ready else (503, "text/plain", b"Not ready")
+        if path == "/headers":
+            import json  # here, to start sooner
+
+            return 200, "application/json", json.dumps(headers).encode()
         if path == "/stats":
             return 200, "application/json", self.stats()
         if path in ("/ready", "/unready"):
