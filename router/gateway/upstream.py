@@ -286,6 +286,9 @@ class ReplicaConnection(asyncio.Protocol):
         if status < 200 and status != 101:
             if status < 100:
                 raise InvalidAnswer("a status below 100")
+            # The parser would take it for a body all the same, and a client for the answer (RFC 9110 section 15.2).
+            if self._kept.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self._kept:
+                raise InvalidAnswer("an interim answer with a body")
             exchange.interim_answer(status, self._reason, self._parts)
             return
         kept = self._kept
