@@ -17,7 +17,7 @@ from typing import Protocol
 from router.auth.issuers import Issuer
 from router.cluster.joined import JoinedCluster
 from router.peering import Peering
-from router.peers.wire import Cordons, Demand, Felt, Message, Replicas, Services, TokenIssuers
+from router.peers.wire import Cordons, Demand, Felt, Message, PodSize, Replicas, Services, TokenIssuers
 from router.scaling import demand
 from router.scaling.load import Load
 from router.services import VersionKey
@@ -51,6 +51,9 @@ class Pod(Protocol):
 
     def load_told(self, peer: str, load: Load) -> None:
         """Another pod says what it feels of its load."""
+
+    def size_told(self, cpus: float) -> None:
+        """The leader says how many CPUs each pod is to have."""
 
     def peer_gone(self, peer: str) -> None:
         """Another pod is gone."""
@@ -127,6 +130,8 @@ class Pods:
                 self._pod.demand_told(peer, message.reports)
             case Felt(load):
                 self._pod.load_told(peer, load)
+            case PodSize(cpus):
+                self._pod.size_told(cpus)
             case _:
                 self._peering.peer_said(peer, message)
 

@@ -30,6 +30,7 @@ from router.cluster.kubernetes.credentials import Kubeconfig, PodAccount, creden
 from router.cluster.kubernetes.electorate import Electorate
 from router.cluster.kubernetes.leader import identity_of
 from router.cluster.kubernetes.peers import PeerList
+from router.cluster.kubernetes.sizing import PodsSizer
 from router.cluster.kubernetes.token_keys import TokenKeySecret
 from router.cluster.kubernetes.view import samples
 from router.cluster.local.file import load_router_file
@@ -42,6 +43,7 @@ from router.pods import Pods
 from router.service_settings import COMPATIBLE_DEFAULTS
 from router.services import SettingsError
 from router.settings import CONFIG_VARIABLE, RouterSettings, load_settings
+from router.sizing.policy import pods_policy
 from router.supervisor import Supervisor
 from router.telemetry import log
 from router.telemetry.catalogue import Sample
@@ -122,11 +124,24 @@ class Serve:
             ssl_client=certificates.dialling if certificates is not None else None,
             incarnation=incarnation,
         )
+        self._sizer = self._make_sizer(namespace) if settings.self_scaling_enabled else None
+        self._sizing: asyncio.Task[None] | None = None
+        self._supervisor.sizing.in_cluster(self._sizer)
         self._supervisor.conditions.append(self._missing)
         self._supervisor.notes.append(self._notes)
         self._supervisor.overview.sources.append(self._samples)
         self._joined = False
         self._stopping = asyncio.Event()
+
+    def _make_sizer(self, namespace: str) -> PodsSizer:
+        return PodsSizer(
+            self._api,
+            namespace,
+            self._cluster.recorder,
+            pods_policy(self._settings),
+            patience_seconds=self._settings.self_scaling_resize_patience_seconds,
+            may_write=self._electorate.leads,
+        )
 
     async def run(self) -> int:
         """Serve until a signal. Returns the exit code."""
@@ -138,6 +153,8 @@ class Serve:
                 await self._stopping.wait()
             log.event(_log, logging.INFO, "stopping", seconds=self._settings.drain_seconds)
         finally:
+            if self._sizing is not None:
+                self._sizing.cancel()
             resigning = asyncio.ensure_future(self._cluster.resign())
             complete = await self._supervisor.stop()
             await resigning
@@ -160,6 +177,8 @@ class Serve:
 
     async def _start(self) -> None:
         await self._supervisor.start(self._cluster)
+        if self._sizer is not None:
+            self._sizing = asyncio.ensure_future(self._sizer.run())
         log.event(
             _log, logging.INFO, "serving", host=self._settings.host, port=self._supervisor.port,
             https_port=self._supervisor.https_port, admin_port=self._supervisor.admin_port,

@@ -109,7 +109,7 @@ class Supervisor:
             self, loop=self._loop, counters=self._counters, reports=self._reports, peering=self._peering,
             pods=self._pods,
         )  # fmt: skip
-        self.sizing = Sizing(settings, own_id, lambda load: self._peering.links.broadcast(wire.Felt(load)))
+        self.sizing = Sizing(settings, own_id, self)
         self.overview.sources.append(self.sizing.samples)
         self.overview.sources.append(self._tokens.samples)
         self.conditions: list[Callable[[], Iterable[str]]] = []
@@ -540,9 +540,25 @@ class Supervisor:
         self._loop.front_end_gone(peer)
         self.sizing.pod_gone(peer)
 
+    def tell_load(self, load: Load) -> None:
+        """See `workers_sizer.Fleet`."""
+        self._peering.links.broadcast(wire.Felt(load))
+
+    def tell_size(self, cpus: float) -> None:
+        """See `workers_sizer.Fleet`."""
+        self._peering.links.broadcast(wire.PodSize(cpus))
+
+    def has_peers(self) -> bool:
+        """See `workers_sizer.Fleet`."""
+        return bool(self._peering.links.live())
+
     def load_told(self, peer: str, load: Load) -> None:
         """See `pods.Pod`."""
         self.sizing.pod_felt(peer, load)
+
+    def size_told(self, cpus: float) -> None:
+        """See `pods.Pod`."""
+        self.sizing.size_told(cpus)
 
     # What is so.
 
@@ -572,7 +588,7 @@ class Supervisor:
         missing = [condition for tell in self.conditions for condition in tell()]
         if self._workers is None or not self._workers.accepting:
             missing.append("no worker accepts clients yet")
-        return missing
+        return missing or list(self.sizing.missing())
 
 
 def _demand(seen: Totals) -> Demand:

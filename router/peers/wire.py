@@ -115,6 +115,13 @@ class Felt:
 
 
 @dataclass(frozen=True, slots=True)
+class PodSize:
+    """I lead: each pod of the router is to have so many CPUs, and be ready only then."""
+
+    cpus: float
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """The complete set of services, with their keys. For a router that has no cluster of its own."""
 
@@ -147,7 +154,7 @@ class Cordons:
 
 Message = (
     Heartbeat | Goodbye | Leaving | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Felt
-    | Services | TokenIssuers | Replicas | Cordons
+    | PodSize | Services | TokenIssuers | Replicas | Cordons
 )  # fmt: skip
 
 
@@ -478,6 +485,7 @@ _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
     Forget: lambda m: ["forget", m.service],
     Demand: _encode_demand,
     Felt: _encode_felt,
+    PodSize: lambda m: ["pod-size", m.cpus],
     Services: lambda m: ["services", list(m.services.values())],  # orjson writes dataclasses as objects
     TokenIssuers: lambda m: ["token-issuers", list(m.issuers.values())],
     Replicas: _encode_replicas,
@@ -496,6 +504,7 @@ _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
     "forget": lambda _, f: Forget(_text(f[1])),
     "demand": _decode_demand,
     "felt": _decode_felt,
+    "pod-size": lambda _, f: PodSize(_number(f[1])),
     "services": _decode_services,
     "token-issuers": _decode_issuers,
     "replicas": _decode_replicas,

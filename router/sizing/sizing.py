@@ -12,15 +12,17 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from router.cpu import available_cpus, cpu_quota
 from router.scaling.load import Load, LoadWindow
 from router.scaling.self_scaler import Decision, Kind, SelfScaler, Size
+from router.scaling.sizer import NoRoomError, Sizer
 from router.settings import RouterSettings
+from router.sizing.newcomer import Newcomer
 from router.sizing.policy import workers_policy
 from router.sizing.signals import PodSignals
-from router.sizing.sizer import NoRoomError, Sizer, WorkersSizer
+from router.sizing.workers_sizer import Fleet, WorkersSizer
 from router.telemetry.catalogue import Sample
 from router.telemetry.counters import LAG_BOUNDS, ROUTE_BOUNDS, GatewaySnapshot
 from router.telemetry.log import event
@@ -41,15 +43,12 @@ _ACTIONS = {
 
 
 class Sizing:
-    """One pod's part in the size of the router. Without `in_cluster` that is the number of its workers.
+    """One pod's part in the size of the router. Without `in_cluster` that is the number of its workers."""
 
-    `tell(load)` reaches all other pods; `leads()` says whether this one decides for all.
-    """
-
-    def __init__(self, settings: RouterSettings, own_id: str, tell: Callable[[Load], None]) -> None:
+    def __init__(self, settings: RouterSettings, own_id: str, fleet: Fleet) -> None:
         self._settings = settings
         self._own_id = own_id
-        self._tell = tell
+        self._fleet = fleet
         self._signals = PodSignals(time.process_time())
         self._window = LoadWindow(
             ROUTE_BOUNDS,
@@ -61,6 +60,8 @@ class Sizing:
         self._sizer: Sizer | None = None
         self._scaler: SelfScaler | None = None
         self._in_cluster = False
+        self._led = False
+        self._newcomer = Newcomer(settings.self_scaling_resize_patience_seconds)
         self._looked_at = time.monotonic()
         self._changing: asyncio.Task[None] | None = None
         self._resizing: asyncio.Task[None] | None = None
@@ -118,6 +119,10 @@ class Sizing:
         if self._sizer is not None and self._sizer.of_all_pods:
             self._window.add(time.monotonic(), pod, load)
 
+    def size_told(self, cpus: float) -> None:
+        """The pod that leads says how many CPUs each is to have."""
+        self._newcomer.told(cpus)
+
     def pod_gone(self, pod: str) -> None:
         """Another pod is gone."""
         self._window.forget(pod)
@@ -133,12 +138,32 @@ class Sizing:
         load = self._signals.take(seconds, self._cpus(self._workers), time.process_time())
         self._window.add(now, self._own_id, load)
         if self._in_cluster:
-            self._tell(load)
+            self._fleet.tell_load(load)
             if self._settings.workers is None:
                 self._follow_quota(self._workers)
         sizer = self._sizer
-        if sizer is not None and (leads or not sizer.of_all_pods):
+        if sizer is None:
+            return
+        if sizer.of_all_pods and leads != self._led:
+            self._led = leads
+            self._begin_anew(sizer)
+        if leads or not sizer.of_all_pods:
             self._decide(now, sizer)
+
+    def _begin_anew(self, sizer: Sizer) -> None:
+        """Another pod decides from now on, or this one does: what was decided before is not its business."""
+        self._scaler = SelfScaler(sizer.policy)
+        self._was_limited = False
+        if self._changing is not None:
+            self._changing.cancel()
+
+    def missing(self) -> Iterator[str]:
+        """What a new pod still lacks of the size of the rest. Ask when it lacks nothing else."""
+        if self._in_cluster and self._sizer is not None and self._workers is not None and not self._led:
+            cpus = self._cpus(self._workers)
+            lack = self._newcomer.lacks(time.monotonic(), cpus, has_peers=self._fleet.has_peers())
+            if lack is not None:
+                yield lack
 
     def _cpus(self, workers: Workers) -> float:
         """CPUs that this pod's processes may use: on a machine of other programs, as many as there are workers."""
@@ -164,6 +189,8 @@ class Sizing:
         size = sizer.size()
         if size is None or self._scaler is None:
             return
+        if sizer.of_all_pods:
+            self._fleet.tell_size(size.cpus)
         decision = self.last = self._scaler.observe(now, self._window.seen(now), size)
         if decision.target is not None:
             self._changing = asyncio.ensure_future(self._carry_out(sizer, self._scaler, decision, size))

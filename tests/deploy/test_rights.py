@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from router.cluster.kubernetes.access import ACCESS
+from router.cluster.kubernetes.access import ACCESS, SIZING_ACCESS, Access
 from tests.deploy.chart import NAMESPACE, render, smallest, values_file
 
 Right = tuple[str, str, str, str]
@@ -32,24 +32,16 @@ def granted(rules: Iterable[Mapping[str, Any]]) -> set[Right]:
 
 def used(scope: str, *, keys: bool = True) -> set[Right]:
     """What the router uses in a scope."""
-    return {
-        (entry.group, entry.resource, verb, entry.name)
-        for entry in ACCESS
-        if entry.scope == scope and (keys or not entry.needs_keys)
-        for verb in entry.verbs
-    }
+    return _rights(entry for entry in ACCESS if entry.scope == scope and (keys or not entry.needs_keys))
 
 
-# The self-scaler's.
-SELF_SCALING: set[Right] = {
-    ("", "pods/resize", "patch", ""),
-    ("apps", "deployments", "get", "azureml-fe"),
-    ("apps", "deployments", "patch", "azureml-fe"),
-    ("apps", "deployments/scale", "patch", "azureml-fe"),
-    ("", "events", "create", ""),
-    ("", "events", "patch", ""),
-}
-ROOM: set[Right] = {("", "nodes", "list", ""), ("", "pods", "list", "")}
+def sizing(scope: str) -> set[Right]:
+    """What a router that sizes itself uses besides."""
+    return _rights(entry for entry in SIZING_ACCESS if entry.scope == scope)
+
+
+def _rights(entries: Iterable[Access]) -> set[Right]:
+    return {(entry.group, entry.resource, verb, entry.name) for entry in entries for verb in entry.verbs}
 
 
 def test_models_in_all_namespaces() -> None:
@@ -77,7 +69,7 @@ def test_a_router_that_makes_no_keys_may_write_no_secret_of_models() -> None:
 
 def test_the_routers_own_namespace() -> None:
     own = used("own")
-    assert granted(render(smallest())["Role", "azureml-fe"]["rules"]) == own | SELF_SCALING
+    assert granted(render(smallest())["Role", "azureml-fe"]["rules"]) == own | sizing("own")
 
 
 @pytest.mark.parametrize("values", ["devtest", "original"])
@@ -90,7 +82,7 @@ def test_a_router_that_keeps_its_size_may_not_change_it(values: str) -> None:
 
 def test_room_on_nodes_is_read_only() -> None:
     objects = render(values_file("production"))
-    assert granted(objects["ClusterRole", "azureml-fe-room-azureml"]["rules"]) == ROOM
+    assert granted(objects["ClusterRole", "azureml-fe-room-azureml"]["rules"]) == sizing("cluster")
 
 
 def test_nothing_is_granted_by_wildcard() -> None:

@@ -124,6 +124,7 @@ every_message: st.SearchStrategy[wire.Message] = st.one_of(
         st.dictionaries(keys, counts, max_size=3),
     ),
     st.builds(wire.Felt, loads),
+    st.builds(wire.PodSize, seconds),
     st.lists(services, max_size=2).map(_by_name),
     st.lists(issuers, max_size=2).map(_by_issuer),
     st.builds(wire.Replicas, keys, _words(replicas), st.frozensets(names, max_size=3)),

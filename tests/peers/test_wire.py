@@ -24,7 +24,7 @@ json_values = st.recursive(
 )
 KNOWN = [
     "heartbeat", "goodbye", "leaving", "to-ledger", "to-holder", "front-end-gone", "told", "forget", "demand", "felt",
-    "services", "replicas",
+    "pod-size", "services", "replicas",
 ]  # fmt: skip
 WANTS = wire.ToLedger("pod-1/worker-0", ("iris", "blue"), (slots.Wants(7, 3, (5,)),))
 

@@ -15,20 +15,32 @@ whether it is granted, and nothing else in this package may send a request that 
 | own | coordination.k8s.io/leases | list, watch, create, update | who scales |
 | own | secrets | get, create, update | the keys that sign tokens |
 
+And where the router sizes itself (`SIZING_ACCESS`):
+
+| scope | resource | verbs | for |
+|---|---|---|---|
+| own | pods/resize | patch | CPU of the router's pods |
+| own | apps/deployments | get, patch | its own Deployment; patch where `pods/resize` is not offered |
+| own | apps/deployments/scale | patch | the number of its pods |
+| own | events | create, patch | what it did to its size, and why |
+| cluster | nodes, pods | list | whether a node has room for one more pod |
+
 `models` are the namespaces that are served, all of them where `namespaces` is empty; `own` is the router's namespace.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from router.cluster.kubernetes.objects import ROUTER_NAME
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Verbs on one resource. `scope` is where: the namespaces of models, or the router's own. `needs_keys`: only where
+    """Verbs on one resource. `scope` is where: the namespaces of models, the router's own, or all. `needs_keys`: only where
     missing keys are generated. `name`: only the object of this name, where the verb is not create, which has no name
     that could be granted."""
 
-    scope: Literal["models", "own"]
+    scope: Literal["models", "own", "cluster"]
     group: str
     resource: str
     verbs: tuple[str, ...]
@@ -53,3 +65,13 @@ ACCESS: tuple[Access, ...] = (
     Access("own", "", "secrets", ("get", "update"), name=TOKEN_KEYS_NAME),
     Access("own", "", "secrets", ("create",)),
 )
+
+SIZING_ACCESS: tuple[Access, ...] = (
+    Access("own", "", "pods/resize", ("patch",)),
+    Access("own", "apps", "deployments", ("get", "patch"), name=ROUTER_NAME),
+    Access("own", "apps", "deployments/scale", ("patch",), name=ROUTER_NAME),
+    Access("own", "", "events", ("create", "patch")),
+    Access("cluster", "", "nodes", ("list",)),
+    Access("cluster", "", "pods", ("list",)),
+)
+"""What else it uses where it sizes itself."""

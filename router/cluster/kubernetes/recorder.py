@@ -86,13 +86,16 @@ class Recorder:
         self.sent = 0
         self.lost = 0
 
-    def say(self, deployment: Name, uid: str, reason: str, message: str, *, kind: str = "Warning") -> None:
-        """Post an Event, unless it was posted lately."""
+    def say(
+        self, deployment: Name, uid: str, reason: str, message: str, *, kind: str = "Warning", logged: bool = True
+    ) -> None:
+        """Post an Event, unless it was posted lately. `logged`: say it in the log as well."""
         said = Said(deployment, uid, kind, reason, message[:_LONGEST_MESSAGE])
         if self._memory.is_news(said, time.monotonic()):
             level = logging.WARNING if kind == "Warning" else logging.INFO
             namespace, name = deployment
-            event(_log, level, "event", namespace=namespace, deployment=name, reason=reason, text=message)
+            if logged:
+                event(_log, level, "event", namespace=namespace, deployment=name, reason=reason, text=message)
             self._queue.append(said)
             self._wake.set()
 

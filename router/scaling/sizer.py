@@ -1,8 +1,7 @@
-"""Who can change a size, and workers as a size. `Sizing` asks; others answer."""
+"""Who can change the router's size, and what it says when that cannot be. Protocol and error, nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from router.scaling.self_scaler import Decision, Policy, Size
@@ -31,25 +30,3 @@ class Sizer(Protocol):
 
     def decided(self, decision: Decision, outcome: str, why: str) -> None:
         """Hear of a decision that was carried out (or not), to tell whoever looks at the cluster."""
-
-
-class WorkersSizer:
-    """A router on its own machine: its size is its number of workers."""
-
-    of_all_pods = False
-
-    def __init__(self, policy: Policy, count: Callable[[], int], resize: Callable[[int], Awaitable[None]]) -> None:
-        self.policy = policy
-        self._count = count
-        self._resize = resize
-
-    def size(self) -> Size | None:
-        """See `Sizer`."""
-        return Size(float(self._count()), 1)
-
-    async def bring_about(self, target: Size) -> None:
-        """See `Sizer`."""
-        await self._resize(round(target.cpus))
-
-    def decided(self, decision: Decision, outcome: str, why: str) -> None:
-        """The log says it all."""
