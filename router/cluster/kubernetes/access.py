@@ -36,9 +36,9 @@ from router.cluster.kubernetes.objects import ROUTER_NAME
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Verbs on one resource. `scope` is where: the namespaces of models, the router's own, or all. `needs_keys`: only where
-    missing keys are generated. `name`: only the object of this name, where the verb is not create, which has no name
-    that could be granted."""
+    """Verbs on one resource. `scope` is where: the namespaces of models, the router's own, or all of the cluster.
+    `needs_keys`: only where missing keys are generated. `name`: only the object of this name, where the verb is not
+    create, which has no name that could be granted."""
 
     scope: Literal["models", "own", "cluster"]
     group: str

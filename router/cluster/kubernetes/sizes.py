@@ -170,7 +170,7 @@ def why_no_room(nodes: Raw, pods: Raw, pod_spec: Raw, cpus: float) -> str | None
                 why = f"{max(free_cpu, 0):.3g} CPUs free"
             elif free_memory < needs_memory:
                 why = f"{max(free_memory, 0) / 2**20:.0f} MiB of memory free"
-            elif count >= (quantity(offers.get("pods")) or 110):
+            elif count >= (quantity(offers.get("pods", "110")) or 0.0):
                 why = "no more pods allowed"
             else:
                 return None
