@@ -102,16 +102,23 @@ class PodsSizer:
                     async with self._busy:
                         await self._look()
                         await self._align()
-                    self._complained = ""
+                    self._complain("" if self._has_limits() else "the container has no CPU limit that could be changed")
                 except (ApiError, ApiUnreachable) as error:
-                    self._complain(str(error))
+                    if isinstance(error, ApiError) and error.status == 404:
+                        self._deployment = None  # this router runs by other means, which have its size
+                    else:
+                        self._complain(str(error))
             else:
                 self._deployment = self._in_place = None
             await asyncio.sleep(LOOK_SECONDS)
 
+    def _has_limits(self) -> bool:
+        return self._deployment is not None and self._deployment.limit is not None
+
     def _complain(self, error: str) -> None:
-        if error != self._complained:
-            self._complained = error
+        """Say what is wrong, once; "" for nothing."""
+        before, self._complained = self._complained, error
+        if error and error != before:
             event(_log, logging.WARNING, "the router's own size cannot be read or set", error=error)
 
     async def _look(self) -> tuple[RouterDeployment, Sequence[RouterPod]]:
