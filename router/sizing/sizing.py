@@ -202,6 +202,9 @@ class Sizing:
         assert decision.target is not None
         try:
             await sizer.bring_about(decision.target)
+        except asyncio.CancelledError:  # this router ends, or another one leads: who does goes on from what there is
+            self._report(sizer, decision, before, "left to the next leader", "")
+            raise
         except NoRoomError as error:
             scaler.no_room(time.monotonic(), str(error))
             self._report(sizer, decision, before, "no room", str(error))
@@ -227,7 +230,7 @@ class Sizing:
         }
         if why:
             fields["why_not"] = why
-        level = logging.INFO if outcome == "done" else logging.WARNING
+        level = logging.WARNING if outcome in ("no room", "failed", "not done") else logging.INFO
         event(_audit, level, "self-scaling decision", exception=None, **fields)
         sizer.decided(decision, outcome, why)
 

@@ -9,7 +9,8 @@ from tests.processes import PATIENCE_SECONDS
 class Flood:
     """A client that has a worker parse all the time: health checks, a thousand in one write."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._port = port
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(2)]
@@ -28,7 +29,7 @@ class Flood:
         request = b"GET / HTTP/1.1\r\nHost: router\r\n\r\n"
         while not self._over.is_set():
             try:
-                with socket.create_connection(("127.0.0.1", self._port), PATIENCE_SECONDS) as line:
+                with socket.create_connection((self._host, self._port), PATIENCE_SECONDS) as line:
                     while not self._over.is_set():
                         line.sendall(request * 1000)
                         answers = 0

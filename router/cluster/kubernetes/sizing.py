@@ -293,7 +293,7 @@ class PodsSizer:
         """See `Sizer`. Posts an Event of the Deployment."""
         done = "RouterResized" if decision.kind in (Kind.MORE_CPU, Kind.LESS_CPU) else "RouterScaled"
         message = f"{decision.reason}: {outcome}" + (f": {why}" if why else "")
-        self._say(_REASONS.get(outcome, done), message, "Normal" if outcome == "done" else "Warning")
+        self._say(_REASONS.get(outcome, done), message, "Warning" if outcome in _REASONS else "Normal")
 
     def _say(self, reason: str, message: str, kind: str) -> None:
         if self._deployment is not None:

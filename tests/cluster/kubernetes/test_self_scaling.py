@@ -1,0 +1,228 @@
+"""The router sizes itself in a cluster: pods as processes, load up and down, and no request notices.
+
+More CPU first, in place; then another pod, of the size of the rest before it is ready; then all of it back again.
+"""
+
+import http.client
+import json
+import secrets
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router.cluster.kubernetes.access import ACCESS, SIZING_ACCESS
+from tests.kubernetes.client import Client
+from tests.kubernetes.cluster import NAME_LABEL, ROUTER, Cluster
+from tests.kubernetes.controller import Controller
+from tests.kubernetes.double.resources import Object
+from tests.kubernetes.models import deploy_echo
+from tests.kubernetes.resizing import Resizing, cpus, resizing, router_deployment
+from tests.kubernetes.rollout import is_ready
+from tests.processes import PATIENCE_SECONDS, ask_over, until
+from tests.sizing.flood import Flood
+
+MAIN = Path(__file__).parents[2] / "kubernetes" / "router_main.py"
+QUICK = {
+    "self_scaling_cpu_steps": "1,2",
+    "self_scaling_min_pods": 3,
+    "self_scaling_max_pods": 4,
+    "self_scaling_window_seconds": 3,
+    "self_scaling_up_cooldown_seconds": 1,
+    "self_scaling_down_cooldown_seconds": 3,
+    # The cores of the machine that runs this are fewer than those of the pods together.
+    "self_scaling_busy_cpu_percent": 5,
+}
+
+
+@pytest.fixture
+def nodes(cluster: Cluster, tmp_path: Path) -> Iterator[Resizing]:
+    groups = tmp_path / "control groups"
+    groups.mkdir()
+    name = f"node-{cluster.namespace}"
+    cluster.client.create("nodes", "", {"metadata": {"name": name}})
+    allocatable = {"cpu": "64", "memory": "64Gi", "pods": "110"}
+    status = {"allocatable": allocatable, "capacity": allocatable}
+    cluster.client.patch("nodes", "", name, {"status": status}, sub="status")
+    with resizing(cluster, groups) as found:
+        yield found
+    cluster.client.delete("nodes", "", name)
+
+
+def variable(name: str, value: object) -> Object:
+    return {"name": f"AZUREML_FE_{name.upper()}", "value": str(value)}
+
+
+def field(name: str, path: str) -> Object:
+    return {"name": f"AZUREML_FE_{name.upper()}", "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def rules(scope: str) -> list[dict[str, Any]]:
+    """What the router may do: `own` and `models` are one namespace here."""
+    return [
+        {"apiGroups": [entry.group], "resources": [entry.resource], "verbs": list(entry.verbs)}
+        | ({"resourceNames": [entry.name]} if entry.name else {})
+        for entry in (*ACCESS, *SIZING_ACCESS)
+        if (entry.scope == "cluster") is (scope == "cluster")
+    ]
+
+
+def install(cluster: Cluster, folder: Path) -> None:
+    """Three routers, as the chart installs them."""
+    cluster.account(ROUTER)
+    cluster.allow(ROUTER, rules("own"))
+    cluster.allow(ROUTER, rules("cluster"), everywhere=True)
+    secret = folder / "peers"
+    secret.write_bytes(secrets.token_bytes(32))
+    settings = {
+        "peer_secret_file": secret,
+        "kubeconfig": cluster.kubeconfig(ROUTER),
+        "namespaces": cluster.namespace,
+        "pod_namespace": cluster.namespace,
+        "allow_insecure_connections": "true",
+        "drain_seconds": 20,
+        **QUICK,
+    }
+    env = [variable(name, value) for name, value in settings.items()]
+    env += [field("pod_name", "metadata.name")]
+    env += [field(name, "status.podIP") for name in ("pod_ip", "host", "admin_host")]
+    env += [{"name": "TESTS_CONTROL_GROUPS", "value": str(folder / "control groups")}]
+    router_deployment(
+        cluster,
+        3,
+        {"requests": "500m", "limits": "1"},
+        command=[sys.executable, str(MAIN), "serve"],
+        env=env,
+        readinessProbe={"httpGet": {"path": "/readyz", "port": 9090}},
+        lifecycle={"preStop": {"sleep": {"seconds": 1}}},
+    )
+
+
+class Clients:
+    """Clients of the router's Service: connections go to pods that are ready and stay, until they are told to go."""
+
+    def __init__(self, cluster: Cluster, count: int = 6) -> None:
+        self.answers = 0
+        self.failures: list[str] = []
+        self._cluster = cluster
+        self._addresses: list[str] = []
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._follow)]
+        self._threads += [threading.Thread(target=self._ask, args=(number,)) for number in range(count)]
+
+    def __enter__(self) -> "Clients":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _follow(self) -> None:
+        client = Client(self._cluster.access)
+        while not self._over.wait(0.05):
+            pods = client.list("pods", self._cluster.namespace, labelSelector=f"{NAME_LABEL}={ROUTER}")
+            self._addresses = [
+                pod["status"]["podIP"] for pod in pods if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
+            ]
+        client.close()
+
+    def _ask(self, number: int) -> None:
+        until(lambda: self._addresses or self._over.is_set())
+        turn = number
+        while not self._over.is_set():
+            turn += 1
+            addresses = self._addresses
+            line = http.client.HTTPConnection(addresses[turn % len(addresses)], 8080, timeout=PATIENCE_SECONDS)
+            try:
+                for _ in range(50):
+                    answer = ask_over(line, "/api/v1/service/iris/score", b"[1]")
+                    if answer.status == 200:
+                        self.answers += 1
+                    else:
+                        self.failures.append(f"{answer.status} {answer.body!r}")
+                    if answer.headers.get("connection") == "close" or self._over.wait(0.02):
+                        break
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(f"{line.host}: {error!r}")
+            finally:
+                line.close()
+
+
+def router_pods(cluster: Cluster) -> list[Object]:
+    """Those that stay."""
+    return [pod for pod in cluster.pods(ROUTER) if "deletionTimestamp" not in pod["metadata"]]
+
+
+def size(cluster: Cluster) -> tuple[set[float], int, int]:
+    """CPU limits of the pods, how many are ready, and how many there are to be."""
+    pods = router_pods(cluster)
+    limits = {cpus(pod["spec"]["containers"][0]["resources"]["limits"]["cpu"]) for pod in pods}
+    return limits, sum(map(is_ready, pods)), cluster.replicas(ROUTER)
+
+
+def workers(cluster: Cluster) -> list[int]:
+    """Worker processes of each router."""
+    found = []
+    for pod in router_pods(cluster):
+        text = ask_at(pod["status"]["podIP"], "/metrics")
+        found.append(int(float(text.split("\nazureml_fe_workers ")[1].split("\n")[0])))
+    return found
+
+
+def ask_at(address: str, path: str) -> str:
+    line = http.client.HTTPConnection(address, 9090, timeout=PATIENCE_SECONDS)
+    try:
+        return ask_over(line, path).body.decode()
+    finally:
+        line.close()
+
+
+def decisions(controller: Controller) -> list[tuple[str, str]]:
+    """Actions and outcomes that routers have logged."""
+    found = []
+    for log in sorted(controller.kubelet.folder.glob(f"{ROUTER}-*.log")):
+        for line in log.read_text().splitlines():
+            if '"self-scaling decision"' in line:
+                said = json.loads(line)
+                found.append((said["time"], said["action"], said["outcome"]))
+    return [(action, outcome) for _, action, outcome in sorted(found)]
+
+
+def test_it_grows_with_the_load_and_shrinks_again(
+    cluster: Cluster, controller: Controller, nodes: Resizing, tmp_path: Path
+) -> None:
+    deploy_echo(cluster, "iris", settings={"auth-enabled": "false", "replica-max-concurrent-requests": "100"})
+    install(cluster, tmp_path)
+    template = cluster.client.get("deployments", cluster.namespace, ROUTER)["spec"]["template"]
+    controller.ready(ROUTER, 3)
+    assert size(cluster) == ({1}, 3, 3)
+    assert workers(cluster) == [1, 1, 1]
+    until(lambda: "iris" in ask_at(router_pods(cluster)[0]["status"]["podIP"], "/metrics"), "the model")
+    with Clients(cluster) as clients:
+        until(lambda: clients.answers > 20, "answers")
+        with ExitStack() as floods:
+            for pod in router_pods(cluster):
+                floods.enter_context(Flood(8080, pod["status"]["podIP"]))
+            until(lambda: size(cluster)[0] == {2}, "more CPU")
+            assert size(cluster)[2] == 3  # vertical first
+            until(lambda: size(cluster) == ({2}, 4, 4), "another pod, of the size of the rest")
+            until(lambda: set(workers(cluster)) == {2}, "two workers each")
+        until(lambda: size(cluster)[0] == {1}, "less CPU")
+        until(lambda: size(cluster) == ({1}, 3, 3), "a pod fewer")
+        before = clients.answers
+        until(lambda: clients.answers > before + 20, "answers")
+    assert not clients.failures, clients.failures[:5]
+    until(lambda: ("pods-down", "done") in decisions(controller), "the last word of it")
+    assert [action for action, outcome in decisions(controller) if outcome == "done"] == [
+        "cpu-up", "pods-up", "cpu-down", "pods-down",
+    ]  # fmt: skip
+    reasons = {event["reason"] for event in cluster.events(ROUTER)}
+    assert {"RouterResized", "RouterScaled"} <= reasons
+    assert cluster.client.get("deployments", cluster.namespace, ROUTER)["spec"]["template"] == template
