@@ -112,11 +112,14 @@ class Peering:
         self._has_met_all = True
 
     def join(self, links: Links) -> None:
-        """Be one of several pods from now on. Should come before services are known, as it is the only one until then:
-        who there is must be expected by `links`."""
+        """Be one of several pods from now on: who there is must be expected by `links`. Nothing is granted before it is
+        known who of them lives."""
         self.links = links
-        self._joined_at = self._clock()
+        now = self._joined_at = self._clock()
         self._has_met_all = False
+        for service in self.ownership.hold_back(now, now):
+            self.coordinator.stop_granting(service)
+        self._begin_granting()
 
     # Services and replicas.
 
