@@ -1,8 +1,7 @@
 """How evenly connections spread over workers: one listening socket for all, or one each (SO_REUSEPORT).
 
 Workers are processes with uvloop that accept and answer, as the router's do, and nothing else; clients open
-connections and keep them. What counts is the share of the worker that got the most, where an even share is 1.0, and
-what becomes of connections that come while one worker is dead or has just been replaced.
+connections and keep them. What counts is the share of the worker that got the most, where an even share is 1.
 
     python -m benchmarks.accepting [--workers 2 4] [--connections 400]
 """
@@ -25,6 +24,7 @@ import uvloop
 HOST = "127.0.0.1"
 BURN_SECONDS = 0.0003  # CPU time of a request
 _ANSWER = b"1" * 64
+_WAYS_TO_COME = (("all at once", 0.0, 0), ("one by one", 0.002, 0), ("one by one, load", 0.002, 16))
 
 
 class Worker(asyncio.Protocol):
@@ -141,12 +141,12 @@ def main() -> None:
     if arguments.worker is not None:
         uvloop.run(_work(arguments.worker))
         return
-    print("| workers | sockets | connections come | busiest worker's share (1.0: even) | workers used | p99 accept, ms |")
+    print("| workers | sockets | connections come | busiest worker's share (1: even) | workers used | p99 accept, ms |")
     print("|---|---|---|---|---|---|")
     for workers in arguments.workers:
         for own in (False, True):
             way = "one each" if own else "shared"
-            for name, pause, busy in (("all at once", 0.0, 0), ("one by one", 0.002, 0), ("one by one, load", 0.002, 16)):
+            for name, pause, busy in _WAYS_TO_COME:
                 with _workers(workers, own=own) as (port, _, _):
                     pids, took = uvloop.run(_spread(port, arguments.connections, pause, busy))
                     print(_line(name, workers, way, pids, took), flush=True)

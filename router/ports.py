@@ -1,24 +1,32 @@
 """The ports that clients connect to: which ones there are by the settings, and their listening sockets.
 
-The supervisor opens them and keeps them open, so that what waits in their queues outlives any worker.
+The supervisor opens them and keeps them open, so that what waits in their queues outlives any worker. Each port has a
+row of sockets (SO_REUSEPORT), over which the kernel spreads connections evenly; from one socket for all, a few workers
+would get nearly all connections. Which worker accepts from which of them is settled by `workers`.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.gateway.doors import BACKLOG
 from router.settings import RouterSettings
 from router.values import SettingsError
 
+_LEAST_SOCKETS = 16
+"""Of each port: several for each worker, as a number of workers that does not divide it should have about equal shares,
+and the number of workers may change."""
+
 
 @dataclass(slots=True)
 class Ports:
     """Listening sockets: without TLS, and with."""
 
-    plain: socket.socket | None
-    tls: socket.socket | None
+    plain: Sequence[socket.socket] = ()
+    tls: Sequence[socket.socket] = ()
 
     @property
     def port(self) -> int:
@@ -32,13 +40,12 @@ class Ports:
 
     def close(self) -> None:
         """Take no more connections, once the workers have closed their ends of these sockets."""
-        for sock in (self.plain, self.tls):
-            if sock is not None:
-                sock.close()
+        for sock in (*self.plain, *self.tls):
+            sock.close()
 
 
-def _port(sock: socket.socket | None) -> int:
-    return int(sock.getsockname()[1]) if sock is not None and sock.fileno() >= 0 else 0
+def _port(sockets: Sequence[socket.socket]) -> int:
+    return int(sockets[0].getsockname()[1]) if sockets and sockets[0].fileno() >= 0 else 0
 
 
 def check_ports(settings: RouterSettings) -> None:
@@ -56,7 +63,7 @@ def open_ports(settings: RouterSettings) -> Ports:
     """Listen. Raises `SettingsError` where clients could connect in no way, OSError that names the setting of a port
     that cannot be listened on."""
     check_ports(settings)
-    ports = Ports(None, None)
+    ports = Ports()
     try:
         if settings.plain_http:
             ports.plain = _listen("port", settings.host, settings.port)
@@ -68,19 +75,26 @@ def open_ports(settings: RouterSettings) -> Ports:
     return ports
 
 
-def _listen(setting: str, host: str, port: int) -> socket.socket:
+def _listen(setting: str, host: str, port: int) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
+        for _ in range(max(_LEAST_SOCKETS, os.cpu_count() or 1)):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sock is not sockets[0]:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(address)
-            sock.listen(BACKLOG)
-        except OSError:
-            sock.close()
-            raise
+            if sock is sockets[0]:  # only now: the port must be nobody else's, not even another router's
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                address = sock.getsockname()
     except OSError as error:
+        for sock in sockets:
+            sock.close()
         reason = error.strerror or str(error)
         raise OSError(f"{setting}: {port} cannot be listened on at {host}: {reason}; allowed: a free port") from error
-    sock.setblocking(False)
-    return sock
+    for sock in sockets:
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    return sockets

@@ -151,8 +151,8 @@ class Supervisor:
         self._workers = Workers(
             self._settings,
             self,
-            [self._ports.plain] if self._ports.plain is not None else [],
-            tls_sockets=[self._ports.tls] if self._ports.tls is not None else [],
+            self._ports.plain,
+            tls_sockets=self._ports.tls,
             human_log=self._human_log,
             kept=[self._peer_socket] if self._peer_socket is not None else [],
         )
@@ -430,6 +430,8 @@ class Supervisor:
             now = time.monotonic()
             self.overview.loop_was_late("supervisor", now - began - _TICK_SECONDS)
             self._peering.tick()
+            if self._workers is not None:
+                self._workers.look(now)
             self._pods.tick(now)
             self._look_at_certificates()
             self.sizing.tick(now, leads=self._pods.leads)

@@ -1,8 +1,10 @@
 """The worker processes of one supervisor: started, watched, replaced, drained.
 
-A worker is replaced when it ends unasked, after a pause that doubles for as long as its successors die young. The
-listening socket belongs to the supervisor and is shared by all workers, so a connection that waits in its accept queue
-outlives any of them.
+A worker is replaced when it ends unasked, after a pause that doubles for as long as its successors die young.
+
+Listening sockets belong to the supervisor, and each worker has all of them, so that a connection which waits in an
+accept queue outlives any worker. Each worker accepts from its share of them alone, as connections spread unevenly over
+processes that wait for the same socket. Who ends, or says nothing for a while, is relieved of its share by the others.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -47,6 +49,7 @@ _UNHURRIED_SECONDS = 3600.0
 _UNHURRIED_FAREWELL_SECONDS = 10.0
 _START_SECONDS = 30.0  # a worker that does not accept clients by then never will; it takes less than one
 _ANSWER_SECONDS = 1.0  # for a worker to tell what it remembers of a request
+_STUCK_SECONDS = 1.0  # of silence, until others accept the connections of a worker
 _LAST_WORDS_SECONDS = 1.0  # for what a worker said before it ended to arrive
 
 
@@ -81,8 +84,18 @@ class RestartPause:
 
 
 class _Worker:
-    def __init__(self, name: str, process: asyncio.subprocess.Process, listener: WorkersListener) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        listener: WorkersListener,
+        is_ready: Callable[[], None],
+    ) -> None:
         self.name = name
+        self.accepts_from: frozenset[int] = frozenset()  # numbers of sockets
+        self.heard_at = time.monotonic()
+        self.stuck = False
+        self._is_ready = is_ready
         self.process = process
         self.channel = Channel(self._received, self._closed)
         self.started = time.monotonic()
@@ -116,10 +129,12 @@ class _Worker:
         self.kill()
 
     def _received(self, message: object) -> None:
+        self.heard_at = time.monotonic()
         if isinstance(message, Ready):
             self.ready.set()
             if not self.leaving:
                 self.spare()
+            self._is_ready()
         elif isinstance(message, Explained):
             if (asked := self.questions.pop(message.question, None)) is not None and not asked.done():
                 asked.set_result(message.entry)
@@ -149,6 +164,14 @@ class _Worker:
             return None
         finally:
             self.questions.pop(question, None)
+
+
+def share_of_sockets(place: int, workers: int, sockets: int) -> frozenset[int]:
+    """The numbers of the sockets that the worker in a place accepts from: about as many for each, and each of them for
+    some worker. Where there are fewer sockets than workers, several workers share one."""
+    if sockets < workers:
+        return frozenset((place % sockets,)) if sockets else frozenset()
+    return frozenset(range(place, sockets, workers))
 
 
 class WorkerFacts(NamedTuple):
@@ -263,6 +286,16 @@ class Workers:
                     break
                 self._retire(worker)
 
+    def look(self, now: float) -> None:
+        """See who says nothing, though workers report several times a second; call ten times a second."""
+        changed = False
+        for worker in self._staying():
+            stuck = worker.ready.is_set() and now - worker.heard_at >= _STUCK_SECONDS
+            changed |= stuck is not worker.stuck
+            worker.stuck = stuck
+        if changed:
+            self._spread()
+
     def part(self) -> None:
         """Have clients told not to come back over their connections, while new ones are still accepted."""
         self._parting = True
@@ -285,6 +318,19 @@ class Workers:
         for worker in self._workers.values():
             worker.kill()
 
+    def _spread(self, new: _Worker | None = None) -> None:
+        """Have somebody accept from each socket, and all workers from about as many. A new one takes its share before
+        the others let go of it, which they do once it is ready."""
+        ready = [worker for worker in self._staying() if worker.ready.is_set()]
+        accepting = [worker for worker in ready if not worker.stuck] or ready
+        if new is not None:
+            accepting.append(new)
+        for place, worker in enumerate(accepting):
+            numbers = share_of_sockets(place, len(accepting), max(len(self._sockets), len(self._tls_sockets)))
+            if worker is new or (new is None and numbers != worker.accepts_from):
+                worker.accepts_from = numbers
+                worker.channel.send(Accept(numbers))
+
     def _staying(self) -> list[_Worker]:
         return [worker for worker in self._workers.values() if not worker.leaving]
 
@@ -294,6 +340,7 @@ class Workers:
             worker.leaving = True
             worker.longest_silence = self._settings.drain_seconds + _DRAIN_MARGIN_SECONDS
             worker.kill_after(worker.longest_silence, "worker that was replaced is stuck, it is killed")
+            self._spread()  # who takes over from it, before it lets go
             worker.channel.send(Drain(_UNHURRIED_SECONDS, _UNHURRIED_FAREWELL_SECONDS, last=False))
 
     @staticmethod
@@ -316,7 +363,7 @@ class Workers:
         except BaseException:
             ours.close()
             raise
-        worker = _Worker(name, process, self._listener)
+        worker = _Worker(name, process, self._listener, self._spread)
         try:
             await asyncio.get_running_loop().create_connection(lambda: worker.channel, sock=ours)
         except BaseException:
@@ -331,7 +378,7 @@ class Workers:
         worker.kill_after(_START_SECONDS, "worker does not accept clients, it is killed")
         worker.channel.send(Begin(self._settings, self._human_log))
         self._listener.worker_started(name)
-        worker.channel.send(Accept())
+        self._spread(worker)
         if self._parting:
             worker.channel.send(PartFrom())
         return worker
@@ -355,6 +402,7 @@ class Workers:
         worker.spare()
         del self._workers[worker.name]
         self._listener.worker_ended(worker.name)
+        self._spread()
         if not worker.leaving:
             self.ended_unasked += 1
             event(_log, logging.ERROR, "worker ended unasked", worker=worker.name, exit_code=code)

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import os
-import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from router.gateway.control import Replicas, Report, Services, ToLedgers, Traces, UnknownKey
+from router.ports import open_ports
 from router.services import Replica, ReplicaState, Service, VersionKey, parse_service
 from router.settings import load_settings
 from router.workers import Workers
@@ -22,14 +23,14 @@ class Stage:
 
     def __init__(self, ports: dict[str, int]) -> None:
         self.ports = ports
-        self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.socket.setblocking(False)
-        self.port = int(self.socket.getsockname()[1])
-        settings = replace(load_settings(environ={}), drain_seconds=PATIENCE_SECONDS)
-        self.workers = Workers(settings, self, [self.socket], human_log=True)
+        settings = replace(load_settings(environ={}), port=0, drain_seconds=PATIENCE_SECONDS)
+        self.ports_of_clients = open_ports(settings)
+        self.port = self.ports_of_clients.port
+        self.workers = Workers(settings, self, self.ports_of_clients.plain, human_log=True)
         self.started: list[str] = []
         self.ended: list[str] = []
         self.answered: dict[str, int] = {}  # by worker
+        self.open: dict[str, int] = {}  # connections of clients, by worker
 
     def worker_started(self, name: str) -> None:
         self.started.append(name)
@@ -43,6 +44,7 @@ class Stage:
     def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey | Traces) -> None:
         assert name not in self.ended, "words of the dead"
         if isinstance(message, Report) and message.counters is not None:
+            self.open[name] = message.counters["connections_open"]
             versions = message.counters["versions"].values()
             self.answered[name] = sum(
                 sum(slugs.values()) for version in versions for v in version.values() for slugs in v["answers"].values()
@@ -60,6 +62,15 @@ class Stage:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not holds():
                 await asyncio.sleep(POLL_SECONDS)
+
+    async def looking(self, holds: Callable[[], object]) -> None:
+        """Wait until something holds, while the supervisor looks at its workers now and then."""
+
+        def holds_now() -> object:
+            self.workers.look(time.monotonic())
+            return holds()
+
+        await self.until(holds_now)
 
     async def ask(self, path: str = ECHO) -> int:
         return (await asyncio.to_thread(ask, self.port, path, b"[1]")).status
@@ -87,7 +98,7 @@ async def stage(ports: dict[str, int], count: int = 0) -> AsyncIterator[Stage]:
         yield made
     finally:
         await made.workers.stop(PATIENCE_SECONDS)
-        made.socket.close()
+        made.ports_of_clients.close()
     assert made.pids == []
     assert sorted(made.ended) == sorted(made.started)
     assert len(asyncio.all_tasks()) == 1

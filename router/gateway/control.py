@@ -54,7 +54,10 @@ class Replicas(NamedTuple):
 
 
 class Accept(NamedTuple):
-    """Supervisor to worker: you know all that there is to serve, accept clients."""
+    """Supervisor to worker: you know all that there is to serve, accept clients from the sockets of these numbers, and
+    from no other. Said again when the numbers change."""
+
+    sockets: frozenset[int]
 
 
 class FromLedger(NamedTuple):

@@ -9,6 +9,8 @@ connections like any other. A client's connection is made of it when the hand-sh
 Each client in service may need a second descriptor, for its replica. While there are too few, this process stops to
 listen: connections wait in the socket's queue, or go to another worker, and no request in service fails for want of
 one. The sockets stay open, so nothing that waits is lost.
+
+Of the sockets of a port each worker accepts from its share; who has which is told by the supervisor (`accept_from`).
 """
 
 from __future__ import annotations
@@ -55,11 +57,18 @@ def connections_for(descriptors: int, upstream: int) -> int:
 
 @dataclass(slots=True)
 class _Door:
-    """One socket, and what accepts from it while it is open."""
+    """One socket, and what accepts from it while it is open. `number`: its place among those of its port."""
 
     sock: socket.socket
+    number: int
     tls: bool
     server: asyncio.Server | None = None
+
+    def stop(self) -> None:
+        """Accept no more."""
+        if self.server is not None:
+            self.server.close()
+            self.server = None
 
 
 class Doors:
@@ -72,6 +81,7 @@ class Doors:
         self._descriptors = descriptors
         self._room = connections_for(descriptors, 0)
         self._doors: list[_Door] = []
+        self._numbers: frozenset[int] | None = None  # of the doors to accept at; None: all
         self._context: RenewableContext | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._paused = self._closed = False
@@ -86,11 +96,24 @@ class Doors:
         else:
             self._context.current = current
 
-    async def open(self, sock: socket.socket, *, tls: bool = False) -> None:
-        """Accept clients from a bound socket, which belongs to this from now on."""
-        door = _Door(sock, tls)
+    async def open(self, sock: socket.socket, number: int = 0, *, tls: bool = False) -> None:
+        """Accept clients from a bound socket, if its number is one to accept from. It belongs to this from now on."""
+        door = _Door(sock, number, tls)
         self._doors.append(door)
-        await self._listen(door)
+        if self._is_ours(door):
+            await self._listen(door)
+
+    def accept_from(self, numbers: frozenset[int]) -> None:
+        """Accept from the sockets of these numbers alone. What waits at others is somebody else's to accept."""
+        self._numbers = numbers
+        for door in self._doors:
+            if not self._is_ours(door):
+                door.stop()
+        if self._doors and not self._paused and not self._closed and not self._is_reopening:
+            self._reopening = asyncio.ensure_future(self._reopen())
+
+    def _is_ours(self, door: _Door) -> bool:
+        return self._numbers is None or door.number in self._numbers
 
     async def _listen(self, door: _Door) -> None:
         sock = door.sock.dup()
@@ -213,15 +236,14 @@ class Doors:
 
     def _stop_accepting(self) -> None:
         for door in self._doors:
-            if door.server is not None:
-                door.server.close()
-                door.server = None
+            door.stop()
 
     async def _reopen(self) -> None:
         try:
-            for door in self._doors:
-                if door.server is None:
-                    await self._listen(door)
+            while (door := next((d for d in self._doors if d.server is None and self._is_ours(d)), None)) is not None:
+                await self._listen(door)
+                if not self._is_ours(door):
+                    door.stop()
         except OSError as error:  # still none to be had; the next look tries again
             event(_log, logging.WARNING, "accepting clients cannot go on yet", error=str(error))
         else:

@@ -122,8 +122,10 @@ class Worker:
         elif isinstance(message, Trusted):
             gateway.set_trust(message.trust)
         elif isinstance(message, Accept):
-            self._listening = asyncio.ensure_future(self._listen(gateway))
-            self._listening.add_done_callback(self._listens)
+            gateway.doors.accept_from(message.sockets)
+            if self._listening is None:
+                self._listening = asyncio.ensure_future(self._listen(gateway))
+                self._listening.add_done_callback(self._listens)
         elif isinstance(message, Reintroduce):
             for key, route in gateway.versions.items():
                 if key[0] in message.services:
@@ -157,10 +159,10 @@ class Worker:
         LoopLag(asyncio.get_running_loop(), self._gateway.counters.loop_lag)
 
     async def _listen(self, gateway: Gateway) -> None:
-        for sock in self._listeners:
-            await gateway.doors.open(sock)
-        for sock in self._tls_listeners:
-            await gateway.doors.open(sock, tls=True)
+        for number, sock in enumerate(self._listeners):
+            await gateway.doors.open(sock, number)
+        for number, sock in enumerate(self._tls_listeners):
+            await gateway.doors.open(sock, number, tls=True)
         self._channel.send(Ready())
         self._report_again(gateway)
 
