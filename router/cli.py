@@ -183,9 +183,11 @@ def _add_top(commands: Any) -> None:
     top = commands.add_parser(
         "top",
         help="live view in the terminal",
-        description="Show what a router does, live. URL is its admin port's; by default that of this machine.",
+        description="Show what a router does, live. URL is its admin port's; by default that of this machine. "
+        "With --cluster the leader's of a cluster, through its API server, which needs the right to get pods/proxy.",
     )
     top.add_argument("url", nargs="?", type=_url, metavar="URL", help="such as http://127.0.0.1:9090")
+    _add_cluster_flags(top)
     top.add_argument("--once", action="store_true", help="print it once and end")
     top.set_defaults(handler=_top)
 
@@ -329,8 +331,20 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _top(arguments: argparse.Namespace) -> int:
-    from router.top import from_url, run_top
+    from router.top import from_cluster, from_url, run_top
 
+    if _means_cluster(arguments):
+        if arguments.url is not None:
+            raise SettingsError("URL", arguments.url, "not allowed with --cluster")
+
+        from router.cluster.kubernetes.looking import status_of_cluster
+
+        if len(arguments.namespaces) > 1:
+            raise SettingsError("--namespace", arguments.namespaces[1], "only one, the router's own")
+        namespace = arguments.namespaces[0] if arguments.namespaces else None
+        port = load_settings(environ=os.environ).admin_port
+        with status_of_cluster(namespace, arguments.kubeconfig, port) as look:
+            return run_top(from_cluster(look), sys.stdout, once=arguments.once)
     if arguments.url is None:
         settings = load_settings(environ=os.environ)
         arguments.url = f"http://{settings.admin_host}:{settings.admin_port}"

@@ -58,6 +58,18 @@ def from_url(url: str) -> Fetch:
     return fetch
 
 
+def from_cluster(look: Callable[[], Status]) -> Fetch:
+    """Asks by way of a cluster's API server."""
+
+    def fetch() -> Status:
+        try:
+            return look()
+        except OSError as error:
+            raise NoStatus(str(error)) from error
+
+    return fetch
+
+
 def parse(body: bytes, address: str) -> Status:
     """The document. Raises `NoStatus` for something else."""
     try:

@@ -7,6 +7,7 @@
     recorder    Events                                                             (asyncio)
     electorate  holds or follows the Lease                                         (asyncio)
     keys        the Secrets that are missing; commands about keys                  (asyncio)
+    looking     the router's status through the API server, for `top`              (asyncio)
     client      requests to the API server                                         (asyncio)
     credentials where it is and how to prove oneself                               (files)
     models      Deployments, pods and Secrets -> services, versions, replicas      (no I/O)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +17,10 @@ from router.cluster.kubernetes.keys import FIELDS, new_key, secret_of
 from router.cluster.kubernetes.models import Models
 from router.cluster.kubernetes.objects import (
     DEPLOYMENTS,
+    HPAS,
     SECRETS,
     SERVICE_LABEL,
+    Hpa,
     Name,
     Resource,
     Thing,
@@ -27,11 +29,13 @@ from router.cluster.kubernetes.objects import (
 )
 from router.cluster.kubernetes.reflector import Reflection
 from router.cluster.kubernetes.token_keys import TokenKeySecret
-from router.services import ReplicaState
+from router.services import Replica, ReplicaState, VersionKey
 from router.tokens.issuing import issue_token
 from router.values import SettingsError
 
 T = TypeVar("T", bound=Thing)
+
+_CONNECT_SECONDS = 2.0  # as long as the router itself gives a replica by default
 
 
 def show_keys(service: str, namespaces: Sequence[str], kubeconfig: Path | None) -> dict[str, str]:
@@ -185,8 +189,45 @@ async def _check(
                     f"  version {model.key[1]}: {shares[model.key[1]]} % of traffic; Deployment "
                     f"{model.deployment.name}; {ready} of {model.deployment.replicas} replicas ready"
                 )
+        wrong += _scaled_elsewhere(models, await _listed(api, HPAS, namespaces))
+        if kubeconfig is None:  # from outside, addresses of pods lead nowhere
+            wrong += await unreachable(replicas)
         wrong += [f"{'/'.join(each.deployment)}: {each.reason}: {each.message}" for each in models.problems()]
         return lines, wrong
+
+
+def _scaled_elsewhere(models: Models, hpas: Sequence[Hpa]) -> list[str]:
+    """Deployments of models that something else scales as well, and that the router therefore leaves alone."""
+    scalers = {(hpa.namespace, hpa.deployment): hpa for hpa in hpas}
+    return [
+        f"service {name}: Deployment {model.deployment.name} is scaled by HorizontalPodAutoscaler {hpa.name}"
+        f"{f' (of {hpa.managed_by})' if hpa.managed_by else ''}, so the router leaves it alone"
+        for name, found in sorted(models.found.items())
+        for model in found.models
+        if (hpa := scalers.get((model.deployment.namespace, model.deployment.name))) is not None
+    ]
+
+
+async def unreachable(replicas: Mapping[VersionKey, Sequence[Replica]]) -> list[str]:
+    """Ready replicas that do not accept connections from here."""
+
+    async def is_deaf(replica: Replica) -> bool:
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, writer = await asyncio.open_connection(replica.host, replica.port)
+        except (OSError, TimeoutError):
+            return True
+        writer.close()
+        return False
+
+    ready = [(key, each) for key, those in replicas.items() for each in those if each.state is ReplicaState.READY]
+    deaf = await asyncio.gather(*(is_deaf(replica) for _, replica in ready))
+    return [
+        f"service {key[0]}, version {key[1]}: replica {replica.id} is ready but accepts no connection at "
+        f"{replica.host}:{replica.port}"
+        for (key, replica), silent in zip(ready, deaf, strict=True)
+        if silent
+    ]
 
 
 async def _refused(api: Api, namespaces: Sequence[str], own_namespace: str) -> list[str]:
