@@ -130,6 +130,7 @@ class Serve:
         self._supervisor.conditions.append(self._missing)
         self._supervisor.notes.append(self._notes)
         self._supervisor.overview.sources.append(self._samples)
+        self._supervisor.overview.problems.append(self._problems)
         self._joined = False
         self._stopping = asyncio.Event()
 
@@ -223,6 +224,11 @@ class Serve:
         behind = self._cluster.follower.behind()
         for resource, why in self._cluster.follower.failures().items():
             yield f"{resource}: not heard of for up to {behind:.0f} s, what was known is served ({why})"
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with Deployments of models."""
+        for each in self._cluster.problems():
+            yield f"{'/'.join(each.deployment)}: {each.reason}: {each.message}"
 
     def _samples(self) -> Iterator[Sample]:
         return samples(self._api, self._cluster)

@@ -109,6 +109,7 @@ class Supervisor:
             self, loop=self._loop, counters=self._counters, reports=self._reports, peering=self._peering,
             pods=self._pods,
         )  # fmt: skip
+        self.overview.problems += [self._not_ready, lambda: [note for tell in self.notes for note in tell()]]
         self.sizing = Sizing(settings, own_id, self)
         self.overview.sources.append(self.sizing.samples)
         self.overview.sources.append(self._tokens.samples)

@@ -30,6 +30,7 @@ _NAME = 28
 _CELLS = 24
 _SHADES = " ▁▂▃▄▅▆▇█"
 _DECISIONS = 4
+_PROBLEMS = 3
 
 # ECMA-48: the other screen, no cursor; to the top; clear to the end of line, of screen.
 _BEGIN, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -108,6 +109,7 @@ class Screen:
         )
         columns = f"{'SERVICE':{_NAME}} {'REQ/S':>8} {'IN FLIGHT':>11} {'QUEUED':>6} {'USED':>5} {'WANT':>5}  REPLICAS"
         lines = [self._style("bold", _fit(title, width)), _fit(numbers, width)]
+        lines += [self._style("bad", _fit(problem, width)) for problem in status.get("problems", ())[:_PROBLEMS]]
         if not router["config_in_force"] and status["config_errors"]:
             lines.append(self._style("bad", _fit(f"refused settings: {status['config_errors'][0]['error']}", width)))
         return [*lines, self._style("head", _fit(columns, width).ljust(width))]

@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from router.cluster import ClusterListener
+from router.overview import document
 from router.scaling.loop import ControlLoop, InFlight, Step
 from router.services import Replica, ReplicaState, Service, SettingsError, VersionKey, parse_service
 from router.settings import load_settings
@@ -260,5 +261,21 @@ def test_a_replica_that_nobody_knows_has_drained() -> None:
     async def story() -> None:
         assert await Scene().supervisor.drained("nobody", 1.0)
         assert not Scene().supervisor.is_busy("nobody")
+
+    run(story())
+
+
+# What operators see.
+
+
+def test_what_is_missing_or_worth_knowing_is_a_problem_on_the_status_page() -> None:
+    async def story() -> None:
+        async with scene() as made:
+            supervisor = made.supervisor
+            assert document.status(supervisor.overview)["problems"] == []
+            supervisor.conditions.append(lambda: ["deployments not listed yet"])
+            supervisor.notes.append(lambda: ["secrets: not heard of for up to 9 s"])
+            told = document.status(supervisor.overview)["problems"]
+            assert told == ["deployments not listed yet", "secrets: not heard of for up to 9 s"]
 
     run(story())

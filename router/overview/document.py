@@ -63,6 +63,8 @@ class Status(TypedDict):
     workers: list[dict[str, Any]]
     peers: list[dict[str, Any]]
     config_errors: list[dict[str, Any]]
+    problems: list[str]
+    """What is wrong now."""
 
 
 def status(overview: Overview) -> Status:
@@ -78,6 +80,7 @@ def status(overview: Overview) -> Status:
         "workers": list(_workers(overview)),
         "peers": _peers(overview),
         "config_errors": [error._asdict() for error in reversed(overview.config_errors)],
+        "problems": [problem for tell in overview.problems for problem in tell()],
     }
 
 

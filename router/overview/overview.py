@@ -95,6 +95,8 @@ class Overview:
         self.mesh: Mesh | None = None
         self.sources: list[Source] = []
         """What else has something to tell at each scrape; see `catalogue` for the names."""
+        self.problems: list[Callable[[], Iterable[str]]] = []
+        """Each tells what an operator should know is wrong now, in a line each."""
         self.config_errors: deque[ConfigError] = deque(maxlen=_ERRORS_KEPT)
         self.decisions: deque[Changed] = deque(maxlen=_DECISIONS_KEPT)
         self.rates = Rates()
