@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from router.services import VersionKey
 from router.telemetry.catalogue import Sample
 from router.telemetry.counters import DURATION_BOUNDS
-from router.telemetry.metrics import Exemplars
+from router.telemetry.exposition import Exemplars
 from router.telemetry.spans import Address, SpanExport, make_exporter
 from router.telemetry.tracing import Traced
 

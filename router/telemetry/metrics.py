@@ -1,27 +1,17 @@
-"""A scrape: what is so right now, as metric families of Prometheus. Names and help texts are in `catalogue`.
+"""A scrape: what is so right now, as Prometheus reads it. Names and help texts are in `catalogue`.
 
-A scrape makes a `MetricsView`, plain data that the supervisor fills, and this turns it into metric families: nothing
-is counted here and nothing lives between scrapes, so there is no default registry and no metric object to keep in
-step. What other parts of the router tell (the cluster, tokens, certificates, the self-scaler) comes as `Sample`s.
+A scrape makes a `MetricsView`, plain data that the supervisor fills, and this turns it into the text (`exposition`):
+nothing is counted here and nothing lives between scrapes, so there is no registry and no metric object to keep in step.
+ What other parts of the router tell (the cluster, tokens, certificates, the self-scaler) comes as `Sample`s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import TypeVar
-
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
-from prometheus_client.utils import floatToGoString
 
 from router.services import ReplicaState, VersionKey
-from router.telemetry.catalogue import METRICS, PREFIX, Kind, Sample, checked
+from router.telemetry.catalogue import METRICS, Kind, MetricSpec, Sample, checked
 from router.telemetry.counters import (
     CONNECT_BOUNDS,
     DURATION_BOUNDS,
@@ -32,13 +22,9 @@ from router.telemetry.counters import (
     HistogramSnapshot,
     VersionSnapshot,
 )
+from router.telemetry.exposition import Exemplars, Format, HistogramLines, samples
 
 DIRECTIONS = ("up", "down")
-
-_F = TypeVar("_F", CounterMetricFamily, GaugeMetricFamily)
-
-Exemplars = Mapping[int, tuple[str, float, float]]
-"""By bucket of the duration: a trace's id, the request's duration, and when it ended (seconds since the epoch)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,57 +61,26 @@ class MetricsView:
     """What other parts tell."""
 
 
-class RouterCollector(Collector):
-    """Metric families of the view that `read` gives, made anew at each scrape."""
-
-    def __init__(self, read: Callable[[], MetricsView]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterable[Metric]:
-        view = self._read()
-        by_metric: dict[str, list[Sample]] = {}
-        for sample in _samples(view):
-            by_metric.setdefault(sample.metric, []).append(sample)
-        for spec in METRICS.values():
-            name, its = PREFIX + spec.name, by_metric.get(spec.name, ())
-            match spec.kind:
-                case Kind.INFO:
-                    yield InfoMetricFamily(name, spec.about, {"version": view.router_version})
-                case Kind.HISTOGRAM:
-                    yield _histogram(spec.name, view)
-                case Kind.COUNTER:
-                    yield _family(CounterMetricFamily(name, spec.about, labels=spec.labels), its)
-                case Kind.GAUGE:
-                    yield _family(GaugeMetricFamily(name, spec.about, labels=spec.labels), its)
-
-
-def registry(read: Callable[[], MetricsView]) -> CollectorRegistry:
-    """A registry of its own with the router's metrics and `process_*` of the process that serves them."""
-    made = CollectorRegistry()
-    made.register(RouterCollector(read))
-    ProcessCollector(registry=made)
-    return made
-
-
 def exposition(view: MetricsView, accept: str) -> tuple[bytes, str]:
     """Body and content type of a scrape: OpenMetrics or Prometheus text, as the header `Accept` asks.
 
     Raises `ValueError` for a sample that the catalogue does not know.
     """
-    try:
-        encoder, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # a format version that is not made of numbers
-        encoder, content_type = choose_encoder("")
-    return encoder(registry(lambda: view)), content_type
+    format_ = Format(accept)
+    return "".join(_lines(view, format_)).encode() + format_.process(), format_.content_type
 
 
-def _family(family: _F, samples: Iterable[Sample]) -> _F:
-    for sample in samples:
-        family.add_metric(sample.labels, sample.value)
-    return family
+def _lines(view: MetricsView, format_: Format) -> Iterator[str]:
+    by_metric: dict[str, list[Sample]] = {"build": [Sample("build", 1, (view.router_version,))]}
+    for sample in _samples(view):
+        by_metric.setdefault(sample.metric, []).append(sample)
+    for spec in METRICS.values():
+        yield from format_.head(spec)
+        if spec.kind is Kind.HISTOGRAM:
+            yield from _histogram(spec, view, format_)
+        else:
+            yield from samples(spec, by_metric.get(spec.name, ()))
 
-
-# Histograms.
 
 _BY_VERSION: dict[str, tuple[tuple[float, ...], Callable[[VersionSnapshot], HistogramSnapshot]]] = {
     "request_duration_seconds": (DURATION_BOUNDS, lambda counted: counted["duration"]),
@@ -136,39 +91,18 @@ _BY_VERSION: dict[str, tuple[tuple[float, ...], Callable[[VersionSnapshot], Hist
 }
 
 
-def _histogram(name: str, view: MetricsView) -> HistogramMetricFamily:
-    spec = METRICS[name]
-    family = HistogramMetricFamily(PREFIX + name, spec.about, labels=spec.labels)
-    if name in _BY_VERSION:
-        bounds, of = _BY_VERSION[name]
-        edges = [*map(floatToGoString, bounds), "+Inf"]
+def _histogram(spec: MetricSpec, view: MetricsView, format_: Format) -> Iterator[str]:
+    if spec.name in _BY_VERSION:
+        bounds, of = _BY_VERSION[spec.name]
+        lines = HistogramLines(spec, bounds, format_)
         for key, counted in _versions(view.counters):
             if key[1] != NO_VERSION:  # what was answered before a version was chosen is not timed
-                exemplars = view.exemplars.get(key, {}) if name == "request_duration_seconds" else {}
-                _add(family, key, edges, of(counted), exemplars)
+                exemplars = view.exemplars.get(key, {}) if spec.name == "request_duration_seconds" else {}
+                yield from lines.lines(key, of(counted), exemplars)
     else:
-        edges = [*map(floatToGoString, LAG_BOUNDS), "+Inf"]
+        lines = HistogramLines(spec, LAG_BOUNDS, format_)
         for process, lag in view.lag.items():
-            _add(family, (process,), edges, lag, {})
-    return family
-
-
-def _add(
-    family: HistogramMetricFamily,
-    labels: Sequence[str],
-    edges: Sequence[str],
-    histogram: HistogramSnapshot,
-    exemplars: Exemplars,
-) -> None:
-    totals = accumulate(histogram["counts"])
-    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
-    for bucket, (edge, total) in enumerate(zip(edges, totals, strict=True)):
-        if bucket in exemplars:
-            trace, seconds, at = exemplars[bucket]
-            buckets.append((edge, total, Exemplar({"trace_id": trace}, seconds, at)))
-        else:
-            buckets.append((edge, total))
-    family.add_metric(labels, buckets, histogram["sum"])
+            yield from lines.lines((process,), lag, {})
 
 
 # Counters and gauges.
