@@ -52,6 +52,14 @@ class _Scaled:
         self.decisions: dict[tuple[str, str], int] = {}  # by direction and what bounded it
 
     @property
+    def wanted(self) -> int:
+        """Replicas that it is to have so far: before the first decision, those that were asked for or are there."""
+        if self.scaler.decision is not None:
+            return self.scaler.decision.desired
+        there = sum(replica.state is not ReplicaState.DRAINING for replica in self.replicas or ())
+        return there if self.scaler.asked is None else max(there, self.scaler.asked)
+
+    @property
     def refresh(self) -> float:
         """Seconds between two looks."""
         return max(self.version.autoscale_refresh_seconds, SHORTEST_REFRESH_SECONDS)
@@ -166,7 +174,7 @@ class ControlLoop:
             for r in scaled.replicas
         ]
         demand = scaled.demand_until(now, self._covered) if now >= scaled.due else None
-        before = scaled.scaler.decision
+        before = scaled.wanted
         actions = scaled.scaler.tick(now, demand, facts)
         step = Step(key, actions, scaled.scaler.decision, _direction(before, scaled.scaler.decision))
         if step.changed and step.decision is not None:
@@ -203,7 +211,7 @@ def _stretched(demand: Demand, factor: float) -> Demand:
     return replace(demand, busy_seconds=demand.busy_seconds * factor, queued_seconds=demand.queued_seconds * factor)
 
 
-def _direction(before: Decision | None, after: Decision | None) -> str:
-    if before is None or after is None or before.desired == after.desired:
+def _direction(before: int, after: Decision | None) -> str:
+    if after is None or before == after.desired:
         return ""
-    return "up" if after.desired > before.desired else "down"
+    return "up" if after.desired > before else "down"

@@ -87,7 +87,7 @@ def test_a_version_is_looked_at_when_its_refresh_is_due() -> None:
     scene.saw("w0", 3.0, 0.9)
     assert scene.step(0.9) is None
     assert scene.loop.decision(IRIS) is None
-    assert scene.step(0.1) == Step(IRIS, (SetReplicas(3),), scene.loop.decision(IRIS), "")
+    assert scene.step(0.1) == Step(IRIS, (SetReplicas(3),), scene.loop.decision(IRIS), "up")
     assert scene.step(0.9) is None
 
 
