@@ -34,6 +34,9 @@ OF_A_CLUSTER = (
     Sample("self_scaling_pods", 3),
     Sample("self_scaling_at_limit", 0),
     Sample("self_scaling_actions", 4, ("cpu-up",)),
+    Sample("self_scaling_route_time_seconds", 0.001),
+    Sample("self_scaling_loop_lag_seconds", 0.001),
+    Sample("self_scaling_cpu_use_ratio", 0.5),
     Sample("api_requests", 100, ("list", "200")),
     Sample("api_watch_restarts", 1, ("pods",)),
     Sample("api_staleness_seconds", 0.5, ("pods",)),
@@ -41,7 +44,7 @@ OF_A_CLUSTER = (
     Sample("token_cache_lookups", 10, ("hit",)),
     Sample("jwks_age_seconds", 60, ("https://issuer",)),
     Sample("autoscaler_conflicts", 0, ("slow", "default")),
-    Sample("worker_cpu_seconds", 12),
+    Sample("deployment_problems", 1, ("SettingsRefused",)),
 )
 """What a router tells in a cluster only."""
 
