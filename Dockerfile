@@ -1,5 +1,6 @@
 # The router as an image: built in one stage, run in another that has neither pip's downloads nor the sources.
 #   docker build -t azureml-fe .                                       the router alone
+#   docker build -t azureml-fe --build-arg EXTRAS='[otel]' .           with traces by OTLP
 #   docker build -t azureml-fe --build-arg EXTRAS='[example]' .        with what runs entry scripts
 
 FROM python:3.13-slim-bookworm AS build
