@@ -136,6 +136,28 @@ def bodies(document: Document) -> str:
     return text
 
 
+def tokens(document: Document) -> str:
+    """Requests per second and latency of each way to authenticate."""
+    titles = {cell["case"]: cell["title"] for cell in document["cells"]}
+
+    def rate(case: str) -> float:
+        return median(values(document, "requests_per_second", case=case))
+
+    rows = [
+        [
+            title,
+            spread(values(document, "requests_per_second", case=case)),
+            f"{rate(case) / rate('key'):.2f}",
+            f"{1e6 / rate(case) - 1e6 / rate('key'):+,.0f}",
+            *(f"{median(values(document, figure, case=case)):,.0f}" for figure in ("p50", "p99")),
+        ]
+        for case, title in titles.items()
+    ]
+    header = ["authentication", "requests/s", "beside a key", "per request, µs", "p50, µs", "p99, µs"]
+    text = f"Requests per second with 32 connections, latency at 1,000 requests/s, {rounds(document)}:\n\n"
+    return text + table(header, rows)
+
+
 def growth(document: Document) -> str:
     """Throughput and memory by services and replicas."""
     cells = [cell for cell in document["cells"] if cell["engine"] == "router"]
@@ -189,6 +211,7 @@ SECTIONS: Final[Mapping[str, Callable[[Document], str]]] = {
     "latency": latency,
     "bodies": bodies,
     "growth": growth,
+    "tokens": tokens,
     "profile": profile,
 }
 

@@ -69,6 +69,11 @@ def wrk_argv(engine: Running, target: Target, *, lua: Path, connections: int, se
 def measure(engine: Running, target: Target, *, lua: Path, connections: int, seconds: int, cpus: Cpus) -> Rate:
     """Run wrk. Raises BenchmarkError when one answer was not a success or one connection failed."""
     argv = wrk_argv(engine, target, lua=lua, connections=connections, seconds=seconds)
+    return rate_of(argv, engine, connections=connections, seconds=seconds, cpus=cpus)
+
+
+def rate_of(argv: tuple[str, ...], engine: Running, *, connections: int, seconds: int, cpus: Cpus) -> Rate:
+    """What a command line of wrk measures. Raises as `measure` does."""
     others = others_cpu_seconds()
     before = engine.child.cpu_seconds() if engine.child else 0.0
     output = run_json(argv, job="", cpus=cpus.load, timeout=seconds + 30)

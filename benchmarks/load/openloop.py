@@ -8,6 +8,7 @@ Standard input: a ``Job`` as JSON. Standard output: one line of JSON.
 import asyncio
 import ctypes
 import gc
+import itertools
 import json
 import os
 import struct
@@ -37,6 +38,7 @@ class Job:
     seconds: float
     warmup_seconds: float
     connections: int
+    others: tuple[str, ...] = ()  # requests that are sent in turn with the first one
 
 
 class Ticker:
@@ -71,7 +73,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, due: float) -> None:
         self.due = due
-        self.transport.write(self.generator.request)
+        self.transport.write(next(self.generator.requests))
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)
@@ -88,7 +90,7 @@ class Generator:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.request = job.request.encode("latin-1")
+        self.requests = itertools.cycle([each.encode("latin-1") for each in (job.request, *job.others)])
         self.idle: deque[Connection] = deque()
         self.waiting: deque[float] = deque()
         self.total = round(job.rate * (job.seconds + job.warmup_seconds))

@@ -1,0 +1,264 @@
+"""What authentication costs: requests per second and latency with none, a key, a token seen before, and new tokens.
+
+One router with a service for each case; the cases of a round follow one another. A worker remembers 10,000 valid
+tokens, the oldest goes first, so with more than that in turn each one is verified anew: signature, claims and all. The
+router's own count of verified tokens must agree, else the run fails.
+"""
+
+import http.server
+import json
+import secrets
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+from benchmarks.harness.backends import nginx_backend
+from benchmarks.harness.engines import READY_SECONDS, Running, answers, scoring_path
+from benchmarks.harness.processes import BenchmarkError, free_port, run_json, started, wait_until
+from benchmarks.harness.session import Session, parser, session
+from benchmarks.harness.wrk import BODY, SCRIPTS, Rate, rate_of
+from router.auth.tokens import MOST_REMEMBERED
+
+CONNECTIONS: Final = 32
+WARM_UP_SECONDS: Final = 1
+LATENCY_RATE: Final = 1_000
+LATENCY_CONNECTIONS: Final = 16
+NEW_TOKENS: Final = MOST_REMEMBERED * 6 // 5
+LIFETIME_SECONDS: Final = 3600
+COUNTERS_SECONDS: Final = 1.5  # a worker's counters reach the supervisor once a second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One way to authenticate. ``words`` are what stands after "Bearer", sent in turn; none: nothing is sent."""
+
+    name: str
+    title: str
+    service: str
+    words: Sequence[str]
+    verified_share: float  # of the requests
+
+    def following(self, sent: int) -> Sequence[str]:
+        """The words from where so many requests before have come to."""
+        first = sent % len(self.words)
+        return [*self.words[first:], *self.words[:first]]
+
+
+def signers() -> Mapping[str, tuple[Any, dict[str, Any]]]:
+    """A key pair for each algorithm, and what is published of it."""
+    made: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for algorithm, key in (
+        ("RS256", rsa.generate_private_key(65537, 2048)),
+        ("ES256", ec.generate_private_key(ec.SECP256R1())),
+    ):
+        kind: Any = RSAAlgorithm if algorithm == "RS256" else ECAlgorithm
+        published = kind.to_jwk(key.public_key(), as_dict=True)
+        made[algorithm] = key, {**published, "kid": algorithm, "use": "sig", "key_ops": ["verify"]}
+    return made
+
+
+def tokens(algorithm: str, key: Any, count: int) -> list[str]:
+    """Different ones, with claims as Entra ID has them."""
+    now = int(time.time())
+    claims = {
+        "iss": f"https://{algorithm}.example.com",
+        "aud": "api://bench",
+        "iat": now,
+        "nbf": now,
+        "exp": now + LIFETIME_SECONDS,
+        "azp": "8d7f6b2a-1111-4222-8333-944455556666",
+        "oid": "0f0e0d0c-1111-4222-8333-944455556666",
+        "tid": "7f0b0e9e-1111-4222-8333-944455556666",
+        "roles": ["Models.Score"],
+        "ver": "2.0",
+    }
+    headers = {"kid": algorithm}
+    return [jwt.encode({**claims, "uti": secrets.token_urlsafe(16)}, key, algorithm, headers) for _ in range(count)]
+
+
+def cases(keys: Mapping[str, tuple[Any, dict[str, Any]]], key: str, count: int) -> list[Case]:
+    """All of them."""
+    new = {algorithm: tokens(algorithm, pair, count) for algorithm, (pair, _) in keys.items()}
+    return [
+        Case(name="none", title="no authentication", service="open", words=["-"], verified_share=0.0),
+        Case(name="key", title="key", service="keyed", words=[key], verified_share=0.0),
+        Case(
+            name="seen",
+            title="token seen before (RS256)",
+            service="rs256",
+            words=new["RS256"][:1],
+            verified_share=0.0,
+        ),
+        Case(name="new-es256", title="new token, ES256", service="es256", words=new["ES256"], verified_share=1.0),
+        Case(name="new-rs256", title="new token, RS256", service="rs256", words=new["RS256"], verified_share=1.0),
+    ]
+
+
+@contextmanager
+def issuer(keys: Mapping[str, tuple[Any, dict[str, Any]]]) -> Iterator[str]:
+    """Publishes the keys; the address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"keys": [published for _, published in keys.values()]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """The run's output is the figures."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/keys"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def write_settings(directory: Path, backend: str, key: str, url: str) -> Path:
+    """The router's file."""
+    service = {"addresses": [backend], "replica_max_concurrent_requests": 1000}
+    document = {
+        "services": {
+            "open": {**service, "auth_enabled": False},
+            "keyed": {**service, "primary_key": key},
+            **{name: {**service, "token_auth_enabled": True} for name in ("rs256", "es256")},
+        },
+        "token_issuers": {
+            algorithm.lower(): {
+                "issuer": f"https://{algorithm}.example.com",
+                "audience": "api://bench",
+                "jwks_url": url,
+                "algorithms": [algorithm],
+                "required_roles": ["Models.Score"],
+                "services": [algorithm.lower()],
+            }
+            for algorithm in ("RS256", "ES256")
+        },
+    }
+    path = directory / "tokens.yaml"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(document))
+    return path
+
+
+@contextmanager
+def router(file: Path, current: Session) -> Iterator[tuple[Running, Callable[[str], float]]]:
+    """A router that is ready, and what reads one of its counters."""
+    port, admin = free_port(), free_port()
+    flags = ("--workers", "1", "--port", str(port), "--admin-port", str(admin), "--access-log", "off")
+    argv = (sys.executable, "-m", "router", "local", str(file), *flags)
+    with started(argv, name="router", cpus=current.cpus.engine, directory=current.directory) as child:
+        seconds = wait_until(lambda: answers(admin, "/readyz"), child=child, seconds=READY_SECONDS)
+
+        def counter(line: str) -> float:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10).read().decode()
+            return next((float(each.rpartition(" ")[2]) for each in text.splitlines() if each.startswith(line)), 0.0)
+
+        yield Running(name="router", port=port, child=child, ready_seconds=seconds), counter
+
+
+def script(case: Case, words: Sequence[str], directory: Path) -> Path:
+    """wrk's script for a case; the words stand in a file of their own that this user alone can read."""
+    file = directory / f"{case.name}.txt"
+    file.touch(mode=0o600)
+    file.write_text("\n".join(words) + "\n")
+    text = (SCRIPTS / "score_tokens.lua").read_text() + "\n" + (SCRIPTS / "result.lua").read_text()
+    path = directory / f"{case.name}.lua"
+    path.write_text(text.replace("@TOKENS@", str(file)).replace("@BODY@", BODY))
+    return path
+
+
+def throughput(engine: Running, case: Case, words: Sequence[str], current: Session, seconds: int) -> Rate:
+    """Requests per second of a case."""
+    url = f"http://127.0.0.1:{engine.port}{scoring_path(case.service)}"
+    lua = script(case, words, current.directory)
+    argv = ("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(lua), url)
+    return rate_of(argv, engine, connections=CONNECTIONS, seconds=seconds, cpus=current.cpus)
+
+
+def latency(engine: Running, case: Case, words: Sequence[str], current: Session) -> dict[str, float]:
+    """Latency of a case at a fixed rate, microseconds."""
+    fields = f"Host: 127.0.0.1:{engine.port}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}"
+    requests = [
+        f"POST {scoring_path(case.service)} HTTP/1.1\r\n{fields}\r\n"
+        + ("" if word == "-" else f"Authorization: Bearer {word}\r\n")
+        + f"\r\n{BODY}"
+        for word in words
+    ]
+    job = {
+        "host": "127.0.0.1",
+        "port": engine.port,
+        "request": requests[0],
+        "others": requests[1:],
+        "rate": LATENCY_RATE,
+        "seconds": current.seconds,
+        "warmup_seconds": WARM_UP_SECONDS,
+        "connections": LATENCY_CONNECTIONS,
+    }
+    argv = (sys.executable, "-m", "benchmarks.load.openloop")
+    output = run_json(argv, job=json.dumps(job), cpus=current.cpus.load, timeout=current.seconds + 40)
+    result: dict[str, float] = json.loads(output)
+    if result["not_200"] or result["lost"]:
+        raise BenchmarkError(f"{case.title}: {result['not_200']} answers not 200, {result['lost']} connections lost")
+    return result
+
+
+def measure(engine: Running, case: Case, current: Session, counter: Callable[[str], float]) -> dict[str, object]:
+    """One case, one round."""
+
+    def lookups() -> dict[str, float]:
+        time.sleep(COUNTERS_SECONDS)
+        return {name: counter(f'azureml_fe_token_cache_lookups_total{{result="{name}"}}') for name in ("hit", "miss")}
+
+    begin = lookups()
+    throughput(engine, case, case.words, current, WARM_UP_SECONDS)
+    before = lookups()
+    new = int(before["miss"] - begin["miss"])
+    rate = throughput(engine, case, case.following(new), current, current.seconds)
+    new = int(lookups()["miss"] - begin["miss"])
+    waits = latency(engine, case, case.following(new), current)
+    found = {name: number - before[name] for name, number in lookups().items()}
+    verified = found["miss"] / sum(found.values()) if any(found.values()) else 0.0
+    if abs(verified - case.verified_share) > 0.01:
+        raise BenchmarkError(f"{case.title}: {verified:.1%} of the tokens were verified, not {case.verified_share:.0%}")
+    current.say(
+        f"  {case.title:26} {rate.requests_per_second:9,.0f} requests/s, p50 {waits['p50']:5,.0f} us, "
+        f"p99 {waits['p99']:6,.0f} us{rate.disturbance}"
+    )
+    return {"engine": "router", "case": case.name, "title": case.title, **asdict(rate), **waits}
+
+
+def main() -> None:
+    """Command line."""
+    arguments = parser(__doc__, engines=("router",), rounds=5, seconds=3)
+    parsed = arguments.parse_args()
+    with session("tokens", parsed) as current, nginx_backend(cpus=current.cpus, directory=current.directory) as port:
+        keys = signers()
+        current.say(f"signing {NEW_TOKENS:,} tokens of each kind")
+        measured = cases(keys, current.key, NEW_TOKENS)
+        cells: list[dict[str, object]] = []
+        with issuer(keys) as url:
+            file = write_settings(current.directory, f"127.0.0.1:{port}", current.key, url)
+            for number in range(1, current.rounds + 1):
+                current.say(f"round {number} of {current.rounds}")
+                with router(file, current) as (engine, counter):
+                    cells += ({"round": number, **measure(engine, case, current, counter)} for case in measured)
+        current.store(cells)
+
+
+if __name__ == "__main__":
+    main()
