@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from router.auth.issuers import ISSUER_SETTINGS
 from router.cli import main
 from router.cluster.local.file import LAUNCH_SETTINGS, load_local
 from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
@@ -67,8 +68,8 @@ def test_extras_are_those_of_the_package() -> None:
 
 
 def test_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = set(re.findall(r"azureml-fe (local|check|plan|top|keys \w+)", README))
-    assert {"local", "check", "plan", "top", "keys show", "keys regenerate"} <= commands
+    commands = set(re.findall(r"azureml-fe (local|check|plan|top|token|keys \w+)", README))
+    assert {"local", "check", "plan", "top", "token", "keys show", "keys regenerate"} <= commands
     for command in sorted(commands):
         with pytest.raises(SystemExit) as ended:
             main([*command.split(), "--help"])
@@ -79,17 +80,23 @@ def test_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
-def test_the_larger_local_file_is_one(tmp_path: Path) -> None:
-    (text,) = blocks("yaml")
-    for script in re.findall(r"entry_script: ([\w.]+)", text):
-        (tmp_path / script).touch()
-    (tmp_path / "models.yaml").write_text(text)
-    assert set(load_local(tmp_path / "models.yaml").services) == {"iris", "resnet", "remote", "ab"}
+def test_local_files_are_what_they_seem(tmp_path: Path) -> None:
+    found = []
+    for text in blocks("yaml"):
+        for script in re.findall(r"entry_script: ([\w.]+)", text):
+            (tmp_path / script).touch()
+        (tmp_path / "models.yaml").write_text(text)
+        found.append(load_local(tmp_path / "models.yaml"))
+    models, tokens = found
+    assert set(models.services) == {"iris", "resnet", "remote", "ab"}
+    assert set(tokens.token_issuers) == {"company", "partner"}
 
 
 def test_settings_exist() -> None:
-    known = {s.name for s in (*SERVICE_SETTINGS, *VERSION_SETTINGS, *LAUNCH_SETTINGS, *ROUTER_SETTINGS)}
-    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?::[^`]*)?`", README)) - {"azureml_fe_"}
+    known = {
+        s.name for s in (*SERVICE_SETTINGS, *VERSION_SETTINGS, *LAUNCH_SETTINGS, *ROUTER_SETTINGS, *ISSUER_SETTINGS)
+    }
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?::[^`]*)?`", README)) - {"azureml_fe_", "token_issuers"}
     assert named
     assert named <= known
 
