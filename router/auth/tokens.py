@@ -74,11 +74,11 @@ class _Malformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Trusted:
-    """One issuer with its keys, those that fit its algorithms."""
+    """One issuer with its keys."""
 
     issuer: Issuer
-    keys: Mapping[tuple[str | None, str], jwt.PyJWK]  # by id and algorithm
-    fetched: bool
+    published: tuple[PublicKey, ...]
+    keys: Mapping[tuple[str | None, str], jwt.PyJWK]  # those that fit its algorithms, by id and algorithm
 
     def key(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
         """The key that a token names; the only one of that algorithm where it names none."""
@@ -97,10 +97,13 @@ class TokenVerifier:
 
     def set_trust(self, trust: Trust) -> None:
         """Go by these issuers and keys, and no others."""
+        former = {trusted.issuer: trusted for several in self._by_iss.values() for trusted in several}
         self._by_iss = {}
         for issuer in trust.issuers:
-            keys = trust.keys.get(issuer.name, KeySet())
-            trusted = _Trusted(issuer, _fitting(keys.keys, issuer.algorithms), bool(keys.keys))
+            published = trust.keys.get(issuer.name, KeySet()).keys
+            trusted = former.get(issuer)
+            if trusted is None or trusted.published != published:  # most news is that nothing is new
+                trusted = _Trusted(issuer, published, _fitting(published, issuer.algorithms))
             self._by_iss.setdefault(issuer.issuer, []).append(trusted)
 
     def verify(self, token: bytes, service: str, now: float) -> Verdict:
@@ -137,7 +140,7 @@ class TokenVerifier:
             return Verdict(ALGORITHM)
         key = trusted.key(kid, algorithm)
         if key is None:
-            return Verdict(UNKNOWN_KEY if trusted.fetched else NO_KEYS, unknown_key_of=issuer.name)
+            return Verdict(UNKNOWN_KEY if trusted.published else NO_KEYS, unknown_key_of=issuer.name)
         try:
             verified = self._jws.decode_complete(token, key, algorithms=list(issuer.algorithms))
         except InvalidSignatureError:
