@@ -347,7 +347,8 @@ def _top(arguments: argparse.Namespace) -> int:
             return run_top(from_cluster(look), sys.stdout, once=arguments.once)
     if arguments.url is None:
         settings = load_settings(environ=os.environ)
-        arguments.url = f"http://{settings.admin_host}:{settings.admin_port}"
+        host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
+        arguments.url = f"http://{host}:{settings.admin_port}"
     return run_top(from_url(arguments.url), sys.stdout, once=arguments.once)
 
 

@@ -133,6 +133,15 @@ def test_nobody_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "azureml-fe: http://127.0.0.1:1/status.json: Connection refused\n"
 
 
+def test_without_an_address_it_asks_the_admin_port_of_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZUREML_FE_ADMIN_HOST", "::1")
+    monkeypatch.setenv("AZUREML_FE_ADMIN_PORT", "1")
+    assert main(["top"]) == 1
+    assert "http://[::1]:1/status.json: " in capsys.readouterr().err
+
+
 class Terminal:
     """The command in a terminal of 100 x 30, and what it has written there."""
 

@@ -39,7 +39,7 @@ class StatusRoutes:
         self._feed.close()
 
     async def _get_root(self, _: web.Request) -> web.Response:
-        raise web.HTTPFound("/status")
+        raise web.HTTPFound("status")  # relative: an API server may stand before it
 
     async def _get_page(self, _: web.Request) -> web.Response:
         # Nothing but this very style and script may run, wherever a name that is shown came from.

@@ -91,4 +91,6 @@ def test_page_lets_nothing_run_but_its_own_script(start: Start) -> None:
     assert "unsafe" not in policy
     assert b"@NONCE@" not in first.body
     assert policy != second.headers["content-security-policy"]
+    root = ask(router.admin_port, "/")
+    assert (root.status, root.headers["location"]) == (302, "status")
     assert b"http" not in first.body, "something is fetched from elsewhere"
