@@ -412,10 +412,8 @@ class Exchange(Admission):
                     journal.plain.append(self.entry(now))
             counters.request_bytes += self.body_bytes
             counters.response_bytes += self.answer_bytes
-        elif self.service is not None:
-            self.gateway.counters.version((self.service.name, NO_VERSION)).count(self.status, self.slug)
         else:
-            self.gateway.counters.answers[self.status, self.slug] += 1
+            self._count_without_version(now)
         tracer = self.gateway.tracer
         if tracer is not None and self.service is not None:
             context = getattr(self, "trace", None) or tracer.context(self.kept.get(b"traceparent"))
@@ -424,6 +422,15 @@ class Exchange(Admission):
         log = self.gateway.access_log
         if log.rate and log.wanted():
             log.add(self.record(now))
+
+    def _count_without_version(self, now: float) -> None:
+        """It was answered before a version was chosen."""
+        if self.service is not None:
+            self.gateway.counters.version((self.service.name, NO_VERSION)).count(self.status, self.slug)
+        else:
+            self.gateway.counters.answers[self.status, self.slug] += 1
+        if self.slug:  # others are load balancers' probes and browsers' preflights
+            self.gateway.journal.refused.append(self.entry(now))
 
     def _leave_queue(self, now: float) -> None:
         assert self.version is not None

@@ -140,15 +140,14 @@ class Request:
         self.answer_lines: bytes
 
     def entry(self, now: float) -> Entry:
-        """What the journal keeps of it, if it has a service."""
-        assert self.service is not None
+        """What the journal keeps of it."""
         known = self.version is not None
         sent = self.sent
         position, considered = self.arrival if self.queued_seconds else (0, ())
         return Entry(
             request_id=self.request_id,
             client_id=self.client_id,
-            service=self.service.name,
+            service=self.service.name if self.service is not None else "",
             version=self.version.key[1] if self.version is not None else NO_VERSION,
             began=self.began,
             checked=self.checked if known else 0.0,

@@ -33,8 +33,8 @@ async def explain(overview: Overview, request_id: str) -> dict[str, Any] | None:
         "request_id": entry.request_id.decode(),
         "client_request_id": entry.client_id.decode() or None,
         "time": rfc3339(now_wall + entry.began),
-        "service": entry.service,
-        "version": entry.version,
+        "service": entry.service or None,
+        "version": entry.version or None,
         "worker": worker,
         "status": entry.status,
         "error": entry.slug or None,
@@ -57,7 +57,7 @@ def _before(history: tuple[Observation, ...], when: float) -> Observation | None
 def _timings(entry: Entry) -> dict[str, float | None]:
     sent, answered = entry.sent, entry.answered
     return {
-        "authentication": _ms(entry.checked - entry.began),
+        "authentication": _ms(entry.checked - entry.began) if entry.checked else None,
         "queue": _ms(entry.queued_seconds),
         "connect": _ms(entry.connected_at - entry.granted) if sent else None,
         "router": _ms(sent - entry.began - entry.queued_seconds) if sent else None,
@@ -143,6 +143,10 @@ def _end(entry: Entry) -> str:
     match entry.slug:
         case "":
             return f"The replica answered {entry.status} after {total:.1f} ms in all."
+        case "unauthorized":
+            return "It had no valid key or token for this service: 401."
+        case "unknown-service":
+            return "No service, or no version of it, has the name that it asked for: 404."
         case "client-closed":
             return f"The client left after {total:.1f} ms."
         case "overloaded":

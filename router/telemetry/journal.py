@@ -1,8 +1,9 @@
 """The last requests of one worker, so that `/explain/<request-id>` can tell what became of one. Bounded, in memory.
 
-Theory of operation. A request that had a version leaves an entry when it ends. What was refused, failed, was retried or
-waited always does. What just went well is kept apart, as it would otherwise drive the rest out within seconds, and
-leaves an entry while there is `room`: a thousand a second, so that a busy worker spends little on what nobody asks for.
+Theory of operation. A request that ends leaves an entry: always, if it was refused, failed, was retried or waited.
+Those that got no version, as anybody can make them, drive out only each other. What just went well is kept apart, as it
+would otherwise drive the rest out within seconds, and leaves an entry while there is `room`: a thousand a second, so
+that a busy worker spends little on what nobody asks for.
 
 Never here: a path's query, headers, keys, tokens, bodies.
 """
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 PLAIN_KEPT = 8192
 NOTABLE_KEPT = 4096
-"""Entries: about 500 bytes each, 6 MB of a worker that has both full."""
+REFUSED_KEPT = 1024
+"""Entries: about 500 bytes each, 7 MB of a worker that has all full."""
 
 PLAIN_PER_SECOND = 1000
 
@@ -55,12 +57,14 @@ class Entry(NamedTuple):
 class Journal:
     """The last requests of one worker."""
 
-    __slots__ = ("notable", "plain", "room")
+    __slots__ = ("notable", "plain", "refused", "room")
 
     def __init__(self, *, plain: int = PLAIN_KEPT, notable: int = NOTABLE_KEPT) -> None:
         self.plain: deque[Entry] = deque(maxlen=plain)
         """Of requests that just went well."""
         self.notable: deque[Entry] = deque(maxlen=notable)
+        self.refused: deque[Entry] = deque(maxlen=REFUSED_KEPT)
+        """Of requests that were answered before a version was chosen."""
         self.room = PLAIN_PER_SECOND
         """How many more of the plain ones may be entered until `make_room`."""
 
@@ -70,7 +74,7 @@ class Journal:
 
     def find(self, request_id: bytes) -> Entry | None:
         """The latest request of this id, be it the router's or the client's own; None if it is not remembered."""
-        for entries in (self.notable, self.plain):
+        for entries in (self.notable, self.plain, self.refused):
             for entry in reversed(entries):
                 if request_id in (entry.request_id, entry.client_id):
                     return entry

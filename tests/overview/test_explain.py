@@ -68,6 +68,15 @@ def test_the_worker_that_had_it_is_found(start: Start) -> None:
         assert explained(router, router.score("free"))["status"] == 200
 
 
+def test_request_that_got_no_version(start: Start) -> None:
+    router = start({"keys": {**open_echo(), "auth_enabled": True}})
+    told = explained(router, router.score("keys"))
+    assert (told["service"], told["version"], told["status"], told["error"]) == ("keys", None, 401, "unauthorized")
+    assert told["story"] == ["It had no valid key or token for this service: 401."]
+    assert told["timings_ms"]["authentication"] is None
+    assert explained(router, router.score("nothing"))["service"] is None
+
+
 def test_unknown_request_is_not_found(start: Start) -> None:
     router = start({"free": open_echo()})
     for unknown in ("nothing", "%00", "%C3%A4", "x" * 500):
