@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _METHODS = (b"POST", b"GET")
 _CORS_PREFLIGHT = (
     b"\r\nAccess-Control-Allow-Methods: GET, POST\r\nAccess-Control-Allow-Headers: Authorization, "
-    b"Content-Type, azureml-model-deployment, traceparent, x-ms-client-request-id\r\nAccess-Control-Max-Age: 600"
+    b"Content-Type, azureml-model-deployment, traceparent, tracestate, x-ms-client-request-id"
+    b"\r\nAccess-Control-Max-Age: 600"
 )
 
 
