@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from router.gateway.control import Report, VersionReport
+from router.scaling.demand import Demand
 from router.services import VersionKey
 
 Sent = Mapping[str, int]
@@ -94,3 +95,18 @@ class Reports:
     def connections_idle(self) -> int:
         """Connections to replicas that rest in the pools of all workers."""
         return sum(self._idle.values())
+
+
+def demands_in(report: Report) -> dict[VersionKey, Demand]:
+    """What a worker saw of each version; for how long is told apart, as it is the same for all."""
+    return {
+        key: Demand(
+            busy_seconds=seen.busy_seconds,
+            queued_seconds=seen.queued_seconds,
+            arrivals=seen.arrivals,
+            refused=seen.refused,
+            completed=seen.completed,
+            service_seconds=seen.service_seconds,
+        )
+        for key, (seen, *_) in report.versions.items()
+    }

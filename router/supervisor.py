@@ -17,13 +17,13 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from router.auth.issuers import Issuer
 from router.certificates import Certificates, server_files
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
-from router.gateway.control import Certificate, Replicas, Report, Services, ToLedgers, Traces, Trusted, UnknownKey
+from router.gateway.control import Certificate, Report, ToLedgers, Traces, Trusted, UnknownKey
 from router.overview.logging import LoggingRoutes, WhatIsLogged
 from router.overview.overview import Overview
 from router.overview.routes import StatusRoutes
@@ -32,15 +32,14 @@ from router.peers import wire
 from router.peers.mesh import Mesh
 from router.pods import REPORT_SECONDS, Pods
 from router.ports import Ports, check_ports, open_ports
-from router.reports import Reports, Sent
+from router.reports import Reports, Sent, demands_in
 from router.scaling.demand import Demand
 from router.scaling.load import Load
 from router.scaling.loop import ControlLoop, Step
-from router.scaling.scaler import Cordon, SetReplicas, Uncordon
-from router.services import Replica, ReplicaState, Service, Version, VersionKey
+from router.served import LOOK_SECONDS, Served
+from router.services import Replica, Service, Version, VersionKey
 from router.settings import RouterSettings
 from router.sizing.sizing import Sizing
-from router.slots.holder import Totals
 from router.telemetry import log
 from router.telemetry.admin import AdminServer
 from router.telemetry.counters import Totals as CounterTotals
@@ -52,9 +51,6 @@ from router.tokens.store import RingStore
 from router.workers import Workers
 
 _log = logging.getLogger("router.supervisor")
-_audit = logging.getLogger("router.scaling")
-
-_TICK_SECONDS = 0.1
 
 
 class Supervisor:
@@ -80,15 +76,14 @@ class Supervisor:
         self._human_log = human_log
         self._loop = ControlLoop()
         self._counters = CounterTotals()
-        self._services: Mapping[str, Service] = {}
-        self._versions: dict[VersionKey, Version] = {}
-        self._replicas: dict[VersionKey, tuple[Replica, ...]] = {}
-        self._key_of_replica: dict[str, VersionKey] = {}
         self._reports = Reports()
-        self._cluster: Cluster | None = None
         self._workers: Workers | None = None
         self._peering = Peering(own_id, self._to_worker)
         self._pods = Pods(self, self._peering, joined, by_election=by_election)
+        self._served = Served(
+            loop=self._loop, reports=self._reports, peering=self._peering, pods=self._pods,
+            to_workers=self._to_workers, sent=self._sent, decided=self._decided,
+        )  # fmt: skip
         self._mesh: Mesh | None = None
         self._tokens = TokenAuthority(
             token_keys if settings.token_issuing else None,
@@ -148,7 +143,7 @@ class Supervisor:
         LoggingRoutes(lambda: self._logged, self.set_logging).add_to(self._admin.routes)
         await self._admin.start()
         self._tokens.start()
-        self._cluster = cluster
+        self._served.cluster = cluster
         self._workers = Workers(
             self._settings,
             self,
@@ -182,8 +177,8 @@ class Supervisor:
             if self._status is not None:
                 afterwards.callback(self._status.close)
             afterwards.push_async_callback(asyncio.to_thread, self.overview.traces.stop)
-            if self._cluster is not None:
-                afterwards.push_async_callback(self._stop_cluster, self._cluster)
+            if self._served.cluster is not None:
+                afterwards.push_async_callback(self._stop_cluster, self._served.cluster)
             if self._ticking is not None:
                 # Other pods hear of requests here until there are none; who drains a replica waits for that.
                 afterwards.callback(self._ticking.cancel)
@@ -259,65 +254,25 @@ class Supervisor:
         self._pods.share(wire.TokenIssuers(issuers))
 
     def _trust_changed(self) -> None:
-        if self._workers is not None:
-            self._workers.broadcast(Trusted(self._tokens.trust))
+        self._to_workers(Trusted(self._tokens.trust))
 
     # The cluster speaks.
 
     def services_changed(self, services: Mapping[str, Service]) -> None:
-        former = self._versions.keys()
-        self._services = dict(services)
-        self._tokens.set_services(self._services)
-        self._versions = {(s.name, v.name): v for s in services.values() for v in s.versions}
-        self._loop.services_changed(services, time.monotonic())
-        self._peering.services_changed(self._versions)
-        self._pods.share(wire.Services(services))
-        self._counters.retain(self._versions)
-        self.overview.rates.retain(self._versions)
-        self.overview.traces.retain(self._versions)
-        # Requests of versions that are gone go on; who drains their replicas asks for them.
-        self._replicas = {key: known for key, known in self._replicas.items() if known or key in self._versions}
-        self._reports.retain(self._versions)
-        if self._workers is not None:
-            self._workers.broadcast(Services(services))
-        for key in self._versions:
-            if key in former:
-                self._set_slots(key)
-            elif key in self._replicas:  # it was gone, and comes back while its replicas drain
-                self._spread(key)
+        self._tokens.set_services(services)
+        self._served.set_services(services)
+        self._counters.retain(self.versions)
+        self.overview.rates.retain(self.versions)
+        self.overview.traces.retain(self.versions)
 
     def replicas_changed(self, key: VersionKey, replicas: tuple[Replica, ...]) -> None:
-        gone = {r.id for r in self._replicas.get(key, ())} - {r.id for r in replicas}
-        self._reports.reopen(gone)
-        for replica_id in gone:
-            self._key_of_replica.pop(replica_id, None)
-        self._key_of_replica |= {r.id: key for r in replicas}
-        self._replicas[key] = replicas
-        if key in self._versions:
-            self._spread(key)
-        elif not replicas:
-            del self._replicas[key]
-
-    def _spread(self, key: VersionKey) -> None:
-        """Tell everyone of a version's replicas."""
-        self._loop.replicas_changed(key, self._replicas[key], time.monotonic())
-        self._share(key)
-        self._set_slots(key)
-
-    def _share(self, key: VersionKey) -> None:
-        """Tell workers, and routers that have joined, of a version's replicas."""
-        if self._workers is not None:
-            self._workers.broadcast(self._table(key))
-        self._pods.share(wire.Replicas(key, self._replicas.get(key, ()), self._loop.cordoned(key)))
+        self._served.set_replicas(key, replicas)
 
     def count_set(self, key: VersionKey, replicas: int) -> None:
         self._loop.count_set(key, replicas)
 
     def left_alone(self, key: VersionKey, why: str | None) -> None:
-        if key in self._versions:
-            self._loop.leave_alone(key, time.monotonic(), alone=why is not None)
-            if why is not None:
-                self._set_cordoned(key, ())
+        self._served.left_alone(key, why)
 
     def elected(self, leads: bool, term: int, leader: str, counts: Mapping[VersionKey, int]) -> None:
         """Whether this pod's control loop is the one that scales, and else which pod's; `counts` are the numbers of
@@ -332,48 +287,28 @@ class Supervisor:
         else:
             event(_log, level, message, exception=None, service=key[0], version=key[1], **fields)
 
-    def _table(self, key: VersionKey) -> Replicas:
-        """What workers know of a version's replicas: also those on their way out, whose requests go on."""
-        known = tuple(r for r in self._replicas.get(key, ()) if r.state is not ReplicaState.STARTING)
-        return Replicas(key, known, self._loop.cordoned(key))
-
-    def _set_slots(self, key: VersionKey) -> None:
-        """Tell the ledger which replicas may be sent requests, and how many each."""
-        slots = self._versions[key].replica_max_concurrent_requests
-        known = {r.id: r for r in self._replicas.get(key, ()) if r.state is not ReplicaState.STARTING}
-        leaving = {r.id for r in known.values() if r.state is ReplicaState.DRAINING}
-        self._peering.set_replicas(
-            key, dict.fromkeys(known, slots) if slots else {}, leaving | self._loop.cordoned(key)
-        )
-
     # What the cluster asks before it stops a replica.
 
     async def drained(self, replica_id: str, seconds: float) -> bool:
-        """Wait until a replica that is no longer sent requests has none in flight, at most so long; False when it still
-        has."""
-        key = self._key_of(replica_id)
-        told = self._sent()
-        until = time.monotonic() + seconds
-        while key is not None and (self._in_flight(key, replica_id) or not self._reports.come_after(told)):
-            if time.monotonic() >= until:
-                return False
-            await asyncio.sleep(_TICK_SECONDS)
-        return True
+        """See `Served.drained`."""
+        return await self._served.drained(replica_id, seconds)
 
     def is_busy(self, replica_id: str) -> bool:
         """Whether a replica has requests in flight."""
-        key = self._key_of(replica_id)
-        return key is not None and self._in_flight(key, replica_id) > 0
+        return self._served.is_busy(replica_id)
+
+    # Workers hear.
 
     def _to_worker(self, name: str, message: object) -> None:
         if self._workers is not None:
             self._workers.send(name, message)
 
+    def _to_workers(self, message: object) -> None:
+        if self._workers is not None:
+            self._workers.broadcast(message)
+
     def _sent(self) -> Sent:
         return self._workers.sent() if self._workers is not None else {}
-
-    def _key_of(self, replica_id: str) -> VersionKey | None:
-        return self._key_of_replica.get(replica_id)
 
     # Workers speak.
 
@@ -386,10 +321,8 @@ class Supervisor:
         if self._shown is not None:
             workers.send(name, Certificate(self._shown.material))
         workers.send(name, Trusted(self._tokens.trust))
-        workers.send(name, Services(self._services))
-        for key in self._versions:
-            if key in self._replicas:
-                workers.send(name, self._table(key))
+        for table in self._served.tables():
+            workers.send(name, table)
 
     def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey | Traces) -> None:
         if isinstance(message, Traces):
@@ -399,17 +332,17 @@ class Supervisor:
             self._tokens.unknown_key(message.issuer)
             return
         if isinstance(message, ToLedgers):
-            if message.key in self._versions:
+            if message.key in self.versions:
                 self._peering.worker_said(name, message.key, message.messages)
             return
-        self._reports.take(name, message, self._versions)
-        demands = {key: _demand(report.seen) for key, report in message.versions.items()}
+        self._reports.take(name, message, self.versions)
+        demands = demands_in(message)
         self._loop.add_demands(name, message.seconds, demands)
         now = time.monotonic()
         self.overview.saw(demands, now)
         self.overview.history.add(now, name, message.versions)
         self._pods.saw(demands)
-        self._peering.worker_holds(name, {k: held for k, held in message.leases.items() if k in self._versions})
+        self._peering.worker_holds(name, {k: held for k, held in message.leases.items() if k in self.versions})
         if message.counters is not None:
             self._counters.report(name, 0, message.counters)
             self.sizing.worker_counted(name, message.counters)
@@ -427,25 +360,21 @@ class Supervisor:
     async def _tick(self) -> None:
         while True:
             began = time.monotonic()
-            await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
-            self.overview.loop_was_late("supervisor", now - began - _TICK_SECONDS)
+            self.overview.loop_was_late("supervisor", now - began - LOOK_SECONDS)
             self._peering.tick()
             if self._workers is not None:
                 self._workers.look(now)
             self._pods.tick(now)
             self._look_at_certificates()
             self.sizing.tick(now, leads=self._pods.leads)
-            for key in tuple(self._versions) if self._pods.leads and not self._stopping else ():
-                try:
-                    step = self._loop.step(key, now, self._in_flight)
-                    if step is not None:
-                        self._carry_out(step)
-                except Exception as fault:  # noqa: BLE001  (one version's fault must not stop the scaling of all)
-                    event(
-                        _log, logging.ERROR, "scaling of a version failed",
-                        exception=fault, service=key[0], version=key[1],
-                    )  # fmt: skip
+            if self._pods.leads and not self._stopping:
+                self._served.scale(now)
+
+    def _decided(self, step: Step) -> None:
+        if step.decision is not None:
+            self.overview.decided(step.key, step.changed, step.decision, time.time())
 
     def keep(self, certificates: Certificates) -> None:
         """Look at these now and then, and tell of them in metrics."""
@@ -455,44 +384,8 @@ class Supervisor:
     def _look_at_certificates(self) -> None:
         for certificates in self._certificates:
             material = certificates.look(time.time())
-            if material is not None and certificates is self._shown and self._workers is not None:
-                self._workers.broadcast(Certificate(material))
-
-    def _carry_out(self, step: Step) -> None:
-        key = step.key
-        cordoned = set(self._loop.cordoned(key))
-        for action in step.actions:
-            match action:
-                case SetReplicas(count, remove):
-                    if self._cluster is not None:
-                        self._cluster.scale(key, count, remove)
-                case Cordon(ids):
-                    cordoned.update(ids)
-                case Uncordon(ids):
-                    cordoned.difference_update(ids)
-        self._set_cordoned(key, cordoned)
-        if step.changed and step.decision is not None:
-            self.overview.decided(key, step.changed, step.decision, time.time())
-            event(
-                _audit, logging.INFO, "scaling decision", service=key[0], version=key[1],
-                desired=step.decision.desired, reason=step.decision.reason,
-            )  # fmt: skip
-
-    def _set_cordoned(self, key: VersionKey, cordoned: Collection[str]) -> None:
-        """Give these replicas no new request, and those that were cordoned and are not any more requests again."""
-        former = self._loop.cordoned(key)
-        self._loop.set_cordoned(key, cordoned)
-        now = self._loop.cordoned(key)
-        if now != former:
-            self._share(key)
-            self._set_slots(key)
-            self._reports.reopen(former - now)
-            self._reports.close(now - former, self._sent())
-
-    def _in_flight(self, key: VersionKey, replica_id: str) -> int:
-        """Requests at a replica, of all pods."""
-        closed = replica_id in self._loop.cordoned(key)
-        return self._reports.in_flight(key, replica_id) + self._pods.in_flight(replica_id, closed=closed)
+            if material is not None and certificates is self._shown:
+                self._to_workers(Certificate(material))
 
     # Other pods.
 
@@ -510,14 +403,13 @@ class Supervisor:
 
     def tables(self) -> list[wire.Services | wire.TokenIssuers | wire.Replicas]:
         """See `pods.Pod`."""
-        replicas = [wire.Replicas(k, known, self._loop.cordoned(k)) for k, known in self._replicas.items()]
-        return [wire.TokenIssuers(self._token_issuers), wire.Services(self._services), *replicas]
+        return [wire.TokenIssuers(self._token_issuers), *self._served.shared()]
 
     def report(self) -> tuple[Mapping[str, int], Mapping[VersionKey, int], frozenset[str]]:
         """See `pods.Pod`."""
         busy: Counter[str] = Counter()
         waiting: dict[VersionKey, int] = {}
-        for key in self._versions:
+        for key in self.versions:
             for said in self._reports.of(key):
                 busy.update(said.busy)
                 if said.waiting:
@@ -526,12 +418,12 @@ class Supervisor:
 
     def cordons_told(self, key: VersionKey, cordoned: frozenset[str]) -> None:
         """See `pods.Pod`."""
-        if key in self._versions:
-            self._set_cordoned(key, cordoned)
+        if key in self.versions:
+            self._served.set_cordoned(key, cordoned)
 
     def cordons(self) -> Mapping[VersionKey, frozenset[str]]:
         """See `pods.Pod`."""
-        return {key: ids for key in self._versions if (ids := self._loop.cordoned(key))}
+        return self._served.cordons()
 
     def demand_told(self, peer: str, reports: Mapping[VersionKey, Demand]) -> None:
         """See `pods.Pod`."""
@@ -572,16 +464,16 @@ class Supervisor:
     @property
     def services(self) -> Mapping[str, Service]:
         """The services that are served."""
-        return self._services
+        return self._served.services
 
     @property
     def versions(self) -> Mapping[VersionKey, Version]:
         """Their versions."""
-        return self._versions
+        return self._served.versions
 
     def replicas(self, key: VersionKey) -> tuple[Replica, ...]:
         """The replicas of a version, whatever their state."""
-        return self._replicas.get(key, ())
+        return self._served.replicas(key)
 
     def _not_ready(self) -> Sequence[str]:
         """What is still missing before clients should be sent here. A model without replicas is no such thing: it has
@@ -592,15 +484,3 @@ class Supervisor:
         if self._workers is None or not self._workers.accepting:
             missing.append("no worker accepts clients yet")
         return missing or list(self.sizing.missing())
-
-
-def _demand(seen: Totals) -> Demand:
-    """What one worker saw; for how long is told apart, as it is the same for all versions."""
-    return Demand(
-        busy_seconds=seen.busy_seconds,
-        queued_seconds=seen.queued_seconds,
-        arrivals=seen.arrivals,
-        refused=seen.refused,
-        completed=seen.completed,
-        service_seconds=seen.service_seconds,
-    )
