@@ -179,14 +179,12 @@ class Cluster:
         self.client.close()
 
     def _empty(self, namespace: str) -> None:
-        plurals = {its.plural for its in RESOURCES if its.namespaced and not its.virtual}
-        for plural in sorted(plurals - {"services"}):
+        for plural in sorted({its.plural for its in RESOURCES if its.namespaced and not its.virtual}):
             for thing in self.client.list(plural, namespace):
-                name = thing["metadata"]["name"]
                 if thing["metadata"].get("finalizers"):
-                    patch = [{"op": "remove", "path": "/metadata/finalizers"}]
-                    self.client.ask("PATCH", path_of(plural, namespace, name), patch, JSON_PATCH)
-                self.client.delete(plural, namespace, name, gracePeriodSeconds=0)
+                    path = path_of(plural, namespace, thing["metadata"]["name"])
+                    self.client.ask("PATCH", path, [{"op": "remove", "path": "/metadata/finalizers"}], JSON_PATCH)
+            self.client.ask("DELETE", path_of(plural, namespace), {"gracePeriodSeconds": 0})
 
 
 def running_status(address: str, ready: bool, now: str = "2026-01-01T00:00:00Z") -> Object:
