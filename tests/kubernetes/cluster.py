@@ -4,8 +4,9 @@ Works the same with the double and with a real API server, with or without contr
 """
 
 import contextlib
+import functools
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.processes import until
 MODEL_LABEL = "isazuremlapp"
 NAME_LABEL = "azuremlappname"
 ROUTER = "azureml-fe"
-Rules = Iterable[Mapping[str, Any]]
+Rules = Sequence[Mapping[str, Any]]
 
 
 class Cluster:
@@ -61,6 +62,26 @@ class Cluster:
         self.client.create(f"{kind.lower()}bindings", where, binding)
         if everywhere:
             self._cluster_wide += [(plural, name), (f"{kind.lower()}bindings", name)]
+        self._in_force(account, rules, namespace or home)
+
+    def _in_force(self, account: str, rules: Rules, namespace: str) -> None:
+        """Wait until the server has heard of its own roles and bindings."""
+        for rule in rules:
+            resource, _, sub = rule["resources"][0].partition("/")
+            attributes = {
+                "group": rule["apiGroups"][0],
+                "resource": resource,
+                "subresource": sub,
+                "verb": rule["verbs"][0],
+                "name": next(iter(rule.get("resourceNames", [])), ""),
+                "namespace": namespace,
+            }
+            spec = {"user": f"system:serviceaccount:{self.namespace}:{account}", "resourceAttributes": attributes}
+            until(functools.partial(self._is_allowed, spec), f"{attributes} for {account}")
+
+    def _is_allowed(self, spec: Object) -> bool:
+        allowed: bool = self.client.create("subjectaccessreviews", "", {"spec": spec})["status"]["allowed"]
+        return allowed
 
     def token(self, account: str) -> str:
         """A fresh token of a service account."""
@@ -153,8 +174,8 @@ class Cluster:
         found = self.client.list("events", namespace or self.namespace, fieldSelector=f"involvedObject.name={name}")
         return [event for event in found if all(event.get(field) == value for field, value in fields.items())]
 
-    def apply(self, manifests: Iterable[Mapping[str, Any]]) -> None:
-        """Create what a chart has made, each in its namespace."""
+    def apply(self, manifests: Sequence[Mapping[str, Any]]) -> None:
+        """Create what the router's chart has made, each in its namespace."""
         plurals = {(its.api_version, its.kind): its for its in RESOURCES}
         for manifest in manifests:
             its = plurals[manifest["apiVersion"], manifest["kind"]]
@@ -162,6 +183,9 @@ class Cluster:
             self.client.create(its.plural, namespace, dict(manifest))
             if not its.namespaced:
                 self._cluster_wide.append((its.plural, manifest["metadata"]["name"]))
+        for manifest in manifests:
+            if manifest["kind"] == "Role":
+                self._in_force(ROUTER, manifest["rules"], manifest["metadata"]["namespace"])
 
     # The end.
 

@@ -199,7 +199,7 @@ class Proxy:
         except (aiohttp.ClientError, ConnectionResetError):
             if request.transport is not None:
                 request.transport.abort()
-            raise
+            return web.Response(status=502)  # nobody gets it: one of the two sides is gone
         finally:
             del self._open[id(request)]
 

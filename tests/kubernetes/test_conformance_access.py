@@ -107,6 +107,22 @@ def test_account_asks_what_it_may(cluster: Cluster, as_account: AsAccount) -> No
     assert not allowed(verb="patch", resource="deployments", subresource="scale")
 
 
+def test_master_asks_what_somebody_may(cluster: Cluster) -> None:
+    cluster.account("router")
+    cluster.allow("router", [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}])
+
+    def allowed(user: str, namespace: str) -> bool:
+        attributes = {"namespace": namespace, "resource": "pods", "verb": "list"}
+        spec = {"user": user, "resourceAttributes": attributes}
+        found: bool = cluster.client.create("subjectaccessreviews", "", {"spec": spec})["status"]["allowed"]
+        return found
+
+    router = f"system:serviceaccount:{cluster.namespace}:router"
+    assert allowed(router, cluster.namespace)
+    assert not allowed(router, "default")
+    assert not allowed(f"system:serviceaccount:{cluster.namespace}:other", cluster.namespace)
+
+
 def test_token_ends_with_its_account(cluster: Cluster, as_account: AsAccount) -> None:
     client = as_account("router")
     assert client.ask("GET", path_of("pods", cluster.namespace)).status == 403

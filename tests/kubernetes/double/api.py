@@ -22,7 +22,7 @@ from tests.kubernetes.double.errors import (
     too_large_version,
 )
 from tests.kubernetes.double.events import to_group
-from tests.kubernetes.double.rbac import Request, Tokens, User, is_allowed
+from tests.kubernetes.double.rbac import Request, Tokens, User, is_allowed, user_named
 from tests.kubernetes.double.resources import Object, Resource, find
 from tests.kubernetes.double.rules import Writer
 from tests.kubernetes.double.selectors import Matches, field_selector, label_selector
@@ -151,7 +151,7 @@ class Api:
     def create(self, resource: Resource, request: Request, body: Any, writer: Writer, user: User) -> Object:
         """A new object; or what a subresource makes of the body."""
         if resource.virtual:
-            return self._review(body, user)
+            return self._review(resource, body, user)
         if request.subresource == "token":
             return self._issue(resource, request, body)
         if request.subresource:
@@ -178,8 +178,9 @@ class Api:
             why = f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found'
             raise forbidden(resource, pod["metadata"]["name"], why)
 
-    def _review(self, body: Any, user: User) -> Object:
-        about = (body.get("spec") or {}).get("resourceAttributes") or {}
+    def _review(self, resource: Resource, body: Any, user: User) -> Object:
+        spec = body.get("spec") or {}
+        about = spec.get("resourceAttributes") or {}
         request = Request(
             verb=about.get("verb", ""),
             group=about.get("group", ""),
@@ -188,13 +189,14 @@ class Api:
             namespace=about.get("namespace", ""),
             name=about.get("name", ""),
         )
-        status = {"allowed": is_allowed(self.store, user, request)}
+        if resource.kind == "SubjectAccessReview":
+            user = user_named(spec.get("user", ""), tuple(spec.get("groups") or ()))
         return {
-            "kind": "SelfSubjectAccessReview",
-            "apiVersion": "authorization.k8s.io/v1",
+            "kind": resource.kind,
+            "apiVersion": resource.api_version,
             "metadata": {"creationTimestamp": None},
-            "spec": body["spec"],
-            "status": status,
+            "spec": spec,
+            "status": {"allowed": is_allowed(self.store, user, request)},
         }
 
     def _issue(self, resource: Resource, request: Request, body: Any) -> Object:

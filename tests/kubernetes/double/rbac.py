@@ -91,6 +91,13 @@ class Tokens:
         return known.user
 
 
+def user_named(name: str, groups: tuple[str, ...]) -> User:
+    """The user of a name, as reviews give it."""
+    prefix, *rest = name.rsplit(":", 2)
+    is_account = prefix == "system:serviceaccount" and len(rest) == 2
+    return User(name, groups, (rest[0], rest[1]) if is_account else None)
+
+
 def authorize(store: Store, user: User, request: Request) -> None:
     """Raise what the server answers when nothing allows it."""
     if is_allowed(store, user, request):

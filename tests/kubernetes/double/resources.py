@@ -103,13 +103,9 @@ RESOURCES = (
     Resource(_RBAC, "v1", "rolebindings", "RoleBinding"),
     Resource(_RBAC, "v1", "clusterroles", "ClusterRole", namespaced=False),
     Resource(_RBAC, "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False),
-    Resource(
-        "authorization.k8s.io",
-        "v1",
-        "selfsubjectaccessreviews",
-        "SelfSubjectAccessReview",
-        namespaced=False,
-        virtual=True,
+    *(
+        Resource("authorization.k8s.io", "v1", f"{kind.lower()}s", kind, namespaced=False, virtual=True)
+        for kind in ("SelfSubjectAccessReview", "SubjectAccessReview")
     ),
 )
 
