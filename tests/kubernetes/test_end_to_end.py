@@ -172,6 +172,22 @@ def test_leader_dies_and_another_scales(stage: Installed) -> None:
     _gone(stage, "led")
 
 
+def test_upgrade_of_the_routers_loses_no_request(stage: Installed) -> None:
+    _deploy(stage, "steady", 2, {"num-replicas": 2, "max-request-wait-time": 10_000}, delay=0.01)
+    stage.scores("steady")
+    before = set(stage.addresses())
+    with stage.traffic("steady") as traffic:
+        traffic.goes_on()
+        patch = {"spec": {"template": {"metadata": {"annotations": {"release": "next"}}}}}
+        stage.cluster.client.patch("deployments", stage.namespace, ROUTER, patch)
+        stage.all_ready(ROUTERS)
+        traffic.goes_on()
+    assert before.isdisjoint(stage.addresses())
+    assert traffic.all_well, traffic
+    assert stage.controller.kubelet.killed == []
+    _gone(stage, "steady")
+
+
 def test_requests_go_on_while_the_api_server_is_away(stage: Installed) -> None:
     _deploy(stage, "alone", 2, {"num-replicas": 2})
     stage.scores("alone")
