@@ -61,7 +61,7 @@ def wanted(deployment: Object, fresh: Object | None, old: list[Object], pods: Ma
     if deployment["spec"]["strategy"]["type"] == "Recreate":
         left = any(pods.get(name) for name in counts)
         return Wanted(0 if left else replicas, dict.fromkeys(counts, 0))
-    surge, unavailable = _bounds(deployment)
+    surge, unavailable = bounds(deployment)
     if has > replicas:
         return Wanted(replicas, counts)
     room = replicas + surge - has - sum(counts.values())
@@ -92,7 +92,7 @@ def _fewer(
     return counts
 
 
-def _bounds(deployment: Object) -> tuple[int, int]:
+def bounds(deployment: Object) -> tuple[int, int]:
     """How many pods more, and how many fewer, than wanted there may be during a rollout."""
     rolling, replicas = deployment["spec"]["strategy"]["rollingUpdate"], deployment["spec"]["replicas"]
     surge = _part(rolling["maxSurge"], replicas, math.ceil)
@@ -140,7 +140,7 @@ def deployment_status(deployment: Object, fresh: list[Object], others: list[Obje
     active = [pod for pod in [*fresh, *others] if is_active(pod)]
     ready = sum(map(is_ready, active))
     replicas = deployment["spec"]["replicas"]
-    enough = ready >= replicas - _bounds(deployment)[1] if "rollingUpdate" in deployment["spec"]["strategy"] else ready
+    enough = ready >= replicas - bounds(deployment)[1] if "rollingUpdate" in deployment["spec"]["strategy"] else ready
     available = {"type": "Available", "status": "True" if enough else "False", "reason": "MinimumReplicas"}
     moment = {"lastTransitionTime": now, "lastUpdateTime": now}
     known = [each for each in deployment["status"].get("conditions") or [] if each["type"] == "Available"]
