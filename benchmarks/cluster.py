@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+import tests.processes
 from benchmarks.harness.session import DEFAULT_OUT
 from tests.kubernetes.cluster import Cluster, cluster_of
 from tests.kubernetes.controller import controlling
@@ -210,6 +211,7 @@ def main() -> None:
     words.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     words.add_argument("--out", type=Path, default=DEFAULT_OUT)
     given = words.parse_args()
+    tests.processes.PATIENCE_SECONDS = 120.0  # thousands of objects take their time
     parts: dict[str, Callable[[], dict[str, object]]] = {
         "scaling": lambda: scaling(given.rounds),
         "calls": lambda: calls(given.idle_seconds),

@@ -90,6 +90,7 @@ class Kubeconfig(Credentials):
         """Raises `SettingsError` when the file cannot be used."""
         from kubernetes_asyncio.client import Configuration
         from kubernetes_asyncio.config import ConfigException, list_kube_config_contexts, load_kube_config
+        from yaml import YAMLError
 
         found = Configuration()
         try:
@@ -101,6 +102,8 @@ class Kubeconfig(Credentials):
         except (ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             # The file holds secrets; what its reader says of it names the entry at fault.
             raise SettingsError("kubeconfig", str(self._path), f"cannot be used: {error}") from None
+        except YAMLError:
+            raise SettingsError("kubeconfig", str(self._path), "cannot be used: must be YAML") from None
         self.namespace = (context or {}).get("context", {}).get("namespace") or "default"
         self.url, self.proxy, self.server_name = url.rstrip("/"), found.proxy, found.tls_server_name
         self._tls = tls
