@@ -71,6 +71,15 @@ class Backoff:
         self._failures += 1
         return max(pause * (1 - self._chance() / 2), least)
 
+    def ended(self, up_seconds: float, is_failure: bool, least: float = 0.0) -> float:
+        """Seconds to wait after a watch that was up for so long. One that lived is none of a row of failures, however
+        it has ended; one that ended soon is, as the next one might, too."""
+        if up_seconds >= _LIVED_SECONDS:
+            self.reset()
+            if not is_failure:
+                return least
+        return self.failed(least)
+
     def reset(self) -> None:
         """The row of failures is over."""
         self._failures = 0
@@ -203,12 +212,13 @@ class Reflector(Generic[T]):
         self.failure = ""
         """Why it is not up, if it has failed."""
         self.restarts = 0
+        self._up_since: float | None = None
 
     async def run(self) -> None:
         """Follow, for ever."""
         while True:
-            began = self._clock()
-            pause = 0.0
+            self._up_since = None
+            least = 0.0
             try:
                 await self._turn()
             except Gone:
@@ -218,14 +228,11 @@ class Reflector(Generic[T]):
                     self._start_over()
                 else:
                     self._failed(str(error))
-                pause = error.retry_after
+                least = error.retry_after
             except ApiUnreachable as error:
                 self._failed(str(error))
-            if self._clock() - began >= _LIVED_SECONDS and not self.failure:
-                self._backoff.reset()
-            else:  # failed, or ended so soon that the next one might, too
-                pause = self._backoff.failed(pause)
-            await asyncio.sleep(pause)
+            up_seconds = self._clock() - self._up_since if self._up_since is not None else 0.0
+            await asyncio.sleep(self._backoff.ended(up_seconds, bool(self.failure), least))
 
     def _start_over(self) -> None:
         self.reflection.gone()
@@ -241,7 +248,8 @@ class Reflector(Generic[T]):
             async for line in lines:
                 if line:
                     self.reflection.line(line)
-                if self.behind_since is not None:
+                if self._up_since is None:
+                    self._up_since = self._clock()
                     self.behind_since, self.failure = None, ""
 
     def _failed(self, why: str) -> None:

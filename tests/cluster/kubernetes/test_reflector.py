@@ -134,6 +134,16 @@ def test_pauses_grow_up_to_a_limit_differ_and_begin_anew() -> None:
     assert most.failed(least=30.0) == 30.0
 
 
+def test_a_watch_that_lived_is_none_of_a_row_of_failures_however_it_ended() -> None:
+    first, longest = PAUSES
+    pauses = Backoff(lambda: 0.0)
+    assert [pauses.ended(0.0, is_failure=True) for _ in range(60)][-1] == longest
+    assert pauses.ended(200.0, is_failure=True) == first  # a load balancer that ends what is idle
+    assert pauses.ended(0.1, is_failure=False) == 2 * first  # ended at once, without a word
+    assert pauses.ended(200.0, is_failure=False) == 0.0
+    assert pauses.ended(200.0, is_failure=False, least=3.0) == 3.0
+
+
 @pytest.mark.parametrize(
     ("path", "resource"),
     [
