@@ -1,6 +1,7 @@
 """Counting in one worker, and summing over workers that come and go."""
 
 import math
+import random
 from bisect import bisect_left
 
 import orjson
@@ -130,7 +131,7 @@ def test_merge_adds_every_leaf_and_leaves_the_added_snapshot_alone() -> None:
     assert iris["green"]["answers"] == {"200": {"": 5}}
     bucket = bisect_left(DURATION_BOUNDS, 0.01)
     assert iris["green"]["duration"]["counts"][bucket] == 5
-    assert iris["green"]["duration"]["sum"] == pytest.approx(0.05)
+    assert iris["green"]["duration"]["sum"] == pytest.approx(0.05, abs=1e-5)
     assert total["connections_accepted"] == 6
 
 
@@ -203,3 +204,26 @@ def test_totals_never_go_back_and_equal_all_that_was_counted(steps: list[tuple[s
             generation[name] += 1
         blue = totals.total()["versions"].get("iris", {}).get("blue")
         assert (blue["answers"]["200"][""] if blue else 0) == counts
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 300), min_size=1, max_size=5), min_size=2, max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_sums_do_not_change_by_a_hair_when_workers_end_in_any_order(
+    observed: list[list[float]], chance: random.Random
+) -> None:
+    totals = Totals()
+    names = [f"worker-{number}" for number in range(len(observed))]
+    for name, durations in zip(names, observed, strict=True):
+        counters = GatewayCounters()
+        for seconds in durations:
+            counters.version(BLUE).duration.observe(seconds)
+        counters.cpu_seconds = sum(durations)
+        totals.report(name, 1, counters.snapshot())
+    before = totals.total()
+    assert before["versions"]["iris"]["blue"]["duration"]["sum"] == pytest.approx(sum(map(sum, observed)), abs=1e-5)
+    chance.shuffle(names)
+    for name in names:
+        totals.ended(name, 1)
+        assert totals.total() == before
