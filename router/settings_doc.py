@@ -6,6 +6,12 @@ Lives here: how the tables are printed. Must not live here: a fact about a setti
 from collections.abc import Iterable
 
 from router.auth.issuers import ISSUER_SETTINGS
+from router.cluster.kubernetes.annotations import (
+    DEPLOYMENT_SETTINGS,
+    IN_THE_SECRET,
+    IN_THE_TEMPLATE,
+    annotation_name,
+)
 from router.cluster.local.file import LAUNCH_SETTINGS
 from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
 from router.settings import ROUTER_SETTINGS, environment_name, flag_name
@@ -47,6 +53,19 @@ With `addresses`, `num_replicas` and `autoscale_*` are errors. In the file every
 and `no` stay what they are; a name given twice, a YAML tag, or a file above 1 MiB is an error.
 """
 
+_ANNOTATION_RULES = f"""\
+In Kubernetes a version is a Deployment with the labels `isazuremlapp=true` and `azuremlappname=SERVICE`, which its pods
+have, too. Each setting of a service and of a version is an annotation of the Deployment, in kebab case:
+`{annotation_name("scoring_timeout_ms")}: "30000"`. Those of the table below are annotations only.
+
+- Several Deployments of one service are its versions, each with its own `{annotation_name("version")}`. Settings of the
+  service may stand on any of them; where they contradict each other the oldest Deployment's counts.
+- A service is in one namespace: that of its oldest Deployment.
+- What a Deployment's pod template says is no annotation: {", ".join(f"`{name}`" for name in IN_THE_TEMPLATE)}.
+  Nor are the keys: {", ".join(f"`{name}`" for name in IN_THE_SECRET)}.
+- A wrong annotation is a Warning Event `SettingsRefused` of the Deployment; the settings stay as they were.
+"""
+
 _ROUTER_RULES = """\
 A flag overrides the environment, which overrides the `router:` section of the file. Variables that Kubernetes makes
 for a Service called `azureml-fe` (`AZUREML_FE_SERVICE_HOST`, `AZUREML_FE_PORT=tcp://...`) are passed over; another
@@ -81,6 +100,9 @@ def render() -> str:
         "## How a version is launched (local file)",
         _LAUNCH_RULES,
         _table(LAUNCH_SETTINGS),
+        "## In a Kubernetes cluster (annotations)",
+        _ANNOTATION_RULES,
+        _table(DEPLOYMENT_SETTINGS),
         "## The router",
         _ROUTER_RULES,
         _router_table(),

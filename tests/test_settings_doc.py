@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from router.auth.issuers import ISSUER_SETTINGS
+from router.cluster.kubernetes.annotations import DEPLOYMENT_SETTINGS
 from router.cluster.local.file import LAUNCH_SETTINGS
 from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
 from router.settings import ROUTER_SETTINGS
@@ -17,7 +18,14 @@ def test_page_is_up_to_date() -> None:
 
 def test_every_setting_is_a_row_of_a_table_with_whole_rows() -> None:
     rows = [line for line in render().splitlines() if line.startswith("| `")]
-    settings = (*SERVICE_SETTINGS, *VERSION_SETTINGS, *LAUNCH_SETTINGS, *ROUTER_SETTINGS, *ISSUER_SETTINGS)
+    settings = (
+        *SERVICE_SETTINGS,
+        *VERSION_SETTINGS,
+        *LAUNCH_SETTINGS,
+        *DEPLOYMENT_SETTINGS,
+        *ROUTER_SETTINGS,
+        *ISSUER_SETTINGS,
+    )
     assert [row.split("`")[1] for row in rows] == [setting.name for setting in settings]
     assert {row.replace(r"\|", "").count("|") for row in rows} == {6, 8}
 

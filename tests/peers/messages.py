@@ -128,6 +128,7 @@ every_message: st.SearchStrategy[wire.Message] = st.one_of(
     st.lists(services, max_size=2).map(_by_name),
     st.lists(issuers, max_size=2).map(_by_issuer),
     st.builds(wire.Replicas, keys, _words(replicas), st.frozensets(names, max_size=3)),
+    st.builds(wire.Cordons, counts, st.dictionaries(keys, st.frozensets(names, max_size=3), max_size=3)),
 )
 
 

@@ -350,3 +350,66 @@ def test_autoscaling_may_come_and_go() -> None:
     scene.change()
     scene.steady(5.0, 1)
     assert scene.desired == 5
+
+
+# Who else scales, and who did before.
+
+
+def test_a_number_that_somebody_else_set_is_brought_back_through_cordons() -> None:
+    scene = Scene("a")
+    scene.steady(1)
+    scene.loop.count_set(IRIS, 3)
+    scene.have("a", "b", "c")
+    scene.in_flight = {"a": 1}
+    scene.saw("w0", 1, 1.0)
+    step = scene.step(1.0)
+    assert step is not None
+    assert step.actions == (Cordon(("b", "c")),) or step.actions == (Cordon(("c", "b")),)
+    scene.carry_out(step)
+    step = scene.step(0.1)
+    assert step is not None
+    assert step.actions == (SetReplicas(1, ("b", "c")),)
+
+
+def test_a_number_that_somebody_else_set_too_low_is_raised_again() -> None:
+    scene = Scene("a", "b")
+    scene.steady(2)
+    scene.loop.count_set(IRIS, 1)
+    scene.saw("w0", 2, 1.0)
+    step = scene.step(1.0)
+    assert step is not None
+    assert step.actions == (SetReplicas(2),)
+
+
+def test_a_version_that_is_left_alone_is_not_scaled_and_begins_anew_afterwards() -> None:
+    scene = Scene("a", autoscale_scale_down_seconds=10.0)
+    scene.steady(1)
+    scene.loop.leave_alone(IRIS, scene.now, alone=True)
+    scene.saw("w0", 50, 1.0)
+    assert scene.step(1.0) is None
+    scene.loop.leave_alone(IRIS, scene.now, alone=False)
+    scene.loop.count_set(IRIS, 4)
+    scene.saw("w0", 1, 1.0)
+    scene.step(1.0)
+    assert scene.desired == 4, "what was not watched may have been busy: the number that is set is held"
+
+
+def test_who_begins_to_lead_holds_what_is_there_and_goes_on_with_what_drains() -> None:
+    scene = Scene("a", "b", "c", autoscale_scale_down_seconds=10.0)
+    scene.saw("w0", 50, 1.0)  # seen before it led: counts no more
+    scene.loop.set_cordoned(IRIS, {"c"})
+    scene.loop.start_over(scene.now, {IRIS: 3})
+    for _ in range(5):
+        scene.saw("w0", 0.0, 1.0)
+        scene.step(1.0)
+    assert scene.desired == 2
+    assert scene.loop.cordoned(IRIS) == {"c"}
+
+
+def test_who_begins_to_lead_counts_replicas_that_are_on_their_way() -> None:
+    scene = Scene("a", autoscale_scale_down_seconds=10.0)
+    scene.loop.start_over(scene.now, {IRIS: 5})
+    scene.saw("w0", 1.0, 1.0)
+    step = scene.step(1.0)
+    assert step is None
+    assert scene.desired == 5

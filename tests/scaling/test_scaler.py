@@ -15,6 +15,7 @@ from router.scaling.scaler import (
     Uncordon,
     VersionScaler,
 )
+from router.services import ReplicaState
 from tests.scaling.worlds import draining, load, ready, starting, version
 
 
@@ -280,4 +281,14 @@ def test_changed_scoring_timeout_is_the_new_drain_bound() -> None:
     scene.change(scoring_timeout_ms=1000)
     assert scene.tick(1, ready("a", 1, cordoned=True), ready("b", 2), after=1 + DRAIN_MARGIN_SECONDS) == (
         SetReplicas(1, ("a",)),
+    )
+
+
+def test_none_is_removed_while_one_that_stays_computes_and_answers_no_probe() -> None:
+    busy = ReplicaFacts("busy", ReplicaState.STARTING, 1, False, 0.0)
+    scene = Scene(ready("idle"), ready("busy", 1), ready("other", 1))
+    scene.tick(2, ready("idle"), ready("busy", 1), ready("other", 1))
+    assert scene.tick(2, ready("idle", cordoned=True), busy, ready("other", 1)) == ()
+    assert scene.tick(2, ready("idle", cordoned=True), ready("busy", 1), ready("other", 1)) == (
+        SetReplicas(2, ("idle",)),
     )

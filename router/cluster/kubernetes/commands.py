@@ -180,7 +180,7 @@ async def _check(
         lines = []
         for name, found in sorted(models.found.items()):
             shares = {version.name: share for version, share in found.service.shares()}
-            lines.append(f"service {name}: namespace {found.keys[0]}, keys in Secret {found.keys[1]}")
+            lines.append(f"service {name}: namespace {found.keys[0]}, {_authentication(found)}")
             if found.lacks_keys and not models.has_secret(found.keys):
                 wrong.append(f"service {name}: Secret {found.keys[1]} is missing, so there are no keys yet")
             for model in found.models:
@@ -228,6 +228,12 @@ async def unreachable(replicas: Mapping[VersionKey, Sequence[Replica]]) -> list[
         for (key, replica), silent in zip(ready, deaf, strict=True)
         if silent
     ]
+
+
+def _authentication(found: Found) -> str:
+    if found.service.token_auth_enabled:
+        return "tokens"
+    return f"keys in Secret {found.keys[1]}" if found.service.auth_enabled else "no authentication"
 
 
 async def _refused(api: Api, namespaces: Sequence[str], own_namespace: str) -> list[str]:

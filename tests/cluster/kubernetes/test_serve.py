@@ -1,14 +1,18 @@
 """The router as its pod runs it, against an API server."""
 
 import base64
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from router.cli import main
+from router.cluster.kubernetes.counts import ROUNDS
+from router.cluster.kubernetes.leader import LEASE_SECONDS
 from tests.cluster.kubernetes.serving import Routers, routers_in
-from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.cluster import Cluster, has_event
+from tests.kubernetes.proxy import Proxy, status
 from tests.processes import echo_server, until
 
 
@@ -73,3 +77,86 @@ def test_keys_are_made_followed_and_renewed(
 def key(cluster: Cluster, field: str = "primaryKey") -> str:
     data = cluster.client.get("secrets", cluster.namespace, SECRET)["data"]
     return base64.b64decode(data[field]).decode()
+
+
+def test_load_is_answered_by_one_router_and_its_rights_are_those_of_the_list(
+    cluster: Cluster, proxy: Proxy, model: int, tmp_path: Path
+) -> None:
+    with routers_in(cluster, tmp_path, proxy.access) as routers:
+        first, second = routers.start(), routers.start()
+        until(lambda: first.metric("leader") + second.metric("leader") == 1, "a leader")
+        deploy(cluster, model, autoscale_max_replicas="4")
+        until(lambda: second.score("iris").status == 200, "the new model")
+        follower = second if first.leads else first
+        with follower.load("iris", clients=8, pause=0.0):
+            until(lambda: cluster.replicas("iris") == 4, "replicas")
+    writes = [record for record in proxy.records if record.method == "PATCH" and "deployments" in record.path]
+    assert writes
+    assert all(record.path.endswith("/deployments/iris/scale") for record in writes)
+    assert all(record.status in (200, 409) for record in writes)
+
+
+def test_a_leader_that_ends_is_followed_at_once(cluster: Cluster, routers: Routers) -> None:
+    first, second = routers.start(), routers.start()
+    until(lambda: first.leads or second.leads, "a leader")
+    leader, other = (first, second) if first.leads else (second, first)
+    assert leader.stop() == 0
+    until(lambda: other.leads, "the other one leads")
+    (line,) = [line for line in other.log("leader") if line["leads"]]
+    assert line["term"] == 1
+
+
+def test_a_leader_that_is_killed_is_not_waited_for(cluster: Cluster, routers: Routers) -> None:
+    first, second = routers.start(), routers.start()
+    until(lambda: first.leads or second.leads, "a leader")
+    leader, other = (first, second) if first.leads else (second, first)
+    leader.kill()
+    began = time.monotonic()
+    until(lambda: other.leads, "the other one leads")
+    assert time.monotonic() - began < LEASE_SECONDS, "its port refuses: it has ended"
+
+
+def test_what_is_refused_is_told_and_tried_again(cluster: Cluster, proxy: Proxy, model: int, tmp_path: Path) -> None:
+    with routers_in(cluster, tmp_path, proxy.access) as routers:
+        router = routers.start()
+        deploy(cluster, model, autoscale_min_replicas="2")
+        refused = status(403, "Forbidden", "exceeded quota: models")
+        with proxy.fault(lambda record: record.path.endswith("/scale"), status=403, body=refused):
+            event = has_event(cluster, "iris", "ScalingRefused")
+            assert event["message"] == "1 to 2 replicas: refused (403 Forbidden): exceeded quota: models"
+        until(lambda: cluster.replicas("iris") == 2, "replicas")
+        assert router.metric("api_requests_total", verb="patch", code="403") > 0
+
+
+def test_a_rival_is_named_and_after_some_rounds_left_to_it(cluster: Cluster, routers: Routers, model: int) -> None:
+    router = routers.start(contested_scaling_pause_seconds=1000)
+    deploy(cluster, model, num_replicas="1", replicas=2)
+    for _ in range(ROUNDS):
+        until(lambda: cluster.replicas("iris") == 1, "the router's number")
+        cluster.scale("iris", 3, manager="rival")
+    event = has_event(cluster, "iris", "ScalingContested")
+    assert "rival has set 1 to 3 replicas, for the 3th time" in event["message"]
+    assert router.metric("autoscaler_conflicts", service="iris") == 1
+    assert cluster.replicas("iris") == 3
+
+
+def test_check_tells_what_is_there_and_what_is_wrong(
+    cluster: Cluster, model: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", "--kubeconfig", str(cluster.admin), "--namespace", cluster.namespace]
+    deploy(cluster, model)
+    assert main(words) == 0
+    assert capsys.readouterr().out == (
+        f"service iris: namespace {cluster.namespace}, no authentication\n"
+        "  version default: 100 % of traffic; Deployment iris; 1 of 1 replicas ready\n"
+    )
+    deploy(cluster, model, "other", scoring_timeout_ms="x", auth_enabled="true")
+    assert main(words) == 2
+    complaints = capsys.readouterr().err
+    assert (
+        "azureml-fe: service other: Secret azureml-fe-keys-other is missing, so there are no keys yet\n" in complaints
+    )
+    assert f"{cluster.namespace}/other: SettingsRefused: azureml-fe/scoring-timeout-ms = 'x': must be" in complaints
+    cluster.account("nobody")
+    assert main(["check", "--kubeconfig", str(cluster.kubeconfig("nobody")), "--namespace", cluster.namespace]) == 1
+    assert "the API server refused: 403 Forbidden" in capsys.readouterr().err
