@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from router.peering import Peering
 from router.peers.wire import Cordons, Demand, Message, Replicas
-from router.pods import REPORT_SECONDS, Pods
+from router.pods import REPORT_SECONDS, Pod, Pods
 from router.scaling import demand
 from router.scaling.load import Load
 from router.services import VersionKey
@@ -46,8 +46,8 @@ class Scene:
         self.links = Links("b", "c")
         self.cordoned: dict[VersionKey, frozenset[str]] = {}
         peering = Peering("a", lambda name, message: None)
-        peering.links = self.links
-        self.pods = Pods(self, peering, None, by_election=True)
+        peering.links = cast(Any, self.links)
+        self.pods = Pods(cast(Pod, self), peering, None, by_election=True)
         self.now = time.monotonic()
 
     def tables(self) -> list[Any]:
