@@ -186,9 +186,11 @@ class VersionLedger:
         under_way = front.grants_after(holds.heard)
         if under_way is None:
             return [], []
+        recorded = self.held_by(front_end)
+        if not under_way and holds.held == recorded:
+            return [], []
         held = Counter(under_way)
         held.update(holds.held)
-        recorded = self.held_by(front_end)
         if held == recorded:
             return [], []
         outbox: Outbox = []

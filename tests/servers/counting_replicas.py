@@ -2,9 +2,9 @@
 
 Run it as a program: `python counting_replicas.py HOST PORT COUNT DELAY_MS LIMIT` listens on COUNT ports from PORT on
 (0: free ones) and prints them as JSON. Each answers any request with `{}` after DELAY_MS. A request is in flight from
-its last byte until it is answered, or its connection is closed. On standard input it takes `stats` and `reset`, and
-answers `stats` with JSON: requests, the highest number at a time by port, and each excess over LIMIT (0: none is one)
-as [seconds of the monotonic clock, port, number].
+its last byte until it is answered, or its connection is closed; `GET /` is answered at once and is none. On standard
+input it takes `stats` and `reset`, and answers `stats` with JSON: requests, the highest number at a time by port, and
+each excess over LIMIT (0: none is one) as [seconds of the monotonic clock, port, number].
 """
 
 import asyncio
@@ -69,6 +69,9 @@ class Line(asyncio.Protocol):
         if len(rest) < length:
             return
         self.buffer = rest[length:]
+        if head.startswith(b"GET / "):
+            self.transport.write(_ANSWER)
+            return
         self.replica.began(self)
         self.timer = asyncio.get_running_loop().call_later(self.replica.delay, self.answer)
 
