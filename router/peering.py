@@ -105,6 +105,7 @@ class Peering:
         self._versions: dict[str, list[VersionKey]] = {}
         self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str]]] = {}  # slots, cordoned
         self._missing: dict[str, float] = {}  # peer whose link was lost just now -> until when it may come back
+        self._inherited: set[str] = set()  # services whose former owner is on the other side of a cut
         self._cut = False
         self._leaving = False
         self._awake_at: float | None = None  # None until `tick` is called
@@ -146,12 +147,19 @@ class Peering:
         self._apply_replicas(key)
 
     def _apply_replicas(self, key: VersionKey) -> None:
-        """Tell the ledger what it may grant: during a cut, only what belongs to this side."""
+        """Tell the ledger what it may grant: during a cut, only what belongs to this side.
+
+        What front-ends of this side have beyond that goes back where the other side does not know of it. It knows if
+        its ledger granted it: then they go on with that.
+        """
         slots, cordoned = self._replicas[key]
+        others: frozenset[str] = frozenset()
         if self.ownership.is_cut:
-            now = self._clock()
-            cordoned |= {replica for replica in slots if not self.ownership.is_ours(replica, now)}
-        self.coordinator.set_replicas(key, slots, cordoned)
+            others = self.ownership.others_share([r for r in slots if r not in cordoned], self._clock())
+        if key[0] in self._inherited:
+            self.coordinator.set_replicas(key, slots, cordoned, others)
+        else:
+            self.coordinator.set_replicas(key, slots, cordoned | others)
 
     # Workers.
 
@@ -356,8 +364,9 @@ class Peering:
         return now
 
     def _look(self) -> list[Move]:
-        live = self.links.live().union(self._missing)
-        moves = self.ownership.set_peers(live, self.links.unreachable(), self._clock())
+        live, unreachable = self.links.live().union(self._missing), self.links.unreachable()
+        moves = self.ownership.set_peers(live, unreachable, self._clock())
+        self._inherited.update(move.service for move in moves if move.before in unreachable)
         self._share_out()
         return moves
 
@@ -367,6 +376,8 @@ class Peering:
         if cut != self._cut:
             message = "replicas are shared out between the sides of a cut" if cut else "replicas are shared out no more"
             event(_log, logging.WARNING if cut else logging.INFO, message, reachable=len(self.ownership.live))
+        if not cut:
+            self._inherited.clear()
         if cut or self._cut:
             self._cut = cut
             for key in self._replicas:

@@ -22,7 +22,8 @@ class Coordinator:
 
     def __init__(self) -> None:
         self._ledgers: dict[VersionKey, VersionLedger] = {}
-        self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str]]] = {}  # slots, cordoned
+        # Slots, cordoned, reserved.
+        self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str], frozenset[str]]] = {}
         self._deliver: dict[str, Deliver] = {}
         self._recording: set[str] = set()  # services whose ledgers do not grant
         self.messages: Counter[str] = Counter()
@@ -110,12 +111,19 @@ class Coordinator:
         """The ledger of a version, to look at."""
         return self._ledgers.get(key)
 
-    def set_replicas(self, key: VersionKey, slots: Mapping[str, int], cordoned: Iterable[str] = ()) -> None:
-        """Make `slots` (replica id -> slots) the complete set of a version's replicas, and cordon those `cordoned`."""
-        closed = frozenset(cordoned)
-        before, self._replicas[key] = self._replicas.get(key), (slots, closed)
+    def set_replicas(
+        self,
+        key: VersionKey,
+        slots: Mapping[str, int],
+        cordoned: Iterable[str] = (),
+        reserved: Collection[str] = (),
+    ) -> None:
+        """Make `slots` (replica id -> slots) the complete set of a version's replicas, and cordon those `cordoned`; of
+        the `reserved` ones no more is granted."""
+        closed, kept = frozenset(cordoned), frozenset(reserved)
+        before, self._replicas[key] = self._replicas.get(key), (slots, closed, kept)
         ledger = self._get(key)
-        self._send(key, ledger.set_replicas(slots, closed))
+        self._send(key, ledger.set_replicas(slots, closed, kept))
         if before is not None and before[1] - closed:
             self._send(key, ledger.uncordon(before[1] - closed))
 

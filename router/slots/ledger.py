@@ -24,7 +24,7 @@ said `Hello` to it. Before it is told of replicas it takes none for gone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from router.slots.messages import (
@@ -107,10 +107,12 @@ class VersionLedger:
 
     # Replicas come, change and go.
 
-    def set_replicas(self, slots: Mapping[str, int], cordoned: Iterable[str] = ()) -> Outbox:
+    def set_replicas(
+        self, slots: Mapping[str, int], cordoned: Iterable[str] = (), reserved: Collection[str] = ()
+    ) -> Outbox:
         """Make `slots` (replica id -> number of slots) the complete set of replicas; cordon those that are `cordoned`.
 
-        One that is cordoned already stays so.
+        One that is cordoned already stays so. Of the `reserved` ones no more is granted, but what is out may stay out.
         """
         self._has_replicas = True
         outbox: Outbox = []
@@ -122,7 +124,8 @@ class VersionLedger:
         for replica_id, count in slots.items():
             replica = self._replicas.get(replica_id) or self._record(replica_id)
             replica.listed = True
-            if replica.slots != count:
+            if replica.slots != count or replica.reserved is not (replica_id in reserved):
+                replica.reserved = replica_id in reserved
                 self._resize(replica, count)
             if replica.out > count:
                 outbox += _revokes(replica)
@@ -229,7 +232,7 @@ class VersionLedger:
             del self._replicas[replica.id]
 
     def _shelve(self, replica: ReplicaRecord) -> None:
-        if not replica.cordoned and replica.out < replica.slots:
+        if not replica.cordoned and not replica.reserved and replica.out < replica.slots:
             self._shelf.put(replica)
 
     def _resize(self, replica: ReplicaRecord, slots: int) -> None:

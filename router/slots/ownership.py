@@ -13,7 +13,8 @@ Views differ for a moment whenever a pod comes or goes. Three rules keep two pod
 - What a pod that became unreachable holds stays on record until it is certainly gone, or `GRACE_SECONDS` are over.
 - While some pods are unreachable but may live (a cut network, a frozen process), the replicas are shared out among all
   pods, reachable or not, again by rendezvous. Each side of the cut grants only what belongs to pods on its side, so
-  that the sides together grant no more than there is. After `GRACE_SECONDS` the unreachable ones' share is taken.
+  that the sides together grant no more than there is; but where all replicas of a version belong to others, one is
+  granted all the same: serving comes before perfection. After `GRACE_SECONDS` the unreachable ones' share is taken.
 """
 
 from __future__ import annotations
@@ -201,6 +202,13 @@ class Ownership:
         if known is None:
             known = self._share_cache[replica_id] = rendezvous(replica_id, [*self._live, *absent]) in self._live
         return known
+
+    def others_share(self, replica_ids: Collection[str], now: float) -> frozenset[str]:
+        """Those of a version's replicas that belong to another side: never all of them."""
+        others = frozenset(replica_id for replica_id in replica_ids if not self.is_ours(replica_id, now))
+        if others and len(others) == len(replica_ids):
+            others -= {rendezvous("\0".join(sorted(self._live)), others)}
+        return others
 
     def expired(self, now: float) -> list[str]:
         """Unreachable pods whose time of grace is over: each is named once."""

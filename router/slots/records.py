@@ -15,7 +15,7 @@ busiest, whose next report, or the one after, is compared instead."""
 class ReplicaRecord:
     """One replica: its slots and who holds leases of them."""
 
-    __slots__ = ("cordoned", "holders", "id", "listed", "out", "slots")
+    __slots__ = ("cordoned", "holders", "id", "listed", "out", "reserved", "slots")
 
     def __init__(self, replica_id: str) -> None:
         self.id = replica_id
@@ -23,6 +23,7 @@ class ReplicaRecord:
         self.out = 0
         self.holders: dict[str, int] = {}
         self.cordoned = False
+        self.reserved = False  # somebody else grants what is free of it
         self.listed = False  # in the set of replicas; others are kept while leases of them are out
 
     @property

@@ -248,3 +248,42 @@ def test_a_planted_leak_is_repaired(elsewhere: bool, count: int, caplog: pytest.
     worker.report()
     made.deliver_all()
     assert made.leaks() == 1
+
+
+# Shares.
+
+
+def test_a_service_with_one_replica_is_served_on_both_sides_of_a_cut() -> None:
+    made = world(2)
+    one, other = made.pods.values()
+    set_apart(made, one, other)
+    passes(made, RETURN_SECONDS + GATHER_SECONDS)
+    for key in made.slots:
+        for pod in (one, other):
+            the_worker(pod).arrive(key)
+            made.deliver_all()
+            assert [running.key for running in the_worker(pod).running] == [key]
+            the_worker(pod).end(the_worker(pod).running[0])
+
+
+def test_leases_of_the_owner_that_is_cut_off_stay_and_others_go_back() -> None:
+    """It knows what it has granted, and grants that to nobody else; of its successor's past grants it knows nothing."""
+    made = world(2, services=12, replicas=4)
+    one, other = made.pods.values()
+    for key in made.slots:
+        for _ in range(4):
+            the_worker(one).arrive(key)
+    made.deliver_all()
+    for running in [*the_worker(one).running]:
+        the_worker(one).end(running)
+    set_apart(made, one, other)
+    passes(made, RETURN_SECONDS + GATHER_SECONDS)
+    for key, holder in the_worker(one).holders.items():
+        others = one.peering.ownership.others_share(made.slots[key], made.now)
+        was_others = key[0] in one.peering._inherited
+        assert set(holder.held()) == (set(made.slots[key]) if was_others else set(made.slots[key]) - others)
+    assert one.peering._inherited
+    made.cut.clear()
+    link_all(made)
+    passes(made, GATHER_SECONDS)
+    assert not one.peering._inherited

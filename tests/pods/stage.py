@@ -186,11 +186,15 @@ class Pod:
         for pid in (self.process.pid, *descendants(self.process.pid)):
             os.kill(pid, number)
 
-    def end(self) -> None:
-        """End it as Kubernetes would; what it must not have said, it has not."""
-        family = {self.process.pid, *descendants(self.process.pid)}
+    def is_to_end(self) -> None:
+        """Tell it, as Kubernetes would."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Wait for its end; what it must not have said, it has not."""
+        family = {self.process.pid, *descendants(self.process.pid)}
+        self.is_to_end()
         try:
             self.process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -309,6 +313,8 @@ class Stage:
         for pod in self.pods.values():
             if pod.process.poll() is None:
                 assert pod.metric("slot_leaks_repaired_total") == 0
+        for pod in self.pods.values():
+            pod.is_to_end()
         for pod in self.pods.values():
             pod.end()
 

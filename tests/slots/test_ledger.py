@@ -2,7 +2,8 @@
 
 import pytest
 
-from router.slots.messages import Grant, Recall, Return, Revoke, Wants
+from router.slots.ledger import VersionLedger
+from router.slots.messages import Grant, Hello, Recall, Return, Revoke, Wants
 from router.slots.records import ReplicaRecord, Shelf
 from tests.slots.ledgers import A, B, C, busy_ledger, granted, ledger_with, to
 
@@ -269,3 +270,14 @@ def test_shelf_forgets_what_is_taken_off_and_finds_the_lowest_after_growth() -> 
     assert shelf.least_loaded() is None
     shelf.put(low)
     assert shelf.least_loaded() is low
+
+
+def test_of_a_reserved_replica_what_is_out_stays_and_no_more_is_granted() -> None:
+    ledger = VersionLedger()
+    ledger.set_replicas({"r": 2})
+    ledger.handle("a", Hello(1, 1, {}, frozenset(), 0, 0), Wants(1, 0))
+    assert ledger.out("r") == 1
+    assert ledger.set_replicas({"r": 2}, reserved=["r"]) == []
+    assert ledger.handle("a", Wants(2, 1)) == []
+    assert ledger.out("r") == 1
+    assert ledger.set_replicas({"r": 2}) == [("a", Grant("r", 2))]
