@@ -117,15 +117,19 @@ def _python_proxy(module: str) -> Callable[[Path, int, Target], Launch]:
 
 
 def _router(directory: Path, port: int, target: Target) -> Launch:
+    return router_launch(directory, port, free_port(), target, "--workers", "1")
+
+
+def router_launch(directory: Path, port: int, admin: int, target: Target, *flags: str) -> Launch:
+    """The router on these ports, with more flags."""
     head, _, service = (TEMPLATES / "router.yaml").read_text().partition("\n")
     addresses = ", ".join(f'"{backend}"' for backend in target.backends)
     service = service.replace("@ADDRESSES@", addresses).replace("@KEY@", target.key)
     path = directory / "router.yaml"
     path.touch(mode=0o600)
     path.write_text(head + "\n" + "".join(service.replace("@SERVICE@", name) for name in target.services))
-    admin = free_port()
-    flags = ("--workers", "1", "--port", str(port), "--admin-port", str(admin), "--access-log", "off")
-    return Launch(argv=(sys.executable, "-m", "router", "local", str(path), *flags), ready=(admin, "/readyz"))
+    words = ("--port", str(port), "--admin-port", str(admin), "--access-log", "off", *flags)
+    return Launch(argv=(sys.executable, "-m", "router", "local", str(path), *words), ready=(admin, "/readyz"))
 
 
 def _said(*argv: str) -> str:

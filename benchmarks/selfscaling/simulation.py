@@ -19,8 +19,8 @@ from router.telemetry.counters import ROUTE_BOUNDS
 
 RESIZE_SECONDS = 3
 POD_START_SECONDS = 20
-SAMPLES = 20
-"""Requests and looks at the clock that stand for all of a pod's within one second."""
+SAMPLES = 40
+"""Requests and looks at the clock that stand for all within one second. Pods are alike, so they have the same ones."""
 PATIENCE_SECONDS = 2.0
 """Clients that have waited for so long give up; what they asked for is no load any more."""
 WINDOW_SECONDS = 15.0
@@ -98,14 +98,12 @@ class Simulation:
         utilization = min(offered / bursts / size.total, 0.999)
         mean = REQUEST_SECONDS * utilization / (2 * (1 - utilization)) / size.cpus
         waiting = self._backlog / size.total + max(offered / bursts - size.total, 0.0) * bursts / size.total / 2
-        slow = 0
+        delays = [0.0001 + waiting + (self._random.expovariate(1 / mean) if mean else 0.0) for _ in range(SAMPLES)]
+        counts = [0] * (len(ROUTE_BOUNDS) + 1)
+        for delay in delays:
+            counts[bisect_left(ROUTE_BOUNDS, delay)] += 1
         for pod in range(size.pods):
-            delays = [0.0001 + waiting + self._random.expovariate(1 / mean) if mean else 0.0001 for _ in range(SAMPLES)]
-            counts = [0] * (len(ROUTE_BOUNDS) + 1)
-            for delay in delays:
-                counts[bisect_left(ROUTE_BOUNDS, delay)] += 1
-                slow += delay > self._policy.slow_seconds
-            noise = self._random.uniform(0.95, 1.05)
-            cpu = min(used / size.pods * noise, size.cpus)
+            cpu = min(used / size.pods * self._random.uniform(0.95, 1.05), size.cpus)
             self._window.add(now, f"pod-{pod}", Load(1.0, size.cpus, cpu, counts, counts))
-        trace.slow_seconds += slow > size.pods * SAMPLES * (1 - self._policy.percent / 100)
+        slow = sum(delay > self._policy.slow_seconds for delay in delays)
+        trace.slow_seconds += slow > SAMPLES * (1 - self._policy.percent / 100)

@@ -107,7 +107,6 @@ class Overview:
         self.last_reload_succeeded = True
         self._config_error_count = 0
         self._lag = {"supervisor": Histogram(LAG_BOUNDS)}
-        self._quota = cpu_quota() or float(available_cpus())
 
     # What is told.
 
@@ -197,7 +196,7 @@ class Overview:
         yield Sample("worker_restarts", workers.ended_unasked if workers is not None else 0)
         if workers is not None:
             yield Sample("worker_resident_memory_bytes", sum(_resident_bytes(worker.pid) for worker in workers.facts()))
-        yield Sample("cpu_quota_cores", self._quota)
+        yield Sample("cpu_quota_cores", cpu_quota() or float(available_cpus()))  # it may change while this runs
         yield Sample("replica_connections_idle", self.reports.connections_idle)
         yield Sample("access_log_lines_dropped", self.reports.access_log_dropped)
         yield Sample("config_errors", self._config_error_count)

@@ -110,6 +110,7 @@ class LoadWindow:
                 cores += sum(load.cpu_seconds for _, load in reports) / seconds if seconds else 0.0
                 cpus += reports[-1][1].cpus
                 reporting += 1
+        self._pods = {pod: reports for pod, reports in self._pods.items() if reports}
         watched = 0.0 if self._since == -math.inf else min(max(now - self._since, 0.0), self._seconds)
         return Seen(
             watched,

@@ -8,7 +8,8 @@ Theory of operation. A size is CPUs of each pod and a number of pods. Up and dow
 - Up: what the router adds to a request, as a percentile over the window, is above its threshold: one step more CPU; at
   the largest step, or where a node has no room, one pod more. Both the route time and the lag of the event loops count:
   a request that waits in a socket for a busy loop is delayed before its route time begins. While hardly any CPU is in
-  use (`busy_cpu`) more of it could not help, as when connects to replicas are slow.
+  use (`busy_cpu`) more of it could not help, as when connects to replicas are slow, or other programs keep the node
+  busy.
 - Down: the CPU in use is below its threshold: one step less CPU; at the smallest step, and below the scale-in
   threshold, one pod fewer. The highest use of the last `down_seconds` counts, so that no quiet moment is taken for a
   trend; it is remembered in CPUs, not as a share, so a changed size makes nothing anew that was seen before it.
@@ -210,14 +211,14 @@ class SelfScaler:
         return self._change(kind, size, target, f"{self._named(kind, size)}, outside of {bounds}")
 
     def _decide(self, now: float, seen: Seen, size: Size, peak: float) -> Decision:
-        slow = self._is_slow(seen)
         facts = self._describe(seen)
-        if not slow:
+        if not self._is_slow(seen):
             self.at_limit = False
-            return self._shrink(now, seen, size, peak, facts)
+            return self._shrink(now, seen, size, peak, f"{facts}: well")
         if seen.cpu_use < self._policy.busy_cpu:
             self.at_limit = False
-            return self._stay(f"{facts}: slow, but with CPU use below {self._policy.busy_cpu:.0%} more would not help")
+            why = f"slow, but with CPU use below {self._policy.busy_cpu:.0%} more would not help"
+            return self._shrink(now, seen, size, peak, f"{facts}: {why}")
         if now < self._pause_until:
             return self._stay(f"{facts}: slow, the last change is less than {self._policy.up_seconds:g} s ago")
         return self._grow(now, size, facts)
@@ -264,13 +265,13 @@ class SelfScaler:
         elif size.pods > policy.min_pods:
             kind, target, threshold = Kind.FEWER_PODS, replace(size, pods=size.pods - 1), policy.scale_in_cpu
         else:
-            return self._stay(f"{facts}: well, at the smallest size")
+            return self._stay(f"{facts}, at the smallest size")
         use = peak / size.total
         if use >= threshold:
-            return self._stay(f"{facts}: well, {use:.0%} of the CPU was in use, smaller below {threshold:.0%}")
+            return self._stay(f"{facts}, {use:.0%} of the CPU was in use, smaller below {threshold:.0%}")
         hindrance = self._hindrance(now, seen, size, target, peak)
         if hindrance is not None:
-            return self._stay(f"{facts}: {use:.0%} of the CPU was in use, below {threshold:.0%}, but {hindrance}")
+            return self._stay(f"{facts}, {use:.0%} of the CPU was in use, below {threshold:.0%}, but {hindrance}")
         why = f"{facts}; at most {use:.0%} in use for {policy.down_seconds:g} s, below {threshold:.0%}"
         return self._change(kind, size, target, why)
 

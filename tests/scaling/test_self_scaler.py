@@ -91,7 +91,12 @@ def test_a_change_is_given_time_to_have_its_effect() -> None:
 
 def test_more_cpu_does_not_help_where_hardly_any_is_used() -> None:
     decision = Story().stays(60, slow=True, use=0.05)
-    assert decision.reason.endswith("slow, but with CPU use below 10% more would not help")
+    assert decision.reason.endswith("slow, but with CPU use below 10% more would not help, at the smallest size")
+
+
+def test_what_is_hardly_used_shrinks_though_it_is_slow() -> None:
+    """As on a node that others keep busy."""
+    assert Story(Size(2, 2)).until(Kind.LESS_CPU, slow=True, use=0.05).target == SMALLEST
 
 
 def test_a_few_requests_prove_nothing() -> None:
