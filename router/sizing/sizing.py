@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from router.cpu import available_cpus, cpu_quota
 from router.scaling.load import Load, LoadWindow
@@ -45,8 +45,16 @@ _ACTIONS = {
 class Sizing:
     """One pod's part in the size of the router. Without `in_cluster` that is the number of its workers."""
 
-    def __init__(self, settings: RouterSettings, own_id: str, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        own_id: str,
+        fleet: Fleet,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
+        self._clock = clock
         self._own_id = own_id
         self._fleet = fleet
         self._signals = PodSignals(time.process_time())
@@ -62,7 +70,7 @@ class Sizing:
         self._in_cluster = False
         self._led = False
         self._newcomer = Newcomer(settings.self_scaling_resize_patience_seconds)
-        self._looked_at = time.monotonic()
+        self._looked_at = self._clock()
         self._changing: asyncio.Task[None] | None = None
         self._resizing: asyncio.Task[None] | None = None
         self._actions: Counter[str] = Counter()
@@ -117,7 +125,7 @@ class Sizing:
     def pod_felt(self, pod: str, load: Load) -> None:
         """Another pod tells of its load."""
         if self._sizer is not None and self._sizer.of_all_pods:
-            self._window.add(time.monotonic(), pod, load)
+            self._window.add(self._clock(), pod, load)
 
     def size_told(self, cpus: float) -> None:
         """The pod that leads says how many CPUs each is to have."""
@@ -161,7 +169,7 @@ class Sizing:
         """What a new pod still lacks of the size of the rest. Ask when it lacks nothing else."""
         if self._in_cluster and self._sizer is not None and self._workers is not None and not self._led:
             cpus = self._cpus(self._workers)
-            lack = self._newcomer.lacks(time.monotonic(), cpus, has_peers=self._fleet.has_peers())
+            lack = self._newcomer.lacks(self._clock(), cpus, has_peers=self._fleet.has_peers())
             if lack is not None:
                 yield lack
 
@@ -206,13 +214,13 @@ class Sizing:
             self._report(sizer, decision, before, "left to the next leader", "")
             raise
         except NoRoomError as error:
-            scaler.no_room(time.monotonic(), str(error))
+            scaler.no_room(self._clock(), str(error))
             self._report(sizer, decision, before, "no room", str(error))
         except Exception as fault:  # noqa: BLE001  (whatever it was, it is tried again, and nothing else may stop)
-            scaler.failed(time.monotonic())
+            scaler.failed(self._clock())
             self._report(sizer, decision, before, "failed", str(fault) or type(fault).__name__)
         else:
-            now = time.monotonic()
+            now = self._clock()
             scaler.done(now)
             self._window.forget_times(now)
             self._actions[_ACTIONS[decision.kind]] += 1
@@ -243,7 +251,7 @@ class Sizing:
             yield Sample("self_scaling_cpu_cores", size.cpus)
             yield Sample("self_scaling_pods", size.pods)
             yield Sample("self_scaling_at_limit", self._scaler.at_limit)
-            seen = self._window.seen(time.monotonic())
+            seen = self._window.seen(self._clock())
             yield Sample("self_scaling_cpu_use_ratio", seen.cpu_use)
             for metric, value in (("route_time", seen.route_time), ("loop_lag", seen.loop_lag)):
                 if value is not None:
