@@ -273,6 +273,21 @@ class Router:
                     os.kill(process.pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def joined(router: Router) -> Iterator[int]:
+    """A router that has joined another one; the port that its clients use."""
+    peer = router.says(r"joins with: azureml-fe local --peer (\S+) ")[1]
+    words = ["local", "--peer", peer, "--port", "0", "--admin-port", "0", "--workers", "1"]
+    command = [sys.executable, "-m", "router", *words, "--state-dir", str(router.state)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            yield int(next(line for line in process.stderr if " at http://127.0.0.1:" in line).rpartition(":")[2])
+        finally:
+            process.terminate()
+            process.stderr.read()
+
+
 def environment() -> dict[str, str]:
     """The router's environment: the user's, with this package and its command."""
     return {name: value for name, value in os.environ.items() if not name.startswith("AZUREML_FE_")} | {

@@ -13,7 +13,7 @@ import jwt
 import pytest
 
 from tests.processes import Answer, ask, until
-from tests.routers import ROOT, Router, Start, echo, environment
+from tests.routers import ROOT, Router, Start, echo, environment, joined
 
 SERVICES = {"iris": echo(token_auth_enabled=True), "resnet": echo(token_auth_enabled=True), "keyed": echo()}
 CHALLENGE = 'Bearer realm="azureml-fe"'
@@ -130,21 +130,11 @@ def test_keys_that_are_lost_are_made_anew(start: Start) -> None:
 
 def test_router_that_joins_accepts_the_same_tokens(start: Start) -> None:
     router = start({"iris": echo(token_auth_enabled=True, replica_max_concurrent_requests=0)})
-    peer = router.says(r"joins with: azureml-fe local --peer (\S+) ")[1]
     token = issued(router)["accessToken"]
-    command = [sys.executable, "-m", "router", "local", "--peer", peer, "--port", "0", "--admin-port", "0"]
-    command += ["--state-dir", str(router.state), "--workers", "1"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as joined:
-        assert joined.stderr is not None
-        try:
-            line = next(line for line in joined.stderr if " at http://127.0.0.1:" in line)
-            port = int(line.rpartition(":")[2])
-            path = "/api/v1/service/iris/score"
-            until(lambda: ask(port, path, b"[1]", Authorization=f"Bearer {token}").status == 200, "a request there")
-            assert ask(port, path, b"[1]").status == 401
-        finally:
-            joined.terminate()
-            joined.stderr.read()
+    with joined(router) as port:
+        path = "/api/v1/service/iris/score"
+        until(lambda: ask(port, path, b"[1]", Authorization=f"Bearer {token}").status == 200, "a request there")
+        assert ask(port, path, b"[1]").status == 401
 
 
 def test_no_secret_is_told_anywhere(router: Router) -> None:

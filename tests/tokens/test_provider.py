@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.processes import until
-from tests.routers import Router, Start, echo
+from tests.processes import ask, until
+from tests.routers import Router, Start, echo, joined
 from tests.tokens.provider import Provider, needs_provider
 
 pytestmark = needs_provider
@@ -72,6 +72,17 @@ def test_provider_from_its_first_key_through_rotation_and_loss(start: Start, pro
     provider.start("three")
     until(lambda: status(router, "iris", third) == 200, "keys of the provider that is back")
     assert status(router, "iris", second) == 401  # whose key is gone
+
+
+def test_router_that_joins_accepts_the_same_issuers(start: Start, provider: Provider) -> None:
+    provider.start("one")
+    services = {"iris": echo(token_auth_enabled=True, replica_max_concurrent_requests=0)}
+    router = start(services, token_issuers={"corp": corp(provider)})
+    token = provider.token(IRIS)
+    with joined(router) as port:
+        path = "/api/v1/service/iris/score"
+        until(lambda: ask(port, path, b"[1]", Authorization=f"Bearer {token}").status == 200, "a request there")
+        assert ask(port, path, b"[1]").status == 401
 
 
 def test_elliptic_keys_and_an_address_of_keys(start: Start, provider: Provider) -> None:
