@@ -2,8 +2,8 @@
 
 A token is a JWT that one of the trusted issuers has signed. What it says of itself only chooses which issuer and which
 key it is held against; which signatures an issuer may use is the issuer's setting, so neither `none` nor a signature
-by some other kind of key is ever tried. PyJWT reads keys and verifies signatures. The form is checked here, as strictly as
-RFC 7515 has it and three times as fast, and so are the claims, as time is an argument.
+by some other kind of key is ever tried. PyJWT reads keys and verifies signatures. The form is checked here, as strictly
+as RFC 7515 has it and three times as fast, and so are the claims, as time is an argument.
 
 A token that was found valid is remembered by its hash until it expires, so that only the first request with it costs
 a signature check (about as much as the rest of the request), every other one a look-up.
@@ -188,7 +188,7 @@ class _Signed(NamedTuple):
 
 
 def _take_apart(token: bytes) -> tuple[dict[str, Any], dict[str, Any], _Signed]:
-    """Header and payload, both unverified, and what was signed, by the compact form of RFC 7515. Raises `_Malformed`."""
+    """Header and payload, both unverified, and what was signed (RFC 7515, compact form). Raises `_Malformed`."""
     if len(token) > MOST_TOKEN_BYTES or not _FORM.fullmatch(token):
         raise _Malformed
     header, payload, signature = token.split(b".")
@@ -209,7 +209,7 @@ def _decoded(text: bytes) -> bytes:
 
 def _object(content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content.decode(), object_pairs_hook=_once, parse_constant=_refused)
+        value = _JSON.decode(content.decode())
     except (ValueError, RecursionError):
         raise _Malformed from None
     if not isinstance(value, dict):
@@ -227,6 +227,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refused(_: str) -> Any:
     raise _Malformed  # NaN and Infinity are no JSON
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refused)
 
 
 def _algorithm_and_key(header: dict[str, Any]) -> tuple[str, str | None]:
