@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from router.gateway.admission import Admission
-from router.gateway.heads import answer_head, body_end, framed, request_head
+from router.gateway.heads import answer_head, body_end, framed, request_head, timing_of_own_answer
 from router.gateway.proof import never_ran
 from router.gateway.request import ANSWERING, CHUNKED_BODY, CONNECTING, DONE, QUEUED, SENT, TUNNEL
 from router.http import answers
@@ -282,7 +282,10 @@ class Exchange(Admission):
         if self.gateway.draining:
             self.keep_alive = False
         close = not self.keep_alive
-        extra = () if close or self.http11 else (b"Connection: keep-alive",)
+        now = monotonic()
+        extra = [] if close or self.http11 else [b"Connection: keep-alive"]
+        if self.gateway.settings.server_timing:
+            extra.append(timing_of_own_answer(self, now))
         data = answers.render(
             answer,
             self.answer_lines,
@@ -293,7 +296,6 @@ class Exchange(Admission):
         )
         self.answer_bytes = len(answer.text)
         self.to_client(data)
-        now = monotonic()
         self._close(now)
         self.client.exchange_done(self, now)
 

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 NO_BODY, LENGTH, CHUNKED, UNTIL_CLOSE = range(4)
 
 _STATUS_OK = b"HTTP/1.1 200 OK"
-_SERVER_TIMING = (
-    b"\r\nServer-Timing: auth;dur=%.2f, queue;dur=%.2f, connect;dur=%.2f, replica;dur=%.2f, router;dur=%.2f\r\n\r\n"
-)
+_TIMING = b"Server-Timing: auth;dur=%.2f, queue;dur=%.2f, connect;dur=%.2f, replica;dur=%.2f, router;dur=%.2f"
+_SERVER_TIMING = b"\r\n" + _TIMING + b"\r\n\r\n"
 _TRACEPARENT = frozenset((b"traceparent",))
 _TRACE_FIELDS = _TRACEPARENT | {b"tracestate"}
 _CORS_ANSWER_HEADERS = frozenset((b"access-control-allow-origin", b"access-control-expose-headers"))
@@ -105,6 +104,16 @@ def answer_head(
         tail += b"\r\n\r\n"
     line = _STATUS_OK if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b" % (status, reason)
     return b"\r\n".join((line, *parts)) + request.answer_lines + tail
+
+
+def timing_of_own_answer(request: Request, now: float) -> bytes:
+    """The line that says where the time went until the router answered by itself: where the request had come to."""
+    began, queued, sent = request.began, request.queued_seconds, request.sent
+    checked = now if request.version is None else request.checked
+    connect = request.connected_at - request.granted if sent else 0.0
+    replica = now - sent if sent else 0.0
+    seconds = (checked - began, queued, connect, replica, (sent or now) - began - queued)
+    return _TIMING % tuple(each * 1e3 for each in seconds)
 
 
 def _frame(request: Request, status: int, framing: int, length: int) -> bytes:

@@ -250,6 +250,24 @@ async def test_server_timing_tells_where_the_time_went(world: World) -> None:
     assert 'model;dur=5.1;desc="x"' in answer.all("server-timing")
 
 
+@story()
+async def test_own_answers_tell_where_the_time_went_too(world: World) -> None:
+    def milliseconds(answer: Message) -> dict[str, float]:
+        parts = re.findall(r"(\w+);dur=([0-9.]+)", answer["server-timing"])
+        return {name: float(duration) for name, duration in parts}
+
+    world.serve("iris", max_request_wait_time=30, scoring_timeout_ms=40)
+    refused = milliseconds(await world.ask(post(key="wrong")))
+    assert list(refused) == ["auth", "queue", "connect", "replica", "router"]
+    assert refused["queue"] == refused["replica"] == 0
+    replica = await world.replica()
+    client, _ = await world.in_flight(replica)
+    queued = milliseconds(await world.ask(post()))
+    assert queued["queue"] >= 29
+    assert queued["replica"] == 0
+    assert milliseconds(await client.message())["replica"] >= 39
+
+
 @story(server_timing=False)
 async def test_server_timing_can_be_switched_off(world: World) -> None:
     assert "server-timing" not in await comes_back(world, ok())
