@@ -23,7 +23,7 @@ PAGES = (
     "README.md",
     "CHANGELOG.md",
     "docs/architecture.md",
-    "docs/settings.md",
+    "docs/settings.md", "docs/security.md",
     "docs/metrics.md",
     "docs/operations.md",
     "benchmarks/README.md",
