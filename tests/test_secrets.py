@@ -120,7 +120,7 @@ def test_nothing_secret_is_emitted(start: Start, tmp_path: Path) -> None:
     mount = Mount(tmp_path / "tls", PAIR)
     tls = {"https_port": 0, "tls_cert_file": mount.certificate, "tls_key_file": mount.key}
     flags = ("--log-level", "debug", "--access-log", "on")
-    router = start(services(), *flags, workers=2, **tls)  # type: ignore[arg-type]
+    router = start(services(), *flags, workers=2, **tls)
     made = {which: router.key("made", which) for which in ("primary", "secondary")}
     ids = ask_all_ways(router, made["primary"])
     issued = ask(router.admin_port, "/api/v1/service/tokens/token", b"", Authorization=f"Bearer {router.key('tokens')}")

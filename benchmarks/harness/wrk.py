@@ -60,15 +60,19 @@ def script(directory: Path, target: Target, *, cycle: bool) -> Path:
     return path
 
 
-def wrk_argv(engine: Running, target: Target, *, lua: Path, connections: int, seconds: int) -> tuple[str, ...]:
+def wrk_argv(
+    engine: Running, target: Target, *, lua: Path, connections: int, seconds: int, scheme: str = "http"
+) -> tuple[str, ...]:
     """wrk's command line, with one thread."""
-    url = f"http://127.0.0.1:{engine.port}{scoring_path(target.services[0])}"
+    url = f"{scheme}://127.0.0.1:{engine.port}{scoring_path(target.services[0])}"
     return ("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(lua), url)
 
 
-def measure(engine: Running, target: Target, *, lua: Path, connections: int, seconds: int, cpus: Cpus) -> Rate:
+def measure(
+    engine: Running, target: Target, *, lua: Path, connections: int, seconds: int, cpus: Cpus, scheme: str = "http"
+) -> Rate:
     """Run wrk. Raises BenchmarkError when one answer was not a success or one connection failed."""
-    argv = wrk_argv(engine, target, lua=lua, connections=connections, seconds=seconds)
+    argv = wrk_argv(engine, target, lua=lua, connections=connections, seconds=seconds, scheme=scheme)
     return rate_of(argv, engine, connections=connections, seconds=seconds, cpus=cpus)
 
 

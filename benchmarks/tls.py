@@ -1,0 +1,161 @@
+"""HTTPS beside nginx and HAProxy: full hand-shakes, resumed ones, and requests over connections that are kept.
+
+All have the same certificate (ECDSA P-256), TLS 1.2 and 1.3 and one CPU. Hand-shakes come from
+`openssl s_time`, several at once; what an engine can do is told best by the CPU time that one costs it, as the client
+needs as much. Kept connections carry a small JSON POST by wrk, through to the nginx behind all.
+"""
+
+import datetime
+import http.client
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from benchmarks.harness.backends import nginx_backend
+from benchmarks.harness.engines import Launch, Running, Target, owner, render, scoring_path
+from benchmarks.harness.processes import BenchmarkError, Child, free_port, started, wait_until
+from benchmarks.harness.session import Session, parser, session
+from benchmarks.harness.wrk import measure, script
+
+ENGINES: Final = ("haproxy", "nginx", "router")
+CONNECTIONS: Final = (1, 32)
+HANDSHAKES: Final = {
+    "full, TLS 1.3": ("-new", "-tls1_3"),
+    "full, TLS 1.2": ("-new", "-tls1_2"),
+    "resumed, TLS 1.2": ("-reuse", "-tls1_2"),
+}
+CLIENTS: Final = 4
+READY_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handshakes:
+    """How many a second, and the engine's CPU time of one in microseconds."""
+
+    per_second: float
+    cpu_microseconds: float
+
+
+def certificate(directory: Path) -> Path:
+    """A key and a certificate of its own, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
+    made = builder.sign(key, SHA256())
+    path = directory / "tls.pem"
+    path.touch(mode=0o600)
+    path.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
+    )
+    return path
+
+
+def launch(name: str, directory: Path, values: dict[str, object]) -> Launch:
+    """How to start an engine with TLS."""
+    port = int(str(values["PORT"]))
+    if name == "router":
+        admin = free_port()
+        path = render("router-tls.yaml", directory, **values)
+        flags = ("--workers", "1", "--port", str(port), "--admin-port", str(admin), "--access-log", "off")
+        return Launch(argv=(sys.executable, "-m", "router", "local", str(path), *flags), ready=(admin, "/readyz"))
+    if name == "nginx":
+        path = render("nginx-tls.conf", directory, DIR=directory, **values, **owner())
+        return Launch(argv=("nginx", "-e", "stderr", "-c", str(path)), ready=(port, "/"))
+    return Launch(argv=("haproxy", "-db", "-f", str(render("haproxy-tls.cfg", directory, **values))), ready=(port, "/"))
+
+
+@contextmanager
+def serving(name: str, current: Session, backend: str, pem: Path) -> Iterator[Running]:
+    """One engine, ready; its port is the one with TLS."""
+    port, tls_port = free_port(), free_port()
+    values: dict[str, object] = {"PORT": port, "TLS_PORT": tls_port, "PEM": pem, "BACKEND": backend, "KEY": current.key}
+    how = launch(name, current.directory, values)
+    with started(how.argv, name=name, cpus=current.cpus.engine, directory=current.directory) as child:
+        seconds = wait_until(lambda: answers(*how.ready), child=child, seconds=READY_SECONDS)
+        yield Running(name=name, port=tls_port, child=child, ready_seconds=seconds)
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether somebody answers there, as they may."""
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        line.request("GET", path)
+        return line.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        line.close()
+
+
+def shake_hands(engine: Running, words: tuple[str, ...], current: Session) -> Handshakes:
+    """Hand-shakes and nothing else. Raises BenchmarkError when there were none."""
+    child: Child | None = engine.child
+    assert child is not None
+    pinned = ("taskset", "-c", ",".join(map(str, current.cpus.load)))
+    where = ("-connect", f"127.0.0.1:{engine.port}", "-time", str(current.seconds))
+    command = (*pinned, "openssl", "s_time", *where, *words)
+    before = child.cpu_seconds()
+    clients = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(CLIENTS)
+    ]
+    said = [client.communicate(timeout=current.seconds + 30)[0] for client in clients]
+    spent = child.cpu_seconds() - before
+    found = [re.search(r"(\d+) connections in (\d+) real seconds", text) for text in said]
+    count = sum(int(match[1]) for match in found if match)
+    if not count:
+        raise BenchmarkError(f"{engine.name}: no hand-shake with {' '.join(words)}")
+    return Handshakes(per_second=count / current.seconds, cpu_microseconds=spent / count * 1e6)
+
+
+def measure_engine(name: str, current: Session, backend: str, pem: Path) -> list[dict[str, object]]:
+    """One engine, one round."""
+    target = Target(backends=(backend,), key=current.key)
+    lua = script(current.directory, target, cycle=False)
+    cells: list[dict[str, object]] = []
+    with serving(name, current, backend, pem) as engine:
+        for what, words in HANDSHAKES.items():
+            shaken = shake_hands(engine, words, current)
+            cells.append({"engine": name, "what": what, **asdict(shaken)})
+            each = f"{shaken.cpu_microseconds:6,.0f} us of CPU each"
+            current.say(f"  {name:8} {what:18} {shaken.per_second:8,.0f}/s, {each}")
+        for count in CONNECTIONS:
+            rate = measure(
+                engine, target, lua=lua, connections=count, seconds=current.seconds, cpus=current.cpus, scheme="https"
+            )
+            cells.append({"engine": name, "what": f"kept, {count} connections", **asdict(rate)})
+            each = f"{rate.requests_per_second:8,.0f} requests/s{rate.disturbance}"
+            current.say(f"  {name:8} kept, {count:3} connections {each}")
+    return cells
+
+
+def main() -> None:
+    """Command line."""
+    parsed = parser(__doc__ or "", engines=ENGINES, rounds=3, seconds=2).parse_args()
+    with (
+        session("tls", parsed) as current,
+        nginx_backend(cpus=current.cpus, directory=current.directory) as port,
+    ):
+        pem = certificate(current.directory)
+        cells: list[dict[str, object]] = []
+        for number in range(1, current.rounds + 1):
+            current.say(f"round {number} of {current.rounds}: {scoring_path()}")
+            for name in current.engines:
+                cells += ({"round": number, **cell} for cell in measure_engine(name, current, f"127.0.0.1:{port}", pem))
+        current.store(cells)
+
+
+if __name__ == "__main__":
+    main()
