@@ -6,7 +6,6 @@ needs as much. Kept connections carry a small JSON POST by wrk, through to the n
 """
 
 import datetime
-import http.client
 import re
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from benchmarks.harness.backends import nginx_backend
-from benchmarks.harness.engines import Launch, Running, Target, owner, render, scoring_path
+from benchmarks.harness.engines import Launch, Running, Target, answers, owner, render, scoring_path
 from benchmarks.harness.processes import BenchmarkError, Child, free_port, started, wait_until
 from benchmarks.harness.session import Session, parser, session
 from benchmarks.harness.wrk import measure, script
@@ -78,26 +77,14 @@ def launch(name: str, directory: Path, values: dict[str, object]) -> Launch:
 
 
 @contextmanager
-def serving(name: str, current: Session, backend: str, pem: Path) -> Iterator[Running]:
-    """One engine, ready; its port is the one with TLS."""
+def serving(name: str, current: Session, backend: str, pem: Path, *, tls: bool = True) -> Iterator[Running]:
+    """One engine, ready; its port is the one with TLS, or the one without."""
     port, tls_port = free_port(), free_port()
     values: dict[str, object] = {"PORT": port, "TLS_PORT": tls_port, "PEM": pem, "BACKEND": backend, "KEY": current.key}
     how = launch(name, current.directory, values)
     with started(how.argv, name=name, cpus=current.cpus.engine, directory=current.directory) as child:
         seconds = wait_until(lambda: answers(*how.ready), child=child, seconds=READY_SECONDS)
-        yield Running(name=name, port=tls_port, child=child, ready_seconds=seconds)
-
-
-def answers(port: int, path: str) -> bool:
-    """Whether somebody answers there, as they may."""
-    line = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        line.request("GET", path)
-        return line.getresponse().status < 500
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        line.close()
+        yield Running(name=name, port=tls_port if tls else port, child=child, ready_seconds=seconds)
 
 
 def shake_hands(engine: Running, words: tuple[str, ...], current: Session) -> Handshakes:
