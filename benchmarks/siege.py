@@ -155,8 +155,8 @@ def measure_neighbour(current: Session, backend: str) -> list[dict[str, object]]
         for what in ("alone", "beside an overloaded one"):
             crowd = None
             if what != "alone":
-                argv = wrk_argv(engine, target, lua=lua, connections=CROWD, seconds=current.seconds + 2)
-                crowd = background(argv, current.cpus)
+                asking = wrk_argv(engine, target, lua=lua, connections=CROWD, seconds=current.seconds + 2)
+                crowd = background(asking, current.cpus)
                 time.sleep(1)
             found = latencies(port, current.key, current.seconds)
             if crowd is not None:
