@@ -1,6 +1,6 @@
 """What a siege costs: memory of idle connections, and the latency of one service while another is overloaded.
 
-Idle connections, plain and with TLS, are opened by processes of their own and send nothing after their hand-shake. Then
+Idle connections, plain and with TLS, are opened by processes of their own and send nothing after one request. Then
 two services stand behind one worker: one has a single replica that takes 0.1 s and is sent far more than that by wrk;
 the other is asked again and again over one connection, before and during that.
 """
@@ -29,6 +29,7 @@ from benchmarks.tls import certificate, serving
 
 IDLE: Final = 20_000
 PER_PROCESS: Final = 5_000
+WORKERS: Final = 2  # each has file descriptors of its own
 CROWD: Final = 200
 SLOW_SECONDS: Final = 0.1
 PATIENCE_SECONDS: Final = 60.0
@@ -76,7 +77,7 @@ def idle(port: int, count: int, *, tls: bool) -> Iterator[None]:
 
 
 def worker_memory(child: Child) -> int:
-    """Resident bytes of the worker."""
+    """Resident bytes of the workers."""
     workers = [p for p in child.process.children(recursive=True) if "router.gateway.worker" in " ".join(p.cmdline())]
     return sum(worker.memory_info().rss for worker in workers)
 
@@ -86,7 +87,7 @@ def measure_idle(current: Session, backend: str, count: int) -> list[dict[str, o
     cells: list[dict[str, object]] = []
     pem = certificate(current.directory)
     for tls in (False, True):
-        with serving("router", current, backend, pem, tls=tls) as engine:
+        with serving("router", current, backend, pem, tls=tls, workers=WORKERS) as engine:
             assert engine.child is not None
             before = worker_memory(engine.child)
             with idle(engine.port, count, tls=tls):
@@ -177,7 +178,7 @@ def main() -> None:
         nginx_backend(cpus=current.cpus, directory=current.directory) as port,
     ):
         backend = f"127.0.0.1:{port}"
-        count = 200 if current.quick else min(IDLE, hard * 3 // 4)
+        count = 200 if current.quick else min(IDLE, hard * WORKERS * 3 // 4)
         current.store([*measure_idle(current, backend, count), *measure_neighbour(current, backend)])
 
 

@@ -62,13 +62,13 @@ def certificate(directory: Path) -> Path:
     return path
 
 
-def launch(name: str, directory: Path, values: dict[str, object]) -> Launch:
+def launch(name: str, directory: Path, values: dict[str, object], workers: int) -> Launch:
     """How to start an engine with TLS."""
     port = int(str(values["PORT"]))
     if name == "router":
         admin = free_port()
         path = render("router-tls.yaml", directory, **values)
-        flags = ("--workers", "1", "--port", str(port), "--admin-port", str(admin), "--access-log", "off")
+        flags = ("--workers", str(workers), "--port", str(port), "--admin-port", str(admin), "--access-log", "off")
         return Launch(argv=(sys.executable, "-m", "router", "local", str(path), *flags), ready=(admin, "/readyz"))
     if name == "nginx":
         path = render("nginx-tls.conf", directory, DIR=directory, **values, **owner())
@@ -77,11 +77,13 @@ def launch(name: str, directory: Path, values: dict[str, object]) -> Launch:
 
 
 @contextmanager
-def serving(name: str, current: Session, backend: str, pem: Path, *, tls: bool = True) -> Iterator[Running]:
-    """One engine, ready; its port is the one with TLS, or the one without."""
+def serving(
+    name: str, current: Session, backend: str, pem: Path, *, tls: bool = True, workers: int = 1
+) -> Iterator[Running]:
+    """One engine, ready; its port is the one with TLS, or the one without. `workers` are the router's."""
     port, tls_port = free_port(), free_port()
     values: dict[str, object] = {"PORT": port, "TLS_PORT": tls_port, "PEM": pem, "BACKEND": backend, "KEY": current.key}
-    how = launch(name, current.directory, values)
+    how = launch(name, current.directory, values, workers)
     with started(how.argv, name=name, cpus=current.cpus.engine, directory=current.directory) as child:
         seconds = wait_until(lambda: answers(*how.ready), child=child, seconds=READY_SECONDS)
         yield Running(name=name, port=tls_port if tls else port, child=child, ready_seconds=seconds)
