@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -18,9 +19,10 @@ from typing import Self
 import pytest
 import trustme
 
+from router.peers.handshake import MAGIC
 from router.tls import Material
 from tests.certificates import Mount, issue
-from tests.processes import PATIENCE_SECONDS, Answer, ask_over, until
+from tests.processes import PATIENCE_SECONDS, Answer, ask, ask_over, until
 from tests.routers import Router, Start, environment, open_echo
 
 AUTHORITY = trustme.CA(key_type=trustme.KeyType.ECDSA)
@@ -345,3 +347,35 @@ def test_without_plain_http_only_https_is_served(start: Start, tmp_path: Path) -
     router.says(rf"echo is ready: https://127\.0\.0\.1:{port}/api/v1/service/echo/score")
     assert "http://127.0.0.1:0" not in router.said
     assert score(port).status == 200
+
+
+# Links between routers.
+
+
+def test_routers_are_linked_over_tls(start: Start, tmp_path: Path) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    mount = Mount(tmp_path / "peers", issue(authority, "router"))
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    tls = {
+        "peer_tls_cert_file": mount.certificate,
+        "peer_tls_key_file": mount.key,
+        "peer_tls_ca_file": str(tmp_path / "ca.pem"),
+    }
+    first = start({"echo": open_echo()}, peer_port=0, **tls)
+    host, port = first.says(r"joins with: azureml-fe local --peer (\S+):(\d+) ").groups()
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as stranger:
+        stranger.sendall(b"no hand-shake of TLS")
+        assert MAGIC not in stranger.recv(1000)  # which is the first that is said without TLS
+    given = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": first.state, **tls}
+    variables = {f"AZUREML_FE_{name.upper()}": str(value) for name, value in given.items()}
+    words = [sys.executable, "-m", "router", "local", "--peer", f"{host}:{port}"]
+    said = tmp_path / "second.txt"
+    with said.open("w") as errors, subprocess.Popen(words, env=environment() | variables, stderr=errors) as second:
+        try:
+            until(lambda: "echo is ready" in said.read_text(), "the second router")
+            found = re.search(r"serves .+ at http://127\.0\.0\.1:(\d+)", said.read_text())
+            assert found is not None
+            assert ask(int(found[1]), ECHO, b"[2]").body == b"[2]"
+        finally:
+            second.send_signal(signal.SIGINT)
+        assert second.wait(PATIENCE_SECONDS) == 0
