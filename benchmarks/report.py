@@ -91,8 +91,13 @@ def throughput(document: Document) -> str:
             if name in names
         ]
         text += "\n\n" + table(["router against", "floor", "measured at 32 connections"], floors)
+    return text + "\n\n" + disturbance(document)
+
+
+def disturbance(document: Document) -> str:
+    """What others took of the machine meanwhile."""
     others = values(document, "others_cpu")
-    text += "\n\nCPU time that processes outside the benchmark (or a hypervisor) took during a measurement: "
+    text = "CPU time that processes outside the benchmark (or a hypervisor) took during a measurement: "
     return text + f"{median(others):.2f} CPUs in the median, {max(others):.2f} at most."
 
 
@@ -155,7 +160,7 @@ def tokens(document: Document) -> str:
     ]
     header = ["authentication", "requests/s", "beside a key", "per request, µs", "p50, µs", "p99, µs"]
     text = f"Requests per second with 32 connections, latency at 1,000 requests/s, {rounds(document)}:\n\n"
-    return text + table(header, rows)
+    return text + table(header, rows) + "\n\n" + disturbance(document)
 
 
 def growth(document: Document) -> str:
