@@ -159,13 +159,19 @@ class KubernetesCluster:
         self._flush_timer = None
         if self._listener is None:
             return
+        try:
+            self._report(self._listener)
+        except Exception as fault:  # noqa: BLE001  (what was reported before stays, and the next change may do)
+            event(_log, logging.ERROR, "changes of the cluster cannot be reported", exception=fault)
+
+    def _report(self, listener: ClusterListener) -> None:
         changes = self._models.refresh()
         self._names = {model.key: model for found in self._models.found.values() for model in found.models}
         self._keys_of = {(m.deployment.namespace, m.deployment.name): key for key, m in self._names.items()}
         if changes.services:
-            self._listener.services_changed(self._models.services)
+            listener.services_changed(self._models.services)
         for key, replicas in changes.replicas.items():
-            self._listener.replicas_changed(key, replicas)
+            listener.replicas_changed(key, replicas)
         self._see_counts()
         self._see_who_scales()
         if self._electorate.leads():

@@ -82,6 +82,9 @@ class Finder:
         for deployment, given in versions.values():
             if deployment.uid not in wrong:
                 self._right[deployment.uid] = given
+            if deployment.failure:
+                message = f"{deployment.replicas} replicas cannot all be had: {deployment.failure}"
+                self._tell(deployment, "ReplicasRefused", message)
         models = tuple(
             Model((self._name, version), deployment, given.port, deployment.uid not in self._unsettled)
             for version, (deployment, given) in versions.items()

@@ -79,6 +79,8 @@ class Deployment:
     labels: Labels
     """Which its pods must have."""
     requirements: tuple[Requirement, ...]
+    failure: str = ""
+    """Why Kubernetes cannot make the pods that there should be, such as a quota that is used up."""
 
     def selects(self, labels: Labels) -> bool:
         """Whether a pod of these labels is its own."""
@@ -193,6 +195,14 @@ def deployment(raw: Mapping[str, Any]) -> Deployment:
         requirements=tuple(
             Requirement(_text(each, "key"), _text(each, "operator"), tuple(map(str, each.get("values") or ())))
             for each in selector.get("matchExpressions") or ()
+        ),
+        failure=next(
+            (
+                _text(each, "message")
+                for each in _mapping(raw, "status").get("conditions") or ()
+                if each.get("type") == "ReplicaFailure" and each.get("status") == "True"
+            ),
+            "",
         ),
     )
 

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from router.cluster.kubernetes import objects
 from router.cluster.kubernetes.models import Models
 from router.cluster.kubernetes.objects import Deployment, Pod, Secret
 from router.services import Replica, ReplicaState, Service
-from tests.cluster.kubernetes.things import deployment, pod, secret
+from tests.cluster.kubernetes.things import deployment, pod, raw_deployment, secret
 
 KEY = ("iris", "default")
 
@@ -236,3 +237,11 @@ def test_a_deployment_that_is_being_deleted_is_gone() -> None:
     assert cluster.models.services == {}
     cluster.turn(replace(deployment(), deleting=True), deployment())
     assert cluster.last.replicas == {KEY: (ready("iris-abc-1"),)}
+
+
+def test_pods_that_cannot_be_had_are_told() -> None:
+    raw = raw_deployment()
+    raw["status"] = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: models"}]}
+    cluster = Cluster(objects.deployment(raw))
+    assert cluster.said == ["iris ReplicasRefused: 1 replicas cannot all be had: exceeded quota: models"]
+    assert cluster.iris.versions[0].name == "default"
