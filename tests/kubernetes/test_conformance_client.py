@@ -152,6 +152,7 @@ def test_leader_is_elected_by_a_lease(cluster: Cluster) -> None:
         running = asyncio.create_task(election.run())
         await leads.wait()
         running.cancel()
+        await asyncio.wait((running,))
         lease = await client.CoordinationV1Api(api).read_namespaced_lease("leader", cluster.namespace)
         assert lease.spec.holder_identity.startswith("me-")
         assert lease.spec.renew_time.tzinfo is not None
