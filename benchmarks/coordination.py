@@ -80,13 +80,13 @@ def under_load(seconds: float) -> None:
 
 
 def ramp(seconds: float) -> None:
-    """One service, three pods: as one; on their own with a third of the replicas each; on their own with all."""
-    delay, count = 0.1, 30
+    """Five services of six replicas, three pods: as one; on their own with a third of the replicas each; with all."""
+    delay, count = 0.4, 30
     print("| routers | utilization before the first 503 | queue p99 there, ms | highest in flight |")
     print("|---|---:|---:|---:|")
     replicas = Replicas(count, delay_ms=delay * 1000)
     try:
-        services = services_of(replicas, 1, count)
+        services = services_of(replicas, 5, 6)
         for name, together, partition in (
             ("as one (leases with recall)", True, False),
             ("each on its own, a third of the replicas each", False, True),
@@ -105,8 +105,8 @@ async def _until_refused(
 ) -> tuple[float, float]:
     """Raise the load until a request is refused: the share of the capacity that was served before, and the wait."""
     reached = waited = 0.0
-    for percent in range(50, 105, 4):
-        outcome = await load(made, services, capacity * percent / 100, seconds, warm=0.3)
+    for percent in range(20, 105, 10):
+        outcome = await load(made, services, capacity * percent / 100, seconds, warm=0.4)
         if outcome.total(503):
             break
         reached, waited = outcome.total(200) / seconds / capacity, percentile(outcome.queued_ms, 0.99)
@@ -158,7 +158,7 @@ def main() -> None:
     elif arguments.what == "load":
         under_load(arguments.seconds or 10.0)
     elif arguments.what == "ramp":
-        ramp(arguments.seconds or 2.0)
+        ramp(arguments.seconds or 4.0)
     else:
         takeover(arguments.rounds)
     print(f"\n{time.monotonic() - began:.0f} s")

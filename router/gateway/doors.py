@@ -7,8 +7,8 @@ A connection whose hand-shake is under way is a `Newcomer`, which costs little a
 connections like any other. A client's connection is made of it when the hand-shake is done.
 
 Each client in service may need a second descriptor, for its replica. While there are too few, this process stops to
-listen: connections wait in the socket's queue, or go to another worker, and no request in service fails for want of
-one. The sockets stay open, so nothing that waits is lost.
+listen: connections wait in the queues of its sockets, and no request in service fails for want of one. The sockets
+stay open, so nothing that waits is lost.
 
 Of the sockets of a port each worker accepts from its share; who has which is told by the supervisor (`accept_from`).
 """
