@@ -210,8 +210,8 @@ class Sizing:
         assert decision.target is not None
         try:
             await sizer.bring_about(decision.target)
-        except asyncio.CancelledError:  # this router ends, or another one leads: who does goes on from what there is
-            self._report(sizer, decision, before, "left to the next leader", "")
+        except asyncio.CancelledError:  # whoever decides next goes on from what there is
+            self._report(sizer, decision, before, "given up", "this router ends, or another one leads")
             raise
         except NoRoomError as error:
             scaler.no_room(self._clock(), str(error))

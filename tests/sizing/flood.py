@@ -39,4 +39,4 @@ class Flood:
                                 break
                             answers += data.count(b"HTTP/1.1 200")
             except OSError:
-                pass  # its worker has gone
+                self._over.wait(0.05)  # its worker has gone

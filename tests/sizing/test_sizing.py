@@ -165,7 +165,7 @@ async def test_a_failure_is_told_and_tried_again(its: Story) -> None:
 async def test_another_leader_goes_on_from_what_there_is(its: Story) -> None:
     await its.seconds(5)
     await its.seconds(2, leads=False)
-    assert its.cluster.said == [("left to the next leader", "")]
+    assert its.cluster.said == [("given up", "this router ends, or another one leads")]
     assert its.cluster.now == Size(1, 2)
 
 

@@ -1,6 +1,7 @@
 """The router sizes itself in a cluster: pods as processes, load up and down, and no request notices.
 
-More CPU first, in place; then another pod, of the size of the rest before it is ready; then all of it back again.
+More CPU first, in place; then another pod, of the size of the rest before it is ready; then another leader, which gives
+all of it back again.
 """
 
 import http.client
@@ -167,6 +168,16 @@ def size(cluster: Cluster) -> tuple[set[float], int, int]:
     return limits, sum(map(is_ready, pods)), cluster.replicas(ROUTER)
 
 
+def leader(cluster: Cluster) -> str:
+    """The pod that leads; "" if none says so."""
+    leading = (
+        pod["metadata"]["name"]
+        for pod in router_pods(cluster)
+        if is_ready(pod) and "\nazureml_fe_leader 1.0" in ask_at(pod["status"]["podIP"], "/metrics")
+    )
+    return next(leading, "")
+
+
 def workers(cluster: Cluster) -> list[int]:
     """Worker processes of each router."""
     found = []
@@ -214,15 +225,18 @@ def test_it_grows_with_the_load_and_shrinks_again(
             assert size(cluster)[2] == 3  # vertical first
             until(lambda: size(cluster) == ({2}, 4, 4), "another pod, of the size of the rest")
             until(lambda: set(workers(cluster)) == {2}, "two workers each")
+            former = leader(cluster)
+            cluster.client.delete("pods", cluster.namespace, former)
+            until(lambda: size(cluster) == ({2}, 4, 4), "a pod in its place, of the size of the rest")
+            until(lambda: leader(cluster) not in ("", former), "another leader")
         until(lambda: size(cluster)[0] == {1}, "less CPU")
         until(lambda: size(cluster) == ({1}, 3, 3), "a pod fewer")
         before = clients.answers
         until(lambda: clients.answers > before + 20, "answers")
     assert not clients.failures, clients.failures[:5]
     until(lambda: ("pods-down", "done") in decisions(controller), "the last word of it")
-    assert [action for action, outcome in decisions(controller) if outcome == "done"] == [
-        "cpu-up", "pods-up", "cpu-down", "pods-down",
-    ]  # fmt: skip
+    done = [action for action, outcome in decisions(controller) if outcome == "done"]
+    assert done == ["cpu-up", "pods-up", "cpu-down", "pods-down"]
     reasons = {event["reason"] for event in cluster.events(ROUTER)}
     assert {"RouterResized", "RouterScaled"} <= reasons
     assert cluster.client.get("deployments", cluster.namespace, ROUTER)["spec"]["template"] == template
