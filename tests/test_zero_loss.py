@@ -226,8 +226,7 @@ def test_who_waits_to_be_accepted_is_served_to_the_end(begin: Callable[..., Rout
 def _queued(port: int) -> int:
     """Connections that wait to be accepted (proc_net_tcp(5): of a listening socket, the receive queue)."""
     with open("/proc/net/tcp") as table:
-        for line in table.readlines()[1:]:
-            words = line.split()
-            if words[1].endswith(f":{port:04X}") and words[3] == "0A":
-                return int(words[4].partition(":")[2], 16)
-    return 0
+        rows = [line.split() for line in table.readlines()[1:]]
+    return sum(
+        int(words[4].partition(":")[2], 16) for words in rows if words[1].endswith(f":{port:04X}") and words[3] == "0A"
+    )

@@ -39,6 +39,7 @@ _TICK_SECONDS = 1.0
 _ACCESS_LOG_SECONDS = 0.2
 _MOST_REMEMBERED_ADDRESSES = 4096
 _LONGEST_REMEMBERED_ADDRESS = 256
+_ACCEPTING_TURNS = 3  # of the event loop; a connection takes one from being accepted to its protocol
 # A replica that refuses connections is left alone this long, doubling with each further refusal.
 _SUSPENSION_SECONDS = 0.1
 _LONGEST_SUSPENSION_SECONDS = 5.0
@@ -313,7 +314,9 @@ class Gateway:
         if last:
             await self.doors.take_in_who_waits()
         self.doors.close()
-        while self._clients and now < self._drain_until:
+        for _ in range(_ACCEPTING_TURNS):  # who has just been accepted is a client of ours in a moment
+            await asyncio.sleep(0)
+        while now < self._drain_until and (self._clients or self._shakes_hands(now - began)):
             self._send_idle_clients_away(now - began)
             await self._all_have_left(min(_SWEEP_SECONDS, self._drain_until - now))
             now = self._loop.time()
@@ -323,6 +326,10 @@ class Gateway:
         await asyncio.sleep(0)
         self.close()
         return not unfinished
+
+    def _shakes_hands(self, drained_seconds: float) -> bool:
+        """Whether a client may still come out of a hand-shake that had begun before."""
+        return self.doors.handshakes > 0 and drained_seconds < self._farewell_seconds
 
     def hasten(self, seconds: float, farewell_seconds: float) -> None:
         """While draining: be done within so many seconds from now, if not sooner."""
