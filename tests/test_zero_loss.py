@@ -181,6 +181,7 @@ def test_the_router_stops(begin: Callable[..., Router], replicas: dict[str, int]
 def test_workers_come_and_go_with_the_load(begin: Callable[..., Router], replicas: dict[str, int]) -> None:
     quick = {
         "self_scaling_window_seconds": 3,
+        "self_scaling_route_time_threshold_ms": 15,  # above what a busy machine adds by itself
         "self_scaling_up_cooldown_seconds": 1,
         "self_scaling_down_cooldown_seconds": 1,
     }

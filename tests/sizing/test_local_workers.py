@@ -9,6 +9,7 @@ from tests.sizing.flood import Flood
 QUICK = {
     "workers": None,
     "self_scaling_window_seconds": 3,
+    "self_scaling_route_time_threshold_ms": 15,  # above what a busy machine adds by itself
     "self_scaling_up_cooldown_seconds": 1,
     "self_scaling_down_cooldown_seconds": 1,
 }

@@ -33,6 +33,7 @@ QUICK = {
     "self_scaling_min_pods": 3,
     "self_scaling_max_pods": 4,
     "self_scaling_window_seconds": 3,
+    "self_scaling_route_time_threshold_ms": 15,  # above what a busy machine adds by itself
     "self_scaling_up_cooldown_seconds": 1,
     "self_scaling_down_cooldown_seconds": 3,
     # The cores of the machine that runs this are fewer than those of the pods together.
