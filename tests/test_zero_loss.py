@@ -47,6 +47,7 @@ class Upload:
 
     def _run(self, port: int) -> None:
         with socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS) as line:
+            line.settimeout(3 * PATIENCE_SECONDS)  # the test takes its time before it lets the rest go
             head = f"POST /api/v1/service/large/score HTTP/1.1\r\nHost: router\r\nContent-Length: {LARGE}\r\n\r\n"
             line.sendall(head.encode())
             answer = threading.Thread(target=self._read, args=(line,))
@@ -54,7 +55,7 @@ class Upload:
             for number in range(LARGE // len(PIECE)):
                 if number == LARGE // len(PIECE) // 2:
                     self._half.set()
-                    self._go_on.wait(PATIENCE_SECONDS)
+                    self._go_on.wait(3 * PATIENCE_SECONDS)
                 line.sendall(PIECE)
             answer.join()
 
