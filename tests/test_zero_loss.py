@@ -90,8 +90,8 @@ class Traffic:
         path = "/api/v1/service/slow/score"
         self._slow = [Pending(router.port, path) for _ in range(4)]
         self._large = [Upload(router.port) for _ in range(2)]
-        self.small = Load(router.port, "/api/v1/service/small/score", pause=0.002)
-        self.short = Load(router.port, "/api/v1/service/small/score", clients=2, keep_alive=False)
+        self.small = Load(router.port, "/api/v1/service/small/score", pause=0.02)
+        self.short = Load(router.port, "/api/v1/service/small/score", clients=2, keep_alive=False, pause=0.02)
         until(lambda: statistics(replicas["slow"])["concurrent"] == 4, "slow requests in flight")
 
     def __enter__(self) -> "Traffic":

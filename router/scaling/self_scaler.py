@@ -136,7 +136,6 @@ class SelfScaler:
         self._pause_until = -math.inf  # for growth
         self._under_way: tuple[Decision, Size, float] | None = None  # with the size before, and the load
         self._too_slow: dict[float, _TooSlow] = {}  # by CPUs of all pods
-        self._learning: float | None = None  # the last of these, while it is still learnt what it was too slow for
         self._no_room: dict[Kind, _NoRoom] = {}
         self.at_limit = False
         """Whether the router is slow and cannot be made larger."""
@@ -178,15 +177,6 @@ class SelfScaler:
         before = self._too_slow.get(size.total)
         seconds = TOO_SLOW_SECONDS if before is None else min(before.seconds * 2, LONGEST_TOO_SLOW_SECONDS)
         self._too_slow[size.total] = _TooSlow(cores, now + seconds, seconds)
-        self._learning = size.total
-
-    def _learn(self, now: float, cores: float) -> None:
-        """An overload is noticed while it begins: averages tell its whole extent a little later."""
-        known = None if self._learning is None else self._too_slow.get(self._learning)
-        if self._learning is not None and known is not None:
-            self._too_slow[self._learning] = replace(known, cores=max(known.cores, cores))
-            if now >= self._pause_until:
-                self._learning = None
 
     # Decisions.
 
@@ -196,7 +186,6 @@ class SelfScaler:
         if self._watched_since is None:
             self._watched_since = now
         peak = self._peaks.add(now, seen.cores, self._policy.down_seconds)
-        self._learn(now, seen.cores)
         if self._under_way is not None:
             return Decision(Kind.STAY, None, f"under way: {self._under_way[0].reason}")
         decision = self._within_bounds(now, size) or self._decide(now, seen, size, peak)

@@ -230,13 +230,6 @@ def test_a_size_that_was_too_slow_is_gone_back_to_once_the_load_is_less() -> Non
     story.until(Kind.LESS_CPU, use=0.2, seconds=240)
 
 
-def test_a_size_was_too_slow_for_all_of_an_overload_that_is_noticed_while_it_begins() -> None:
-    story = Story()
-    story.until(Kind.MORE_CPU, slow=True, use=0.3)  # 0.6 CPUs on average so far
-    story.stays(10, use=0.5)  # 2 CPUs it turns out to be
-    story.until(Kind.LESS_CPU, use=0.2, seconds=240)
-
-
 # Bounds.
 
 
