@@ -88,8 +88,10 @@ class Running:
         mounts = self._mounts()
         environment = self._environment(mounts)
         image = self._container["image"].rpartition(":")[0]
-        words = self._container.get("command") or self._kubelet.programs.get(image, [])
-        words = [_resolved(word, environment, mounts) for word in [*words, *self._container.get("args", [])]]
+        given = [*self._container.get("command", []), *self._container.get("args", [])]
+        # An image's program is this machine's, where a path below a mount is what it says.
+        program = [] if "command" in self._container else self._kubelet.programs.get(image, [])
+        words = [*program, *(_resolved(word, environment, mounts) for word in given)]
         with (self._kubelet.folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 words, env=environment, cwd=self._kubelet.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
