@@ -11,8 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
