@@ -226,6 +226,8 @@ def test_it_grows_with_the_load_and_shrinks_again(
             assert size(cluster)[2] == 3  # vertical first
             until(lambda: size(cluster) == ({2}, 4, 4), "another pod, of the size of the rest")
             until(lambda: set(workers(cluster)) == {2}, "two workers each")
+            # A leader that ends before it has seen the pod become available has nothing to say of it.
+            until(lambda: ("pods-up", "done") in decisions(controller), "the word of it")
             former = leader(cluster)
             cluster.client.delete("pods", cluster.namespace, former)
             until(lambda: size(cluster) == ({2}, 4, 4), "a pod in its place, of the size of the rest")
