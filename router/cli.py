@@ -8,19 +8,18 @@ Exit codes: 0 done, 1 failed while running, 2 bad usage or settings. An error is
 
 import argparse
 import json
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from router import __version__
-from router.cluster.local.file import Launch, LocalConfig, load_local
+from router.argument import address, count, percent, positive, url
+from router.cluster.local.file import load_local
 from router.cluster.local.keys import KeyStore
+from router.cluster.local.summary import summary
 from router.cluster.local.token_keys import TokenKeyFile
-from router.services import Service, Version
 from router.settings import ROUTER_SETTINGS, environment_name, flag_name, load_settings, parse_router_values
 from router.values import Kind, SettingsError
 
@@ -77,7 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="azureml-fe", description="An inference router in front of deployed models.")
     parser.add_argument("--version", action="version", version=f"azureml-fe {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_local(commands)
+    _add_serve(commands)
+    _add_check(commands)
+    _add_keys(commands)
+    _add_token(commands)
+    _add_plan(commands)
+    _add_top(commands)
+    return parser
 
+
+def _add_local(commands: Any) -> None:
     local = commands.add_parser(
         "local",
         help="serve models on this machine",
@@ -91,13 +100,15 @@ def _parser() -> argparse.ArgumentParser:
         dest="peers",
         action="append",
         default=[],
-        type=_address,
+        type=address,
         metavar="HOST:PORT",
         help="join the router whose peer port this is: serve what it serves, and route as one; may be repeated",
     )
     _add_shared_flags(local)
     local.set_defaults(handler=_local)
 
+
+def _add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve the models of a Kubernetes cluster",
@@ -109,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_shared_flags(serve, in_cluster=True)
     serve.set_defaults(handler=_serve)
 
+
+def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check",
         help="validate settings",
@@ -118,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_cluster_flags(check)
     check.set_defaults(handler=_check)
 
+
+def _add_keys(commands: Any) -> None:
     keys = commands.add_parser(
         "keys",
         help="show and renew keys",
@@ -126,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = keys.add_subparsers(title="actions", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="show a service's keys", description="Print the keys of SERVICE.")
     show.add_argument("--key", choices=("primary", "secondary"), help="only this one, and nothing else")
+    _add_service(show)
     show.set_defaults(handler=_show_keys)
     regenerate = actions.add_parser(
         "regenerate",
@@ -133,7 +149,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Replace one key of SERVICE and print the new one. The other stays valid for clients to move to.",
     )
     regenerate.add_argument("--key", choices=("primary", "secondary"), required=True, help="which one")
+    _add_service(regenerate)
     regenerate.set_defaults(handler=_regenerate_key)
+
+
+def _add_token(commands: Any) -> None:
     token = commands.add_parser(
         "token",
         help="make a token",
@@ -143,15 +163,14 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--ttl", metavar="SECONDS", help="how long it is valid; default: token_lifetime_seconds")
     token.add_argument("--bare", action="store_true", help="only the token itself")
     token.add_argument("--router-namespace", metavar="NAME", help="where the cluster's router runs, if elsewhere")
+    _add_service(token)
     token.set_defaults(handler=_token)
-    for action in (show, regenerate, token):
-        action.add_argument("service", metavar="SERVICE")
-        action.add_argument("--state-dir", default=argparse.SUPPRESS, help="where `azureml-fe local` keeps its state")
-    for action in (show, regenerate, token):
-        _add_cluster_flags(action)
-    _add_plan(commands)
-    _add_top(commands)
-    return parser
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("service", metavar="SERVICE")
+    parser.add_argument("--state-dir", default=argparse.SUPPRESS, help="where `azureml-fe local` keeps its state")
+    _add_cluster_flags(parser)
 
 
 def _add_plan(commands: Any) -> None:
@@ -161,19 +180,19 @@ def _add_plan(commands: Any) -> None:
         description="How many replicas, and how large a router, a load needs: Azure ML's published formula, and what "
         "queueing theory says of the waits.",
     )
-    plan.add_argument("--rps", type=_positive, required=True, metavar="R", help="requests per second")
-    plan.add_argument("--seconds", type=_positive, required=True, metavar="T", help="time that one request takes")
+    plan.add_argument("--rps", type=positive, required=True, metavar="R", help="requests per second")
+    plan.add_argument("--seconds", type=positive, required=True, metavar="T", help="time that one request takes")
     plan.add_argument(
-        "--target", type=_percent, default=70.0, metavar="PERCENT", help="utilization to aim at; default: 70"
+        "--target", type=percent, default=70.0, metavar="PERCENT", help="utilization to aim at; default: 70"
     )
     plan.add_argument(
-        "--max-concurrent", type=_count, default=1, metavar="N", help="requests that one replica handles at a time"
+        "--max-concurrent", type=count, default=1, metavar="N", help="requests that one replica handles at a time"
     )
     plan.add_argument(
-        "--wait", type=_positive, default=500.0, metavar="MS", help="longest wait for a replica; default: 500"
+        "--wait", type=positive, default=500.0, metavar="MS", help="longest wait for a replica; default: 500"
     )
     plan.add_argument(
-        "--refused", type=_percent, default=1.0, metavar="PERCENT", help="requests that may be refused; default: 1"
+        "--refused", type=percent, default=1.0, metavar="PERCENT", help="requests that may be refused; default: 1"
     )
     plan.add_argument("--json", action="store_true", help="as one line of JSON")
     plan.set_defaults(handler=_plan)
@@ -186,7 +205,7 @@ def _add_top(commands: Any) -> None:
         description="Show what a router does, live. URL is its admin port's; by default that of this machine. "
         "With --cluster the leader's of a cluster, through its API server, which needs the right to get pods/proxy.",
     )
-    top.add_argument("url", nargs="?", type=_url, metavar="URL", help="such as http://127.0.0.1:9090")
+    top.add_argument("url", nargs="?", type=url, metavar="URL", help="such as http://127.0.0.1:9090")
     _add_cluster_flags(top)
     top.add_argument("--once", action="store_true", help="print it once and end")
     top.set_defaults(handler=_top)
@@ -252,7 +271,7 @@ def _check(arguments: argparse.Namespace) -> int:
         return _check_cluster(arguments)
     if arguments.file is None:
         raise _UsageError("FILE or --cluster is missing (see azureml-fe check --help)")
-    for line in _summary(load_local(arguments.file, environ=os.environ)):
+    for line in summary(load_local(arguments.file, environ=os.environ)):
         print(line)
     return EXIT_DONE
 
@@ -270,45 +289,6 @@ def _check_cluster(arguments: argparse.Namespace) -> int:
     for line in wrong:
         _complain(line)
     return EXIT_USAGE if wrong else EXIT_DONE
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address; allowed: HOST:PORT with a port from 1 to 65535")
-    return host.strip("[]"), int(port)
-
-
-def _number(text: str, allowed: str, least: float, most: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not least < value <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: {allowed}")
-    return value
-
-
-def _positive(text: str) -> float:
-    return _number(text, "a number above 0, at most 1000000", 0, 1e6)
-
-
-def _percent(text: str) -> float:
-    return _number(text, "a percentage above 0, at most 100", 0, 100)
-
-
-def _count(text: str) -> int:
-    value = _number(text, "a whole number from 1 to 100000", 0, 1e5)
-    if value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: a whole number from 1 to 100000")
-    return int(value)
-
-
-def _url(text: str) -> str:
-    url = text if "://" in text else f"http://{text}"
-    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address; allowed: http://HOST:PORT")
-    return url
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -409,50 +389,3 @@ def _token(arguments: argparse.Namespace) -> int:
         document = asyncio.run(issue_token(store, service, ttl, default_lifetime_seconds=lifetime))
     print(document["accessToken"] if arguments.bare else json.dumps(document))
     return EXIT_DONE
-
-
-def _summary(config: LocalConfig) -> list[str]:
-    """What a local file sets up, in a few lines for people; no key or argument is shown."""
-    lines = []
-    for service in config.services.values():
-        lines.append(f"service {service.name}: {_authentication(service, config)}")
-        for version, share in service.shares():
-            launch = config.launches[service.name, version.name]
-            facts = (f"{share} % of traffic", _scaling(version, launch), _concurrency(version), _launching(launch))
-            lines.append(f"  version {version.name}: {'; '.join(facts)}")
-    return lines
-
-
-def _authentication(service: Service, config: LocalConfig) -> str:
-    if service.token_auth_enabled:
-        own = ["the router"] if config.router.get("token_issuing", True) else []
-        issuers = own + [issuer.issuer for issuer in config.token_issuers.values() if issuer.serves(service.name)]
-        return "tokens of " + (", ".join(issuers) or "nobody")
-    if not service.auth_enabled:
-        return "no authentication"
-    keys = (("primary", service.primary_key), ("secondary", service.secondary_key))
-    return "keys (" + ", ".join(f"{name} {'given' if key else 'generated'}" for name, key in keys) + ")"
-
-
-def _scaling(version: Version, launch: Launch) -> str:
-    if launch.addresses:
-        return f"{len(launch.addresses)} replicas, not scaled"
-    if not version.autoscale_enabled:
-        return f"{version.num_replicas} replicas, fixed"
-    least, most = version.autoscale_min_replicas, version.autoscale_max_replicas
-    return f"{least} to {most} replicas at {version.autoscale_target_utilization} % utilization"
-
-
-def _concurrency(version: Version) -> str:
-    limit = version.replica_max_concurrent_requests
-    if not limit:
-        return "any number of requests at a time each"
-    return f"at most {limit} request{'s' if limit > 1 else ''} at a time each"
-
-
-def _launching(launch: Launch) -> str:
-    if launch.entry_script:
-        return f"entry script {launch.entry_script}"
-    if launch.command:
-        return f"command {launch.command[0]}"
-    return "at " + ", ".join(f"{host}:{port}" for host, port in launch.addresses)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from router.gateway.control import FromLedger, Reintroduce
-from router.peers.wire import Forget, FrontEndGone, Leases, Leaving, Message, ToHolder, Told, ToLedger
+from router.peers.messages import Forget, FrontEndGone, Leases, Leaving, Message, ToHolder, Told, ToLedger
 from router.services import VersionKey
 from router.slots.coordinator import Coordinator
 from router.slots.messages import Hello, Holds

@@ -17,7 +17,7 @@ from typing import Protocol
 from router.auth.issuers import Issuer
 from router.cluster.joined import JoinedCluster
 from router.peering import Peering
-from router.peers.wire import Cordons, Demand, Felt, Message, PodSize, Replicas, Services, TokenIssuers
+from router.peers.messages import Cordons, Demand, Felt, Message, PodSize, Replicas, Services, TokenIssuers
 from router.scaling import demand
 from router.scaling.load import Load
 from router.services import VersionKey

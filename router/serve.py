@@ -37,8 +37,8 @@ from router.cluster.local.file import load_router_file
 from router.peers.accepting import listening_socket
 from router.peers.handshake import SECRET_BYTES, Party
 from router.peers.mesh import Mesh
+from router.peers.messages import Message
 from router.peers.roster import MeshListener
-from router.peers.wire import Message
 from router.pods import Pods
 from router.service_settings import COMPATIBLE_DEFAULTS
 from router.services import SettingsError

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from router.cluster import Cluster
 from router.gateway.control import Replicas, Services
 from router.peering import Peering
-from router.peers import wire
+from router.peers import messages
 from router.pods import Pods
 from router.reports import Reports, Sent
 from router.scaling.loop import ControlLoop, Step
@@ -72,7 +72,7 @@ class Served:
         self.versions = {(s.name, v.name): v for s in services.values() for v in s.versions}
         self._loop.services_changed(services, time.monotonic())
         self._peering.services_changed(self.versions)
-        self._pods.share(wire.Services(services))
+        self._pods.share(messages.Services(services))
         # Requests of versions that are gone go on; who drains their replicas asks for them.
         self._replicas = {key: known for key, known in self._replicas.items() if known or key in self.versions}
         self._reports.retain(self.versions)
@@ -114,7 +114,7 @@ class Served:
     def _share(self, key: VersionKey) -> None:
         """Tell workers, and routers that have joined, of a version's replicas."""
         self._to_workers(self.table(key))
-        self._pods.share(wire.Replicas(key, self._replicas.get(key, ()), self._loop.cordoned(key)))
+        self._pods.share(messages.Replicas(key, self._replicas.get(key, ()), self._loop.cordoned(key)))
 
     def table(self, key: VersionKey) -> Replicas:
         """What workers know of a version's replicas: also those on their way out, whose requests go on."""
@@ -125,10 +125,10 @@ class Served:
         """All that a worker must know before it accepts clients."""
         return [Services(self.services), *(self.table(key) for key in self.versions if key in self._replicas)]
 
-    def shared(self) -> list[wire.Services | wire.Replicas]:
+    def shared(self) -> list[messages.Services | messages.Replicas]:
         """All that another pod must know, where this one has the cluster."""
-        replicas = [wire.Replicas(key, known, self._loop.cordoned(key)) for key, known in self._replicas.items()]
-        return [wire.Services(self.services), *replicas]
+        replicas = [messages.Replicas(key, known, self._loop.cordoned(key)) for key, known in self._replicas.items()]
+        return [messages.Services(self.services), *replicas]
 
     def _set_slots(self, key: VersionKey) -> None:
         """Tell the ledger which replicas may be sent requests, and how many each."""

@@ -28,7 +28,7 @@ from router.overview.logging import LoggingRoutes, WhatIsLogged
 from router.overview.overview import Overview
 from router.overview.routes import StatusRoutes
 from router.peering import Peering
-from router.peers import wire
+from router.peers import messages as peer_messages
 from router.peers.mesh import Mesh
 from router.pods import REPORT_SECONDS, Pods
 from router.ports import Ports, check_ports, open_ports
@@ -251,7 +251,7 @@ class Supervisor:
         """Accept tokens of these issuers, beside the router's own."""
         self._token_issuers = issuers
         self._tokens.set_issuers(issuers)
-        self._pods.share(wire.TokenIssuers(issuers))
+        self._pods.share(peer_messages.TokenIssuers(issuers))
 
     def _trust_changed(self) -> None:
         self._to_workers(Trusted(self._tokens.trust))
@@ -401,9 +401,9 @@ class Supervisor:
         """The listener for `Mesh`."""
         return self._pods
 
-    def tables(self) -> list[wire.Services | wire.TokenIssuers | wire.Replicas]:
+    def tables(self) -> list[peer_messages.Services | peer_messages.TokenIssuers | peer_messages.Replicas]:
         """See `pods.Pod`."""
-        return [wire.TokenIssuers(self._token_issuers), *self._served.shared()]
+        return [peer_messages.TokenIssuers(self._token_issuers), *self._served.shared()]
 
     def report(self) -> tuple[Mapping[str, int], Mapping[VersionKey, int], frozenset[str]]:
         """See `pods.Pod`."""
@@ -437,11 +437,11 @@ class Supervisor:
 
     def tell_load(self, load: Load) -> None:
         """See `workers_sizer.Fleet`."""
-        self._peering.links.broadcast(wire.Felt(load))
+        self._peering.links.broadcast(peer_messages.Felt(load))
 
     def tell_size(self, cpus: float) -> None:
         """See `workers_sizer.Fleet`."""
-        self._peering.links.broadcast(wire.PodSize(cpus))
+        self._peering.links.broadcast(peer_messages.PodSize(cpus))
 
     def has_peers(self) -> bool:
         """See `workers_sizer.Fleet`."""

@@ -29,7 +29,8 @@ from router.peers.handshake import (
     ServerHandshake,
     Session,
 )
-from router.peers.wire import Goodbye, Heartbeat, Message, MessageReader, encode
+from router.peers.messages import Goodbye, Heartbeat, Message
+from router.peers.wire import MessageReader, encode
 
 _LINGER_SECONDS = 1.0  # what was said last may take so long to reach a peer that reads slowly
 _HEARTBEAT = encode(Heartbeat())

@@ -26,8 +26,9 @@ from router.peers.dialling import Address, DialPace, Pursuit, connect, is_numeri
 from router.peers.endings import REFUSALS, Ending, Refusals
 from router.peers.handshake import SUPPORTED, ClientHandshake, Party, ServerHandshake, Versions, check_secret
 from router.peers.link import Link, LinkLimits
+from router.peers.messages import Message
 from router.peers.roster import MeshListener, Roster, Standing, chooses, judge
-from router.peers.wire import Message, MessageReader, encode
+from router.peers.wire import MessageReader, encode
 from router.telemetry.log import event
 
 __all__ = ["Mesh", "MeshListener"]

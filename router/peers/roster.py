@@ -15,7 +15,7 @@ from typing import Protocol
 
 from router.peers.endings import Ending
 from router.peers.handshake import Party
-from router.peers.wire import Message
+from router.peers.messages import Message
 
 
 class Standing(StrEnum):

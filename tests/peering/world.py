@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from router.gateway.control import FromLedger, Reintroduce
 from router.peering import Peering
-from router.peers.wire import Message, encode
+from router.peers.messages import Message
 from router.peers.wire import MessageReader as Reader
+from router.peers.wire import encode
 from router.services import VersionKey
 from router.slots.holder import HeldReplica, VersionHolder
 from router.slots.messages import Holds, ToLedger

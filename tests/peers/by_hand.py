@@ -5,7 +5,8 @@ import asyncio
 from router.peers.endings import Ending
 from router.peers.handshake import SUPPORTED, ClientHandshake, Party, ServerHandshake, Versions
 from router.peers.link import Link, LinkLimits
-from router.peers.wire import Message, MessageReader
+from router.peers.messages import Message
+from router.peers.wire import MessageReader
 from tests.peers.world import SECRET
 
 ANN = Party("a", "00000000000000a1", "127.0.0.1", 1)

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from router.auth.issuers import Issuer
-from router.peers import wire
+from router.peers import messages as peer_messages
 from router.scaling.demand import Demand
 from router.scaling.load import Load
 from router.services import Replica, ReplicaState, Service, Version, parse_service
@@ -80,8 +80,8 @@ services = st.builds(
 )
 
 
-def _by_name(found: list[Service]) -> wire.Services:
-    return wire.Services({service.name: service for service in found})
+def _by_name(found: list[Service]) -> peer_messages.Services:
+    return peer_messages.Services({service.name: service for service in found})
 
 
 issuers = st.builds(
@@ -101,34 +101,36 @@ issuers = st.builds(
 )
 
 
-def _by_issuer(found: list[Issuer]) -> wire.TokenIssuers:
-    return wire.TokenIssuers({issuer.name: issuer for issuer in found})
+def _by_issuer(found: list[Issuer]) -> peer_messages.TokenIssuers:
+    return peer_messages.TokenIssuers({issuer.name: issuer for issuer in found})
 
 
-every_message: st.SearchStrategy[wire.Message] = st.one_of(
-    st.just(wire.Heartbeat()),
-    st.just(wire.Goodbye()),
-    st.just(wire.Leaving()),
-    st.builds(wire.ToLedger, names, keys, _words(to_ledger)),
-    st.builds(wire.ToHolder, names, keys, _words(to_holder)),
-    st.builds(wire.FrontEndGone, names),
+every_message: st.SearchStrategy[peer_messages.Message] = st.one_of(
+    st.just(peer_messages.Heartbeat()),
+    st.just(peer_messages.Goodbye()),
+    st.just(peer_messages.Leaving()),
+    st.builds(peer_messages.ToLedger, names, keys, _words(to_ledger)),
+    st.builds(peer_messages.ToHolder, names, keys, _words(to_holder)),
+    st.builds(peer_messages.FrontEndGone, names),
     st.builds(
-        wire.Leases, names, st.dictionaries(keys, st.builds(slots.Holds, counts, counts, counts, held), max_size=3)
+        peer_messages.Leases,
+        names,
+        st.dictionaries(keys, st.builds(slots.Holds, counts, counts, counts, held), max_size=3),
     ),
-    st.builds(wire.Told, names),
-    st.builds(wire.Forget, names),
+    st.builds(peer_messages.Told, names),
+    st.builds(peer_messages.Forget, names),
     st.builds(
-        wire.Demand,
+        peer_messages.Demand,
         st.dictionaries(keys, demands, max_size=3),
         st.dictionaries(names, counts, max_size=3),
         st.dictionaries(keys, counts, max_size=3),
     ),
-    st.builds(wire.Felt, loads),
-    st.builds(wire.PodSize, seconds),
+    st.builds(peer_messages.Felt, loads),
+    st.builds(peer_messages.PodSize, seconds),
     st.lists(services, max_size=2).map(_by_name),
     st.lists(issuers, max_size=2).map(_by_issuer),
-    st.builds(wire.Replicas, keys, _words(replicas), st.frozensets(names, max_size=3)),
-    st.builds(wire.Cordons, counts, st.dictionaries(keys, st.frozensets(names, max_size=3), max_size=3)),
+    st.builds(peer_messages.Replicas, keys, _words(replicas), st.frozensets(names, max_size=3)),
+    st.builds(peer_messages.Cordons, counts, st.dictionaries(keys, st.frozensets(names, max_size=3), max_size=3)),
 )
 
 

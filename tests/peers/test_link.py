@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from router.peers import wire
+from router.peers import messages
 from router.peers.endings import Ending
 from router.peers.frames import WireError
 from router.peers.handshake import ServerHandshake, Versions
@@ -16,7 +16,7 @@ from tests.peers.by_hand import ANN, BEN, STEADY, Hand, Owner, accepts, carry, d
 from tests.peers.world import SECRET, eventually, run
 
 QUICK = LinkLimits(handshake_seconds=0.05, heartbeat_seconds=0.01, dead_after_seconds=0.05)
-HELLO = wire.Told("iris")
+HELLO = messages.Told("iris")
 
 
 def test_both_ends_know_one_another_once_they_are_up() -> None:
@@ -26,10 +26,10 @@ def test_both_ends_know_one_another_once_they_are_up() -> None:
         assert dialling.link.is_up
         assert dialling.link.version == 1
         dialling.link.send(HELLO)
-        accepting.link.send(wire.Forget("iris"))
+        accepting.link.send(messages.Forget("iris"))
         await carry(dialling, accepting)
         assert accepting.owner.told[2:] == [HELLO]
-        assert dialling.owner.told[2:] == [wire.Forget("iris")]
+        assert dialling.owner.told[2:] == [messages.Forget("iris")]
         dialling.link.end(Ending.STOPPED)
         accepting.link.end(Ending.STOPPED)
 
@@ -58,12 +58,12 @@ def test_what_is_sent_within_one_turn_of_the_loop_is_written_at_once() -> None:
     async def story() -> None:
         dialling, accepting = await linked()
         for number in range(50):
-            dialling.link.send(wire.Told(str(number)))
+            dialling.link.send(messages.Told(str(number)))
         assert dialling.hand.writes == []
         await asyncio.sleep(0)
         assert len(dialling.hand.writes) == 1
         await carry(dialling, accepting)
-        assert accepting.owner.told[2:] == [wire.Told(str(number)) for number in range(50)]
+        assert accepting.owner.told[2:] == [messages.Told(str(number)) for number in range(50)]
         dialling.link.end(Ending.STOPPED)
         accepting.link.end(Ending.STOPPED)
 
@@ -281,7 +281,7 @@ def test_a_message_over_the_limit_is_refused_to_the_sender() -> None:
     async def story() -> None:
         dialling, accepting = await linked(dataclasses.replace(STEADY, frame_limit_bytes=100))
         with pytest.raises(WireError):
-            dialling.link.send(wire.Told("x" * 100))
+            dialling.link.send(messages.Told("x" * 100))
         dialling.link.send(HELLO)
         await carry(dialling, accepting)
         assert accepting.owner.told[2:] == [HELLO]

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from router.peers import wire
+from router.peers import messages
 from router.peers.dialling import Address
 from router.peers.frames import WireError
 from router.peers.roster import Standing
@@ -21,7 +21,7 @@ from tests.peers.world import (
     two_across_networks,
 )
 
-HELLO = wire.Told("iris")
+HELLO = messages.Told("iris")
 
 
 def test_three_routers_find_one_another_and_themselves() -> None:
@@ -61,10 +61,10 @@ def test_routers_that_dial_at_the_same_time_have_one_link_and_keep_it() -> None:
                 await a.is_linked_with("b")
                 await b.is_linked_with("a")
                 for number in range(20):
-                    a.mesh.send("b", wire.Told(f"a{number}"))
-                    b.mesh.send("a", wire.Told(f"b{number}"))
-                    await a.ears.until(lambda: a.ears.said[-1:] == [("b", wire.Told(f"b{number}"))])  # noqa: B023
-                    await b.ears.until(lambda: b.ears.said[-1:] == [("a", wire.Told(f"a{number}"))])  # noqa: B023
+                    a.mesh.send("b", messages.Told(f"a{number}"))
+                    b.mesh.send("a", messages.Told(f"b{number}"))
+                    await a.ears.until(lambda: a.ears.said[-1:] == [("b", messages.Told(f"b{number}"))])  # noqa: B023
+                    await b.ears.until(lambda: b.ears.said[-1:] == [("a", messages.Told(f"a{number}"))])  # noqa: B023
                 assert a.ears.events == [("up", "b")]
                 assert b.ears.events == [("up", "a")]
 
@@ -77,9 +77,9 @@ def test_messages_come_in_order_and_nothing_is_heard_of_those_to_nobody() -> Non
             await b.is_linked_with("a")
             b.mesh.send("nobody", HELLO)
             for number in range(500):
-                b.mesh.send("a", wire.Told(str(number)))
+                b.mesh.send("a", messages.Told(str(number)))
             await a.ears.until(lambda: len(a.ears.said) == 500)
-            assert a.ears.said == [("b", wire.Told(str(number))) for number in range(500)]
+            assert a.ears.said == [("b", messages.Told(str(number))) for number in range(500)]
 
     run(story())
 
@@ -88,7 +88,7 @@ def test_a_message_that_is_too_large_is_the_senders_error_and_the_link_stays() -
     async def story() -> None:
         async with router("a") as a, router("b", expects={a.address: None}) as b:
             await b.is_linked_with("a")
-            too_large = wire.Told("x" * QUICK.frame_limit_bytes)
+            too_large = messages.Told("x" * QUICK.frame_limit_bytes)
             with pytest.raises(WireError):
                 b.mesh.send("a", too_large)
             with pytest.raises(WireError):

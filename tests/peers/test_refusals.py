@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from router.peers import wire
+from router.peers import messages
 from router.peers.accepting import HANDSHAKES
 from router.peers.dialling import Address
 from router.peers.handshake import MAGIC, Versions
 from tests.peers.world import PATIENCE_SECONDS, QUICK, Router, eventually, network_to, router, run
 
-HELLO = wire.Told("iris")
+HELLO = messages.Told("iris")
 REFUSED = "connection on the peer port refused"
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from router.peers import wire
+from router.peers import messages
 from router.peers.handshake import Party
 from tests.peers.world import (
     QUICK,
@@ -16,7 +16,7 @@ from tests.peers.world import (
     two_across_networks,
 )
 
-HELLO = wire.Told("iris")
+HELLO = messages.Told("iris")
 
 
 def later(incarnation: str) -> str:

@@ -6,10 +6,10 @@ import ssl
 import pytest
 import trustme
 
-from router.peers import wire
+from router.peers import messages
 from tests.peers.world import eventually, router, run
 
-HELLO = wire.Told("iris")
+HELLO = messages.Told("iris")
 
 
 class Authority:
@@ -51,9 +51,9 @@ def test_routers_are_linked_over_tls_and_say_goodbye(ours: Authority) -> None:
             ) as b:  # fmt: skip
                 await b.is_linked_with("a")
                 await a.is_linked_with("b")
-                large = wire.Told("x" * 1_000_000)
+                large = messages.Told("x" * 1_000_000)
                 for number in range(20):
-                    b.mesh.send("a", wire.Told(str(number)))
+                    b.mesh.send("a", messages.Told(str(number)))
                 b.mesh.send("a", large)
                 await a.ears.until(lambda: len(a.ears.said) == 21)
                 assert a.ears.said[-1] == ("b", large)

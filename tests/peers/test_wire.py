@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.peers import wire
+from router.peers import messages as peer_messages
 from router.peers.endings import Ending
 from router.peers.frames import WireError
 from router.peers.wire import MessageReader, encode
@@ -26,14 +26,14 @@ KNOWN = [
     "heartbeat", "goodbye", "leaving", "to-ledger", "to-holder", "front-end-gone", "told", "forget", "demand", "felt",
     "pod-size", "services", "replicas",
 ]  # fmt: skip
-WANTS = wire.ToLedger("pod-1/worker-0", ("iris", "blue"), (slots.Wants(7, 3, (5,)),))
+WANTS = peer_messages.ToLedger("pod-1/worker-0", ("iris", "blue"), (slots.Wants(7, 3, (5,)),))
 
 
-def read(payload: bytes) -> wire.Message | None:
+def read(payload: bytes) -> peer_messages.Message | None:
     return MessageReader().read(payload)
 
 
-def altered(message: wire.Message, *path: int | str, to: object) -> bytes:
+def altered(message: peer_messages.Message, *path: int | str, to: object) -> bytes:
     """A message's payload, with one value replaced."""
     fields: Any = orjson.loads(encode(message))
     place = fields
@@ -44,7 +44,7 @@ def altered(message: wire.Message, *path: int | str, to: object) -> bytes:
 
 
 @given(every_message)
-def test_every_message_comes_out_as_it_went_in(message: wire.Message) -> None:
+def test_every_message_comes_out_as_it_went_in(message: peer_messages.Message) -> None:
     reader = MessageReader()
     assert reader.read(encode(message)) == message
     assert reader.unknown == 0
@@ -64,7 +64,7 @@ def test_json_of_any_shape_raises_nothing_but_wire_error(name: str, fields: list
 
 @given(every_message, st.data())
 def test_a_message_with_one_value_of_another_kind_raises_nothing_but_wire_error(
-    message: wire.Message, data: st.DataObject
+    message: peer_messages.Message, data: st.DataObject
 ) -> None:
     fields = orjson.loads(encode(message))
     place = fields
@@ -123,12 +123,12 @@ def test_a_word_of_a_later_release_is_passed_over_and_counted() -> None:
 
 
 @given(every_message)
-def test_fields_of_a_later_release_are_passed_over(message: wire.Message) -> None:
+def test_fields_of_a_later_release_are_passed_over(message: peer_messages.Message) -> None:
     assert read(orjson.dumps([*orjson.loads(encode(message)), {"later": 1}])) == message
 
 
 def test_settings_of_a_later_release_are_passed_over() -> None:
-    message = wire.Services({"iris": a_service()})
+    message = peer_messages.Services({"iris": a_service()})
     fields = orjson.loads(encode(message))
     fields[1][0]["mirror_to"] = "elsewhere"
     fields[1][0]["versions"][0]["priority"] = 3
@@ -136,30 +136,30 @@ def test_settings_of_a_later_release_are_passed_over() -> None:
 
 
 def test_a_setting_that_an_earlier_release_lacks_has_its_default() -> None:
-    message = wire.Services({"iris": a_service(max_queue_length=5, keep_underscore_headers=True)})
+    message = peer_messages.Services({"iris": a_service(max_queue_length=5, keep_underscore_headers=True)})
     fields = orjson.loads(encode(message))
     del fields[1][0]["keep_underscore_headers"]
     del fields[1][0]["versions"][0]["max_queue_length"]
     found = read(orjson.dumps(fields))
-    assert found == wire.Services({"iris": a_service()})
+    assert found == peer_messages.Services({"iris": a_service()})
 
 
 def test_a_service_lacks_no_field_without_a_default() -> None:
     for name in ("name", "versions"):
-        fields = orjson.loads(encode(wire.Services({"iris": a_service()})))
+        fields = orjson.loads(encode(peer_messages.Services({"iris": a_service()})))
         del fields[1][0][name]
         with pytest.raises(WireError, match=f"Service.{name}"):
             read(orjson.dumps(fields))
 
 
 def test_services_travel_with_their_keys() -> None:
-    found = read(encode(wire.Services({"iris": a_service()})))
-    assert isinstance(found, wire.Services)
+    found = read(encode(peer_messages.Services({"iris": a_service()})))
+    assert isinstance(found, peer_messages.Services)
     assert found.services["iris"].primary_key == "hunter2-primary"
 
 
 def test_keys_are_in_no_repr_and_no_error() -> None:
-    message = wire.Services({"iris": a_service()})
+    message = peer_messages.Services({"iris": a_service()})
     assert "hunter2" not in repr(message)
     for payload in (
         encode(message)[:-1],
@@ -176,13 +176,13 @@ def test_keys_are_in_no_repr_and_no_error() -> None:
 
 
 def test_every_field_of_a_service_is_carried() -> None:
-    fields = orjson.loads(encode(wire.Services({"iris": a_service()})))
+    fields = orjson.loads(encode(peer_messages.Services({"iris": a_service()})))
     assert set(fields[1][0]) == set(Service.__annotations__)
     assert set(fields[1][0]["versions"][0]) == set(Version.__annotations__)
 
 
 def test_demand_that_cannot_be_is_refused() -> None:
-    message = wire.Demand({}, {}, {})
+    message = peer_messages.Demand({}, {}, {})
     report = ["iris", "default", 1.0, 1.0, 0.0, 1, 0, 1, 0.5]
     assert read(altered(message, 1, to=[report])) != message
     for place, value in ((2, -1.0), (3, "1"), (5, 1.5), (8, None)):
@@ -195,7 +195,7 @@ def test_demand_that_cannot_be_is_refused() -> None:
 
 def test_a_load_of_a_release_with_other_buckets_is_taken_to_be_slower() -> None:
     found = read(b'["felt",1.0,2.0,0.5,[[0.00006,3],[0.002,1],[0.003,1],[60.0,1],[null,1]],[]]')
-    assert isinstance(found, wire.Felt)
+    assert isinstance(found, peer_messages.Felt)
     counted = {bound: found.load.route_time[i] for i, bound in enumerate((*ROUTE_BOUNDS, None))}
     assert {bound: count for bound, count in counted.items() if count} == {0.000075: 3, 0.002: 1, 0.003: 1, None: 2}
 
@@ -207,5 +207,5 @@ def test_a_load_that_cannot_be_is_refused(fields: bytes) -> None:
 
 
 def test_a_message_about_slots_is_small() -> None:
-    grant = wire.ToHolder("router-7f9c/worker-0", ("iris", "default"), (slots.Grant("iris-default-5d6f", 17),))
+    grant = peer_messages.ToHolder("router-7f9c/worker-0", ("iris", "default"), (slots.Grant("iris-default-5d6f", 17),))
     assert len(encode(grant)) < 100

@@ -15,7 +15,7 @@ from router.peers.dialling import Address, DialPace
 from router.peers.handshake import SUPPORTED, Versions
 from router.peers.link import LinkLimits
 from router.peers.mesh import Mesh
-from router.peers.wire import Message
+from router.peers.messages import Message
 
 SECRET = b"correct horse battery"
 PATIENCE_SECONDS = 10.0

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from router.peering import Peering
-from router.peers.wire import Cordons, Demand, Message, Replicas
+from router.peers.messages import Cordons, Demand, Message, Replicas
 from router.pods import REPORT_SECONDS, Pod, Pods
 from router.scaling import demand
 from router.scaling.load import Load
