@@ -1,0 +1,53 @@
+"""What a local file sets up, in a few lines for people (`azureml-fe check`). No key or argument is shown."""
+
+from __future__ import annotations
+
+from router.cluster.local.file import Launch, LocalConfig
+from router.services import Service, Version
+
+
+def summary(config: LocalConfig) -> list[str]:
+    """One line for each service, and one for each of its versions."""
+    lines = []
+    for service in config.services.values():
+        lines.append(f"service {service.name}: {_authentication(service, config)}")
+        for version, share in service.shares():
+            launch = config.launches[service.name, version.name]
+            facts = (f"{share} % of traffic", _scaling(version, launch), _concurrency(version), _launching(launch))
+            lines.append(f"  version {version.name}: {'; '.join(facts)}")
+    return lines
+
+
+def _authentication(service: Service, config: LocalConfig) -> str:
+    if service.token_auth_enabled:
+        own = ["the router"] if config.router.get("token_issuing", True) else []
+        issuers = own + [issuer.issuer for issuer in config.token_issuers.values() if issuer.serves(service.name)]
+        return "tokens of " + (", ".join(issuers) or "nobody")
+    if not service.auth_enabled:
+        return "no authentication"
+    keys = (("primary", service.primary_key), ("secondary", service.secondary_key))
+    return "keys (" + ", ".join(f"{name} {'given' if key else 'generated'}" for name, key in keys) + ")"
+
+
+def _scaling(version: Version, launch: Launch) -> str:
+    if launch.addresses:
+        return f"{len(launch.addresses)} replicas, not scaled"
+    if not version.autoscale_enabled:
+        return f"{version.num_replicas} replicas, fixed"
+    least, most = version.autoscale_min_replicas, version.autoscale_max_replicas
+    return f"{least} to {most} replicas at {version.autoscale_target_utilization} % utilization"
+
+
+def _concurrency(version: Version) -> str:
+    limit = version.replica_max_concurrent_requests
+    if not limit:
+        return "any number of requests at a time each"
+    return f"at most {limit} request{'s' if limit > 1 else ''} at a time each"
+
+
+def _launching(launch: Launch) -> str:
+    if launch.entry_script:
+        return f"entry script {launch.entry_script}"
+    if launch.command:
+        return f"command {launch.command[0]}"
+    return "at " + ", ".join(f"{host}:{port}" for host, port in launch.addresses)
