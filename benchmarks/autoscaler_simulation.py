@@ -23,11 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
+from benchmarks.harness.simulated import panels, print_table
 from router.scaling.autoscaler import replicas_for
 from router.scaling.demand import Demand
 from router.scaling.scaler import Action, Cordon, ReplicaFacts, SetReplicas, VersionScaler
@@ -257,30 +253,22 @@ def row(scenario: Scenario, report: Report) -> tuple[str, ...]:
     )
 
 
-def print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(each[column]) for each in rows) for column in range(len(HEADINGS))]
-    for each in rows:
-        cells = (cell.rjust(width) for cell, width in zip(each[1:], widths[1:], strict=True))
-        print(each[0].ljust(widths[0]), *cells, sep="  ")
-
-
 def plot(results: list[tuple[Scenario, Report]], path: Path) -> None:
-    figure, axes = plt.subplots(len(results), 1, figsize=(11, 2.4 * len(results)), layout="constrained")
-    for axis, (scenario, report) in zip(axes, results, strict=True):
-        minutes = [second / 60 for second in range(len(report.needed))]
-        axis.fill_between(minutes, report.needed, color="#c9d7e8", step="post", label="needed (rate x time / target)")
-        axis.plot(minutes, report.wanted, color="#d1495b", lw=1.1, drawstyle="steps-post", label="desired")
-        axis.plot(minutes, report.ready, color="#1b4965", lw=1.1, drawstyle="steps-post", label="ready")
-        refused = [minute for minute, count in zip(minutes, report.refused, strict=True) if count]
-        axis.plot(refused, [0] * len(refused), "|", color="black", ms=9, label="requests refused")
-        share = sum(report.refused) / max(report.requests, 1)
-        axis.set_title(f"{scenario.name}: {report.requests:,} requests, {share:.2%} refused", loc="left", fontsize=10)
-        axis.set_ylabel("replicas")
-        axis.margins(x=0)
-    axes[0].legend(loc="upper right", ncols=4, fontsize=8, frameon=False)
-    axes[-1].set_xlabel("minutes")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with panels(len(results), path, inches=2.4) as axes:
+        for axis, (scenario, report) in zip(axes, results, strict=True):
+            minutes = [second / 60 for second in range(len(report.needed))]
+            axis.fill_between(
+                minutes, report.needed, color="#c9d7e8", step="post", label="needed (rate x time / target)"
+            )
+            axis.plot(minutes, report.wanted, color="#d1495b", lw=1.1, drawstyle="steps-post", label="desired")
+            axis.plot(minutes, report.ready, color="#1b4965", lw=1.1, drawstyle="steps-post", label="ready")
+            refused = [minute for minute, count in zip(minutes, report.refused, strict=True) if count]
+            axis.plot(refused, [0] * len(refused), "|", color="black", ms=9, label="requests refused")
+            share = sum(report.refused) / max(report.requests, 1)
+            axis.set_title(
+                f"{scenario.name}: {report.requests:,} requests, {share:.2%} refused", loc="left", fontsize=10
+            )
+            axis.set_ylabel("replicas")
 
 
 def main() -> None:

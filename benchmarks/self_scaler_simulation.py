@@ -13,11 +13,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
+from benchmarks.harness.simulated import panels, print_table
 from benchmarks.selfscaling.loads import Scenario, scenarios
 from benchmarks.selfscaling.simulation import Simulation, Trace
 from router.scaling.self_scaler import Kind, Policy
@@ -52,31 +48,19 @@ def row(scenario: Scenario, trace: Trace) -> tuple[str, ...]:
     )
 
 
-def print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(each[column]) for each in rows) for column in range(len(HEADINGS))]
-    for each in rows:
-        cells = (cell.rjust(width) for cell, width in zip(each[1:], widths[1:], strict=True))
-        print(each[0].ljust(widths[0]), *cells, sep="  ")
-
-
 def plot(results: list[tuple[Scenario, Trace]], path: Path) -> None:
-    figure, axes = plt.subplots(len(results), 1, figsize=(11, 2.1 * len(results)), layout="constrained")
-    for axis, (scenario, trace) in zip(axes, results, strict=True):
-        minutes = [second / 60 for second in range(0, len(trace.sizes), 10)]
-        sizes, cores = trace.sizes[::10], trace.cores[::10]
-        axis.fill_between(minutes, cores, color="#c9d7e8", step="post", label="load")
-        total = [size.total for size in sizes]
-        axis.plot(minutes, total, color="#1b4965", lw=1.1, drawstyle="steps-post", label="CPUs of all pods")
-        pods = [size.pods for size in sizes]
-        axis.plot(minutes, pods, color="#d1495b", lw=1.0, ls=":", drawstyle="steps-post", label="pods")
-        axis.set_title(f"{scenario.name}: {len(trace.decisions)} changes", loc="left", fontsize=10)
-        axis.set_ylabel("CPUs")
-        axis.set_ylim(0, max(total) * 1.3)  # more load than that can be cannot be served either
-        axis.margins(x=0)
-    axes[0].legend(loc="upper right", ncols=3, fontsize=8, frameon=False)
-    axes[-1].set_xlabel("minutes")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    with panels(len(results), path, inches=2.1) as axes:
+        for axis, (scenario, trace) in zip(axes, results, strict=True):
+            minutes = [second / 60 for second in range(0, len(trace.sizes), 10)]
+            sizes, cores = trace.sizes[::10], trace.cores[::10]
+            axis.fill_between(minutes, cores, color="#c9d7e8", step="post", label="load")
+            total = [size.total for size in sizes]
+            axis.plot(minutes, total, color="#1b4965", lw=1.1, drawstyle="steps-post", label="CPUs of all pods")
+            pods = [size.pods for size in sizes]
+            axis.plot(minutes, pods, color="#d1495b", lw=1.0, ls=":", drawstyle="steps-post", label="pods")
+            axis.set_title(f"{scenario.name}: {len(trace.decisions)} changes", loc="left", fontsize=10)
+            axis.set_ylabel("CPUs")
+            axis.set_ylim(0, max(total) * 1.3)  # more load than that can be cannot be served either
 
 
 def main() -> None:
