@@ -19,9 +19,9 @@ PATIENCE_SECONDS = 20.0
 POLL_SECONDS = 0.03
 
 
-def until(holds: Callable[[], object], what: str = "what was waited for") -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def until(holds: Callable[[], object], what: str = "what was waited for", *, seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait until something holds; more `seconds` for what takes its time by itself."""
+    deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what} did not come about"
         time.sleep(POLL_SECONDS)
