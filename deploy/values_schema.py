@@ -61,6 +61,8 @@ def _property(setting: Setting) -> dict[str, Any]:
             return {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}
         case Kind.MAPPING:
             return {"type": "object", "additionalProperties": {"type": "string"}}
+    if "off" in setting.choices:
+        return {"enum": [*setting.choices, False]}  # as which YAML takes the word
     return {"enum": list(setting.choices)} if setting.choices else {"type": "string"}
 
 

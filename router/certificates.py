@@ -64,7 +64,7 @@ def server_files(settings: RouterSettings) -> Files | None:
 
 
 def peer_files(settings: RouterSettings) -> Files | None:
-    """Of the port for other pods; None where their links are not encrypted. Raises `SettingsError`."""
+    """Of the port for other pods; None where none are mounted. Raises `SettingsError`."""
     authorities = ("peer_tls_ca_file", settings.peer_tls_ca_file)
     files = _files(
         "peer",
@@ -338,9 +338,3 @@ class PeerCertificates(Certificates):
         if material is not None:
             self.accepting.current, self.dialling.current = peer_contexts(material)
         return material
-
-
-def peer_certificates(settings: RouterSettings, now: float) -> PeerCertificates | None:
-    """Of the links between pods; None where they are not encrypted. Raises `SettingsError`."""
-    files = peer_files(settings)
-    return PeerCertificates(files, now) if files is not None else None

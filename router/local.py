@@ -23,7 +23,6 @@ from typing import Any, TextIO
 
 import uvloop
 
-from router.certificates import peer_certificates
 from router.cluster.joined import JoinedCluster
 from router.cluster.local import example_path, example_request_path
 from router.cluster.local.cluster import LocalCluster
@@ -33,6 +32,7 @@ from router.cluster.local.secret import peer_secret
 from router.cluster.local.token_keys import TokenKeyFile
 from router.console import Console, addresses
 from router.overview.logging import WhatIsLogged
+from router.peer_tls import peer_tls
 from router.peers.accepting import listening_socket
 from router.peers.dialling import Address
 from router.peers.mesh import Mesh
@@ -94,16 +94,17 @@ class _Run(abc.ABC):
             peer_socket=peer_socket,
             token_keys=TokenKeyFile(settings.state_dir),
         )
-        certificates = peer_certificates(settings, time.time())
-        if certificates is not None:
-            self._supervisor.keep(certificates)
+        tls = peer_tls(settings, time.time())
+        if tls.mounted is not None:
+            self._supervisor.keep(tls.mounted)
         self._mesh = Mesh(
             own_id,
             peer_socket,
             peer_secret(settings.state_dir),
             self._supervisor.pods,
-            ssl_server=certificates.accepting if certificates is not None else None,
-            ssl_client=certificates.dialling if certificates is not None else None,
+            ssl_server=tls.accepting,
+            ssl_client=tls.dialling,
+            encryption=tls.own,
         )
         self._console = Console(self._supervisor, out, self._own_key)
         self._stopping = asyncio.Event()

@@ -23,7 +23,6 @@ from pathlib import Path
 import uvloop
 
 from router.auth.issuers import Issuer
-from router.certificates import peer_certificates
 from router.cluster.kubernetes.client import Api
 from router.cluster.kubernetes.cluster import KubernetesCluster
 from router.cluster.kubernetes.credentials import Kubeconfig, PodAccount, credentials
@@ -34,6 +33,7 @@ from router.cluster.kubernetes.sizing import PodsSizer
 from router.cluster.kubernetes.token_keys import TokenKeySecret
 from router.cluster.kubernetes.view import samples
 from router.cluster.local.file import load_router_file
+from router.peer_tls import peer_tls
 from router.peers.accepting import listening_socket
 from router.peers.handshake import SECRET_BYTES, Party
 from router.peers.mesh import Mesh
@@ -112,16 +112,17 @@ class Serve:
             join=self._join,
             defaults=COMPATIBLE_DEFAULTS[settings.compatibility],
         )
-        certificates = peer_certificates(settings, time.time())
-        if certificates is not None:
-            self._supervisor.keep(certificates)
+        tls = peer_tls(settings, time.time())
+        if tls.mounted is not None:
+            self._supervisor.keep(tls.mounted)
         self._mesh = Mesh(
             pod,
             peer_socket,
             secret,
             _Heard(self._supervisor.pods, self._electorate),
-            ssl_server=certificates.accepting if certificates is not None else None,
-            ssl_client=certificates.dialling if certificates is not None else None,
+            ssl_server=tls.accepting,
+            ssl_client=tls.dialling,
+            encryption=tls.own,
             incarnation=incarnation,
         )
         self._sizer = self._make_sizer(namespace) if settings.self_scaling_enabled else None

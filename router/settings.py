@@ -39,6 +39,7 @@ class RouterSettings:
     tls_key_file: str | None
     tls_client_ca_file: str | None
     allow_insecure_connections: bool | None
+    peer_tls: str
     peer_tls_cert_file: str | None
     peer_tls_key_file: str | None
     peer_tls_ca_file: str | None
@@ -187,9 +188,17 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
         default_means="true where `host` is a loopback address",
     ),
     _router(
+        "peer_tls",
+        Kind.TEXT,
+        "TLS between router pods, with certificates that they make themselves unless files are given: preferred also "
+        "links with one that does not encrypt (an earlier release, off), required does not.",
+        default="preferred",
+        choices=("off", "preferred", "required"),
+    ),
+    _router(
         "peer_tls_cert_file",
         Kind.TEXT,
-        "Certificate for other router pods in PEM, of an authority in `peer_tls_ca_file`; turns TLS between pods on.",
+        "Certificate for other router pods in PEM, of an authority in `peer_tls_ca_file`, in place of their own.",
         default_means="none",
         **_FILE,
     ),

@@ -53,6 +53,20 @@ def peer_contexts(material: Material) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return accepting, dialling
 
 
+def own_contexts(material: Material) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The same with a certificate that no authority has issued: only the accepting side shows one, and it is for the
+    caller to see that it is the one expected. Raises `ssl.SSLError`."""
+    accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _configure(accepting, material)
+    accepting.num_tickets = 0  # a link is not resumed
+    dialling = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    dialling.check_hostname = False
+    dialling.verify_mode = ssl.CERT_NONE
+    for context in (accepting, dialling):
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return accepting, dialling
+
+
 def _configure(context: ssl.SSLContext, material: Material) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS12_CIPHERS)

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -134,20 +135,30 @@ def statistics(port: int) -> dict[str, Any]:
 
 
 class Load:
-    """Clients that ask again and again until the end; `keep_alive` over one connection each, as long as it lasts."""
+    """Clients that ask again and again until the end. The share `keep_alive` of them do so over one connection each, as
+    long as it lasts, the others over a new one each time; with a `context` over TLS."""
 
     def __init__(
-        self, port: int, path: str, *, clients: int = 4, keep_alive: bool = True, pause: float = 0.01, **headers: str
+        self,
+        port: int,
+        path: str,
+        *,
+        clients: int = 4,
+        keep_alive: float = 1.0,
+        pause: float = 0.01,
+        context: ssl.SSLContext | None = None,
+        **headers: str,
     ) -> None:
         self.answers: Counter[int] = Counter()
         self.failures: list[str] = []
         self._port = port
         self._path = path
-        self._keep_alive = keep_alive
         self._pause = pause
         self._headers = headers
         self._over = threading.Event()
-        self._clients = [threading.Thread(target=self._run) for _ in range(clients)]
+        self._context = context
+        kept = round(clients * keep_alive)
+        self._clients = [threading.Thread(target=self._run, args=(number < kept,)) for number in range(clients)]
 
     def __enter__(self) -> Self:
         for client in self._clients:
@@ -172,8 +183,13 @@ class Load:
     def __repr__(self) -> str:
         return f"{dict(self.answers)} {self.failures[:5]}"
 
-    def _run(self) -> None:
-        line = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_SECONDS)
+    def _line(self) -> http.client.HTTPConnection:
+        if self._context is None:
+            return http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_SECONDS)
+        return http.client.HTTPSConnection("127.0.0.1", self._port, timeout=PATIENCE_SECONDS, context=self._context)
+
+    def _run(self, keep: bool) -> None:
+        line = self._line()
         while not self._over.wait(self._pause):
             try:
                 answer = ask_over(line, self._path, b'{"data": []}', **self._headers)
@@ -184,7 +200,7 @@ class Load:
                 self.answers[answer.status] += 1
                 if answer.status != 200:
                     self.failures.append(f"{answer.status} {answer.body[:200]!r}")
-                if not self._keep_alive:
+                if not keep:
                     line.close()
         line.close()
 

@@ -11,6 +11,7 @@ import trustme
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from router.certificates import Certificates, Files, PeerCertificates, judge, peer_files, server_files
+from router.peer_tls import PeerTls, peer_tls
 from router.settings import load_settings
 from router.tls import Material, peer_contexts
 from router.values import SettingsError
@@ -139,6 +140,23 @@ def test_without_files_there_is_no_tls() -> None:
     settings = load_settings(environ={})
     assert server_files(settings) is None
     assert peer_files(settings) is None
+
+
+def test_links_between_routers_are_encrypted_by_files_else_as_the_setting_says() -> None:
+    def tls(**given: str) -> PeerTls:
+        return peer_tls(load_settings(environ={}, file=given), NOW)
+
+    for word, required in (("preferred", False), ("required", True)):
+        own = tls(peer_tls=word).own
+        assert own is not None
+        assert own.required is required
+        assert tls(peer_tls=word).mounted is None
+    assert tls(peer_tls="off") == PeerTls()
+    files = {"peer_tls_cert_file": "/c", "peer_tls_key_file": "/k", "peer_tls_ca_file": "/a"}
+    with pytest.raises(SettingsError, match=r"^peer_tls = 'off': must be preferred or required .*'?/c"):
+        tls(peer_tls="off", **files)
+    with pytest.raises(SettingsError, match=r"peer_tls = 'some': must be one of off, preferred, required"):
+        tls(peer_tls="some")
 
 
 # One in another's place.

@@ -1,5 +1,6 @@
 """HTTPS as clients see it: a router process with mounted certificates, `openssl s_client` on the other side."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -10,11 +11,9 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import pytest
 import trustme
@@ -22,7 +21,7 @@ import trustme
 from router.peers.handshake import MAGIC
 from router.tls import Material
 from tests.certificates import Mount, issue
-from tests.processes import PATIENCE_SECONDS, Answer, ask, ask_over, until
+from tests.processes import PATIENCE_SECONDS, Answer, Load, ask, ask_over, until
 from tests.routers import Router, Start, environment, open_echo
 
 AUTHORITY = trustme.CA(key_type=trustme.KeyType.ECDSA)
@@ -69,41 +68,9 @@ def score(port: int, body: bytes = b"[1]") -> Answer:
         line.close()
 
 
-class TlsLoad:
-    """Clients that ask again and again over TLS, half of them over a new connection each time."""
-
-    def __init__(self, port: int, clients: int = 4) -> None:
-        self.answers: Counter[int] = Counter()
-        self.failures: list[str] = []
-        self._port = port
-        self._over = threading.Event()
-        self._clients = [threading.Thread(target=self._run, args=(number % 2 == 0,)) for number in range(clients)]
-
-    def __enter__(self) -> Self:
-        for client in self._clients:
-            client.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for client in self._clients:
-            client.join()
-
-    def goes_on(self, requests: int = 30) -> None:
-        before = self.answers.total()
-        until(lambda: self.answers.total() >= before + requests or self.failures, "answers")
-
-    def _run(self, keep: bool) -> None:
-        line = http.client.HTTPSConnection("127.0.0.1", self._port, timeout=PATIENCE_SECONDS, context=trusting())
-        while not self._over.wait(0.005):
-            try:
-                self.answers[ask_over(line, ECHO, b"[1]").status] += 1
-            except (OSError, http.client.HTTPException) as error:
-                self.failures.append(repr(error))
-                line.close()
-            if not keep:
-                line.close()
-        line.close()
+def tls_load(port: int, clients: int = 4) -> Load:
+    """Clients over TLS, half of them over a new connection each time."""
+    return Load(port, ECHO, clients=clients, keep_alive=0.5, pause=0.005, context=trusting())
 
 
 def settings(mount: Mount) -> dict[str, object]:
@@ -229,7 +196,7 @@ def test_a_turned_secret_is_in_force_in_all_workers_and_no_request_fails(start: 
     port = https_port(router)
     kept = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS, context=trusting())
     ask_over(kept, ECHO, b"[1]")
-    with TlsLoad(port) as load:
+    with tls_load(port) as load:
         load.goes_on()
         for following in (OTHER, THIRD):
             mount.turn(following)
@@ -243,8 +210,7 @@ def test_a_turned_secret_is_in_force_in_all_workers_and_no_request_fails(start: 
         assert ask_over(kept, ECHO, b"[1]").status == 200
         assert kept.sock is line, "a connection that was open goes on"
     kept.close()
-    assert not load.failures
-    assert set(load.answers) == {200}
+    assert load.all_well, load
     assert len(router.log("new certificate in force")) == 2
 
 
@@ -257,7 +223,7 @@ def test_bad_pairs_are_refused_and_the_former_one_stays(start: Start, tmp_path: 
         "is not the key of the certificate": replace(OTHER, key=ONE.key),
         "expired at": issue(AUTHORITY, "127.0.0.1", ends=1_600_000_000.0),
     }
-    with TlsLoad(port, clients=2) as load:
+    with tls_load(port, clients=2) as load:
         for number, (reason, pair) in enumerate(bad.items(), 1):
             mount.turn(pair)
             router.says(REFUSED, times=number)
@@ -270,8 +236,7 @@ def test_bad_pairs_are_refused_and_the_former_one_stays(start: Start, tmp_path: 
         is_shown(port, OTHER)
         until(lambda: router.metric("certificate_last_reload_success", certificate="server") == 1, "success")
         load.goes_on()
-    assert not load.failures
-    assert set(load.answers) == {200}
+    assert load.all_well, load
 
 
 REFUSED = "certificate refused, the former one stays in force"
@@ -366,16 +331,36 @@ def test_routers_are_linked_over_tls(start: Start, tmp_path: Path) -> None:
     with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as stranger:
         stranger.sendall(b"no hand-shake of TLS")
         assert MAGIC not in stranger.recv(1000)  # which is the first that is said without TLS
-    given = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": first.state, **tls}
+    with joined(first, tmp_path, **tls) as second:
+        assert ask(second, ECHO, b"[2]").body == b"[2]"
+        assert [line["tls"] for line in first.log("peer is up")] == ["TLSv1.3"]
+
+
+def test_routers_encrypt_their_links_by_themselves(start: Start, tmp_path: Path) -> None:
+    first = start({"echo": open_echo()}, peer_port=0)
+    with joined(first, tmp_path) as second:
+        assert ask(second, ECHO, b"[2]").body == b"[2]"
+        assert [line["tls"] for line in first.log("peer is up")] == ["TLSv1.3"]
+        assert first.metric("peers_unencrypted") == 0
+    with joined(first, tmp_path, peer_tls="off") as third:
+        assert ask(third, ECHO, b"[3]").body == b"[3]"
+        assert first.metric("peers_unencrypted") == 1
+
+
+@contextlib.contextmanager
+def joined(first: Router, folder: Path, **settings: object) -> Iterator[int]:
+    """A router that joins another one, until it is ready; its port."""
+    peer = first.says(r"joins with: azureml-fe local --peer (\S+) ")[1]
+    given = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": first.state, **settings}
     variables = {f"AZUREML_FE_{name.upper()}": str(value) for name, value in given.items()}
-    words = [sys.executable, "-m", "router", "local", "--peer", f"{host}:{port}"]
-    said = tmp_path / "second.txt"
+    words = [sys.executable, "-m", "router", "local", "--peer", peer]
+    said = folder / "joined.txt"
     with said.open("w") as errors, subprocess.Popen(words, env=environment() | variables, stderr=errors) as second:
         try:
             until(lambda: "echo is ready" in said.read_text(), "the second router")
             found = re.search(r"serves .+ at http://127\.0\.0\.1:(\d+)", said.read_text())
             assert found is not None
-            assert ask(int(found[1]), ECHO, b"[2]").body == b"[2]"
+            yield int(found[1])
         finally:
             second.send_signal(signal.SIGINT)
         assert second.wait(PATIENCE_SECONDS) == 0

@@ -41,6 +41,7 @@ def test_defaults() -> None:
         tls_key_file=None,
         tls_client_ca_file=None,
         allow_insecure_connections=None,
+        peer_tls="preferred",
         peer_tls_cert_file=None,
         peer_tls_key_file=None,
         peer_tls_ca_file=None,
@@ -181,6 +182,7 @@ def test_every_setting_can_come_from_file_and_environment(name: str) -> None:
         "namespaces": "one,two",
         "compatibility": "v2",
         "scoring_prefix": "/models/",
+        "peer_tls": "required",
     }
     text = own.get(name) or texts[setting.kind]
     by_file = load(file={name: text})

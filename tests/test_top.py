@@ -74,7 +74,7 @@ def test_it_fits(width: int, height: int) -> None:
     told = status(
         *(service(f"service-{number}") for number in range(1000)),
         decisions=[{"time": 0, "service": "a", "version": "default", "desired": 3, "reason": "x" * 300}] * 9,
-        peers=[{"name": "pod-2", "standing": "live", "services_owned": 3}] * 20,
+        peers=[{"name": "pod-2", "standing": "live", "services_owned": 3, "encrypted": True}] * 20,
     )
     lines = shown(told, width, height)
     assert all(len(line) <= width for line in lines)

@@ -218,13 +218,20 @@ def _peers(overview: Overview) -> list[dict[str, Any]]:
     if mesh is None:
         return []
     services = overview.served.services
+    unencrypted = mesh.unencrypted()
     owners = Counter(overview.peering.ownership.owner(name) for name in services)
     peers: list[dict[str, Any]] = [
-        {"name": peer, "standing": standing, "services_owned": owners[peer]}
+        {
+            "name": peer,
+            "standing": standing,
+            "services_owned": owners[peer],
+            "encrypted": standing == "live" and peer not in unencrypted,
+        }
         for standing, group in (("live", mesh.live()), ("unreachable", mesh.unreachable()))
         for peer in sorted(group)
     ]
     for (host, port), standing in mesh.standings().items():
         if standing not in ("live", "unreachable"):
-            peers.append({"name": f"{host}:{port}", "standing": standing or "unknown", "services_owned": 0})
+            name, known = f"{host}:{port}", standing or "unknown"
+            peers.append({"name": name, "standing": known, "services_owned": 0, "encrypted": False})
     return peers

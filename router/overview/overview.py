@@ -218,6 +218,7 @@ class Overview:
             yield Sample("peers", live, ("live",))
             yield Sample("peers", len(self.mesh.unreachable()), ("unreachable",))
             yield Sample("peers", sum(standing == "gone" for standing in standings), ("gone",))
+            yield Sample("peers_unencrypted", len(self.mesh.unencrypted()))
             for reason, number in self.mesh.refusals.items():
                 yield Sample("peer_refusals", number, (reason,))
 

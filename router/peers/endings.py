@@ -24,7 +24,7 @@ class Ending(StrEnum):
     SECRET = "secret"  # noqa: S105  (a word, not one)
     """No proof of the shared secret: another secret, a replayed or an altered hand-shake."""
     FORGED = "forged"
-    """A frame that the peer did not send, or not at this place."""
+    """A frame that the peer did not send, or not at this place; a certificate that it did not name."""
     VERSION = "version"
     """The two releases have no protocol version in common."""
     STALE = "stale"
@@ -37,6 +37,8 @@ class Ending(StrEnum):
     """Too many hand-shakes at once, and this was the oldest."""
     TLS = "tls"
     """TLS failed."""
+    UNENCRYPTED = "unencrypted"
+    """One of both requires TLS, and the other one does not speak it."""
     REFUSED = "refused"
     """The other side refused, for a reason that this release does not know."""
 
@@ -64,7 +66,7 @@ class Ending(StrEnum):
 REFUSALS = frozenset(
     (
         Ending.GARBAGE, Ending.OVERSIZED, Ending.SECRET, Ending.FORGED, Ending.VERSION, Ending.STALE, Ending.SAME_ID,
-        Ending.TIMEOUT, Ending.CROWDED, Ending.TLS, Ending.REFUSED,
+        Ending.TIMEOUT, Ending.CROWDED, Ending.TLS, Ending.UNENCRYPTED, Ending.REFUSED,
     )
 )  # fmt: skip
 """What is counted and logged as a refusal."""

@@ -48,6 +48,11 @@ class FrameDecoder:
         self.limit = limit  # bytes of a body; may be changed between two calls
         self._buffer = bytearray()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of a frame has come."""
+        return bool(self._buffer)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The bodies that are complete with `data`. Raises `WireError` as soon as one announces itself too large."""
         buffer = self._buffer

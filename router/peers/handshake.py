@@ -13,6 +13,11 @@ function. What has not been proven is not even parsed, and a stranger learns no 
 
 The secret must be random: whoever sees a hand-shake, or makes a router dial it, can try out guesses at leisure.
 The form of these three messages is the same in all releases; what follows is governed by the version they agree on.
+What a release adds to them stands at the end of a list, where others pass over it.
+
+Encryption is agreed on in this way: the answer says that the dialling side can, the verdict which certificate it will
+be shown, and the next byte of either side is TLS's (`encryption`). Both words are under proof, so nobody in between can
+take them away, and the certificate is part of what the session's keys are made of.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from typing import NamedTuple
 
 import orjson
 
+from router.peers.encryption import Encryption
 from router.peers.endings import Ending
 from router.peers.frames import WireError, frame
 
@@ -41,6 +47,8 @@ _PROOF_BYTES = 32
 _CLIENT, _SERVER = b"dials", b"accepts"
 _LENGTH = struct.Struct("!I")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+_CERTIFICATE = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_CAN_ENCRYPT = "tls"
 _INCARNATION = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _HOST = re.compile(r"[^\s/]{0,255}")
 
@@ -98,11 +106,12 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a hand-shake leads to."""
+    """What a hand-shake leads to. `certificate` is the SHA-256 of that of the accepting side, where TLS follows."""
 
     version: int
     send_key: bytes = field(repr=False)
     receive_key: bytes = field(repr=False)
+    certificate: bytes | None = field(default=None, repr=False)
 
 
 def check_secret(secret: bytes) -> bytes:
@@ -115,12 +124,19 @@ def check_secret(secret: bytes) -> bytes:
 class ServerHandshake:
     """The accepting side: send `challenge`, `receive` the answer, then send what `accept` or `refuse` gives."""
 
-    __slots__ = ("_answer", "_challenge", "_own", "_secret", "_versions", "challenge", "peer", "version")
+    __slots__ = (
+        "_answer", "_certificate", "_challenge", "_encryption", "_own", "_secret", "_versions", "challenge", "peer",
+        "version",
+    )  # fmt: skip
 
-    def __init__(self, own: Party, secret: bytes, versions: Versions = SUPPORTED) -> None:
+    def __init__(
+        self, own: Party, secret: bytes, versions: Versions = SUPPORTED, encryption: Encryption | None = None
+    ) -> None:
         self._own = own
         self._secret = check_secret(secret)
         self._versions = versions
+        self._encryption = encryption
+        self._certificate: bytes | None = None
         self._challenge = MAGIC + secrets.token_bytes(_NONCE_BYTES)
         self._answer = b""
         self.challenge = frame(self._challenge)
@@ -134,19 +150,24 @@ class ServerHandshake:
         if not hmac.compare_digest(proof, _digest(self._secret, _CLIENT, self._challenge, claim)):
             raise HandshakeError(Ending.SECRET)
         self._answer = body
-        party, versions, _ = _read(claim[_NONCE_BYTES:])
+        party, versions, added = _read(claim[_NONCE_BYTES:])
         self.peer = party
         version = self._versions.common_with(versions)
         if version is None:
             raise HandshakeError(Ending.VERSION, party)
         self.version = version
+        if self._encryption is not None and _CAN_ENCRYPT in added[:1]:
+            self._certificate = self._encryption.certificate
+        elif self._encryption is not None and self._encryption.required:
+            raise HandshakeError(Ending.UNENCRYPTED, party)
         return party
 
     def accept(self) -> tuple[bytes, Session]:
         """What to send, and the session that begins with it."""
-        verdict = self._verdict([self.version, ""])
+        named = [self._certificate.hex()] if self._certificate is not None else []
+        verdict = self._verdict([self.version, "", *named])
         to_server, to_client = _keys(self._secret, self._challenge, self._answer, verdict)
-        return frame(verdict), Session(self.version, send_key=to_client, receive_key=to_server)
+        return frame(verdict), Session(self.version, to_client, to_server, self._certificate)
 
     def refuse(self, reason: Ending) -> bytes:
         """What to send before closing to one that has proven itself."""
@@ -160,12 +181,15 @@ class ServerHandshake:
 class ClientHandshake:
     """The dialling side: send what `answer` makes of the challenge, then `finish` with the verdict."""
 
-    __slots__ = ("_answer", "_challenge", "_own", "_secret", "_versions")
+    __slots__ = ("_answer", "_challenge", "_encryption", "_own", "_secret", "_versions")
 
-    def __init__(self, own: Party, secret: bytes, versions: Versions = SUPPORTED) -> None:
+    def __init__(
+        self, own: Party, secret: bytes, versions: Versions = SUPPORTED, encryption: Encryption | None = None
+    ) -> None:
         self._own = own
         self._secret = check_secret(secret)
         self._versions = versions
+        self._encryption = encryption
         self._challenge = b""
         self._answer = b""
 
@@ -179,7 +203,8 @@ class ClientHandshake:
         if len(body) != len(MAGIC) + _NONCE_BYTES or not body.startswith(MAGIC):
             raise HandshakeError(Ending.GARBAGE)
         self._challenge = body
-        claim = secrets.token_bytes(_NONCE_BYTES) + orjson.dumps(_written(self._own, self._versions))
+        added = [_CAN_ENCRYPT] if self._encryption is not None else []
+        claim = secrets.token_bytes(_NONCE_BYTES) + orjson.dumps([*_written(self._own, self._versions), *added])
         self._answer = claim + _digest(self._secret, _CLIENT, body, claim)
         return frame(self._answer)
 
@@ -192,10 +217,20 @@ class ClientHandshake:
         match rest:
             case [0, str(reason), *_]:
                 raise HandshakeError(_ending(reason), party)
-            case [int(version), str(), *_] if self._versions.lowest <= version <= self._versions.highest:
+            case [int(version), str(), *added] if self._versions.lowest <= version <= self._versions.highest:
+                certificate = self._named(added, party)
                 to_server, to_client = _keys(self._secret, self._challenge, self._answer, body)
-                return party, Session(version, send_key=to_server, receive_key=to_client)
+                return party, Session(version, to_server, to_client, certificate)
         raise HandshakeError(Ending.VERSION, party)
+
+    def _named(self, added: list[object], party: Party) -> bytes | None:
+        """The certificate that the accepting side will show; None where it does not encrypt."""
+        match added:
+            case [str(certificate), *_] if self._encryption is not None and _CERTIFICATE.fullmatch(certificate):
+                return bytes.fromhex(certificate)
+        if self._encryption is not None and self._encryption.required:
+            raise HandshakeError(Ending.UNENCRYPTED, party)
+        return None
 
 
 def _digest(secret: bytes, purpose: bytes, *parts: bytes) -> bytes:
@@ -228,5 +263,8 @@ def _ending(reason: str) -> Ending:
 
 
 _TOLD = frozenset(
-    ending.value for ending in (Ending.VERSION, Ending.STALE, Ending.SAME_ID, Ending.SELF, Ending.DUPLICATE)
-)
+    ending.value
+    for ending in (
+        Ending.VERSION, Ending.STALE, Ending.SAME_ID, Ending.SELF, Ending.DUPLICATE, Ending.UNENCRYPTED,
+    )
+)  # fmt: skip

@@ -2,8 +2,9 @@
 
     CONNECTING --connected--> PROVING --proven--> AGREED --first sealed frame--> UP
          |                       |   (accepting side)  |                         |
-         |                       +--proven (dialling side)-----------------------+
-         +--------------------------+-- ended ---------+-------------------------+--> ENDED
+         |                       +--proven--> SECURING --TLS, or none agreed-----+
+         |                       |        (dialling side)                        |
+         +-----------------------+-- ended ------------+-------------------------+--> ENDED
 
 The dialling side says something as soon as it is up, and only then the accepting side is: so both know that the other
 one holds the session's key, and the dialling side may still leave after it has learnt who answers.
@@ -15,10 +16,12 @@ which of two stays (`roster`).
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, cast
 
+from router.peers.encryption import Encryption, TlsStream
 from router.peers.endings import Ending
 from router.peers.frames import FRAME_LIMIT_BYTES, FrameDecoder, Opener, Sealer, WireError
 from router.peers.handshake import (
@@ -39,8 +42,8 @@ _GOODBYE = encode(Goodbye())
 # After these the last words are still sent; after the others nobody is left to hear them, or to be trusted with them.
 _IN_ORDER = frozenset(
     (
-        Ending.VERSION, Ending.STALE, Ending.SAME_ID, Ending.SELF, Ending.DUPLICATE, Ending.REPLACED, Ending.GOODBYE,
-        Ending.STOPPED,
+        Ending.VERSION, Ending.UNENCRYPTED, Ending.STALE, Ending.SAME_ID, Ending.SELF, Ending.DUPLICATE,
+        Ending.REPLACED, Ending.GOODBYE, Ending.STOPPED,
     )
 )  # fmt: skip
 
@@ -80,13 +83,15 @@ class LinkOwner(Protocol):
 class _State(Enum):
     CONNECTING = auto()
     PROVING = auto()
+    SECURING = auto()
     AGREED = auto()
     UP = auto()
     ENDED = auto()
 
 
 class Link(asyncio.Protocol):
-    """Either end. `source` is the other end's host, for the log; `reader` may be shared by links."""
+    """Either end. `source` is the other end's host, for the log; `reader` may be shared by links. `encryption` is what
+    the hand-shake goes by."""
 
     def __init__(
         self,
@@ -95,6 +100,7 @@ class Link(asyncio.Protocol):
         source: str,
         limits: LinkLimits,
         reader: MessageReader,
+        encryption: Encryption | None = None,
     ) -> None:
         self.source = source
         self.peer: Party | None = None  # known once it has proven itself
@@ -106,6 +112,8 @@ class Link(asyncio.Protocol):
         self._handshake = handshake
         self._limits = limits
         self._reader = reader
+        self._encryption = encryption
+        self._tls: TlsStream | None = None
         self._state = _State.CONNECTING
         self._decoder = FrameDecoder(HANDSHAKE_FRAME_LIMIT_BYTES)
         self._transport: asyncio.Transport | None = None
@@ -125,6 +133,14 @@ class Link(asyncio.Protocol):
     def is_up(self) -> bool:
         """Whether messages can be sent."""
         return self._state is _State.UP
+
+    @property
+    def tls_version(self) -> str | None:
+        """Of TLS on this connection, be it within the link or around it; None where there is none."""
+        if self._tls is not None:
+            return self._tls.version
+        around: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
+        return around.version() if around is not None else None
 
     # What the owner does.
 
@@ -192,13 +208,15 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._silent_ticks = 0
         try:
-            bodies = self._decoder.feed(data)
+            bodies = self._decoder.feed(data if self._tls is None else self._decrypted(self._tls, data))
         except WireError as error:
             self.end(error.ending)
             return
-        for body in bodies:
+        for number, body in enumerate(bodies, 1):
             if self._state is _State.PROVING:
                 self._prove(body)
+                if self._tls is not None and (number < len(bodies) or self._decoder.has_begun):
+                    self.end(Ending.GARBAGE)  # what follows would count as if TLS had protected it
             elif self._state is not _State.ENDED:
                 self._hear(body)
 
@@ -259,13 +277,27 @@ class Link(asyncio.Protocol):
             self.end(ending)
             return
         self._begin(session)
-        self._rise()
+        if self._tls is None:
+            self._rise()
+        else:
+            self._state = _State.SECURING
+            self._decrypted(self._tls, b"")
 
     def _begin(self, session: Session) -> None:
         self.version = session.version
         self._sealer = Sealer(session.send_key)
         self._opener = Opener(session.receive_key)
         self._decoder.limit = self._limits.frame_limit_bytes
+        if session.certificate is not None and self._encryption is not None:
+            self._tls = TlsStream(self._encryption, session.certificate if self.dialled else None)
+
+    def _decrypted(self, tls: TlsStream, data: bytes) -> bytes:
+        """What has been said, once TLS's own hand-shake is done. Raises `WireError`."""
+        said = tls.receive(data)
+        self._write(tls.to_send())
+        if self._state is _State.SECURING and tls.is_open:
+            self._rise()
+        return said
 
     def _rise(self) -> None:
         self._state = _State.UP
@@ -292,13 +324,17 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         if self._unsent:
-            self._write(b"".join(self._unsent))
+            data = b"".join(self._unsent)
             self._unsent.clear()
+            if self._tls is not None:
+                self._tls.say(data)
+                data = self._tls.to_send()
+            self._write(data)
             if self._transport and self._transport.get_write_buffer_size() > self._limits.write_limit_bytes:
                 self.end(Ending.UNREAD)
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():  # uvloop's raises once it is
+        if data and self._transport is not None and not self._transport.is_closing():  # uvloop's raises once it is
             self._transport.write(data)
 
     def _tick(self) -> None:

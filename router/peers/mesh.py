@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 
 from router.peers.accepting import Acceptor, listening_socket
 from router.peers.dialling import Address, DialPace, Pursuit, connect, is_numeric
+from router.peers.encryption import Encryption
 from router.peers.endings import REFUSALS, Ending, Refusals
 from router.peers.handshake import SUPPORTED, ClientHandshake, Party, ServerHandshake, Versions, check_secret
 from router.peers.link import Link, LinkLimits
@@ -43,8 +44,9 @@ class Mesh:
     """One router among its peers.
 
     `listen` is an address to listen on, or a bound socket, which belongs to the mesh from then on. `secret` is shared
-    by all routers and must be random. `ssl_server` and `ssl_client`, when given, carry all links over TLS; without them
-    links are authenticated but can be read on the way, service keys included. `own_id` must be no other router's.
+    by all routers and must be random. `own_id` must be no other router's. Links are encrypted either as the hand-shake
+    agrees (`encryption`) or from their first byte, with certificates of a common authority (`ssl_server` and
+    `ssl_client`); else they are authenticated but can be read on the way, service keys included.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Mesh:
         *,
         ssl_server: ssl.SSLContext | None = None,
         ssl_client: ssl.SSLContext | None = None,
+        encryption: Encryption | None = None,
         limits: LinkLimits | None = None,
         pace: DialPace | None = None,
         versions: Versions = SUPPORTED,
@@ -68,6 +71,7 @@ class Mesh:
         self._listener = listener
         self._ssl_server = ssl_server
         self._ssl_client = ssl_client
+        self._encryption = encryption
         self._limits = limits or LinkLimits()
         self._pace = pace or DialPace()
         self._versions = versions
@@ -168,6 +172,10 @@ class Mesh:
     def live(self) -> frozenset[str]:
         """Peers whose link is up."""
         return frozenset(self._links)
+
+    def unencrypted(self) -> frozenset[str]:
+        """Those of them with whom there is no TLS."""
+        return frozenset(peer for peer, link in self._links.items() if link.tls_version is None)
 
     def unreachable(self) -> Mapping[str, float]:
         """Peers that may live but cannot be reached, and since when (seconds of `time.monotonic`)."""
@@ -278,13 +286,13 @@ class Mesh:
     # Links.
 
     def _dialled(self, host: str) -> Link:
-        return self._made(ClientHandshake(self._own, self._secret, self._versions), host)
+        return self._made(ClientHandshake(self._own, self._secret, self._versions, self._encryption), host)
 
     def _accepted(self, source: str) -> Link:
-        return self._made(ServerHandshake(self._own, self._secret, self._versions), source)
+        return self._made(ServerHandshake(self._own, self._secret, self._versions, self._encryption), source)
 
     def _made(self, handshake: ClientHandshake | ServerHandshake, source: str) -> Link:
-        link = Link(self, handshake, source, self._limits, self._reader)
+        link = Link(self, handshake, source, self._limits, self._reader, self._encryption)
         self._open.add(link)
         return link
 
@@ -322,7 +330,7 @@ class Mesh:
             former.end(Ending.REPLACED)
         self._links[peer.id] = link
         was_gone = self._roster.came_up(peer, time.monotonic())
-        event(_log, logging.INFO, "peer is up", peer=peer.id, source=link.source)
+        event(_log, logging.INFO, "peer is up", peer=peer.id, source=link.source, tls=link.tls_version)
         if not link.dialled:
             self._note_address(peer, link.source)
         if was_gone:

@@ -165,6 +165,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
     ),
     "Pods of the router": (
         MetricSpec("peers", _GAUGE, "Other router pods, by what is known of them.", ("standing",)),
+        MetricSpec("peers_unencrypted", _GAUGE, "Other router pods that are linked without TLS."),
         MetricSpec("leader", _GAUGE, "1 in the pod whose control loop scales."),
         MetricSpec("service_owned", _GAUGE, "1 in the pod whose ledger grants the slots of this service.",
                    ("service",)),

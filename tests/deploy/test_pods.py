@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from router.cluster.local.file import load_router_file
+from router.peer_tls import peer_tls
 from router.serve import DEFAULTS
 from router.service_settings import VERSION_SETTINGS
 from router.settings import ENVIRONMENT_PREFIX, ROUTER_SETTINGS, environment_name, load_settings
@@ -131,6 +132,23 @@ def test_the_router_takes_what_it_is_given(objects: Any, tmp_path: Path) -> None
     assert ",".join(taken.namespaces) == told["router"].get("namespaces", "")
     assert set(issuers) == set(told.get("token_issuers", ()))
     assert taken.admin_host == "0.0.0.0"
+
+
+def test_links_between_pods_are_encrypted(objects: Any) -> None:
+    told = router_yaml(objects)["router"]
+    settings = load_settings(environ={}, file=told, defaults=DEFAULTS)
+    mounted = settings.peer_tls_cert_file is not None
+    assert mounted is ("peers-tls" in [volume["name"] for volume in pod_of(objects)["volumes"]])
+    assert settings.peer_tls == "preferred"
+    if not mounted:
+        assert peer_tls(settings, 0.0).own is not None
+
+
+def test_links_may_have_to_be_encrypted() -> None:
+    told = router_yaml(render(smallest(router={"peer_tls": "required"})))["router"]
+    own = peer_tls(load_settings(environ={}, file=told, defaults=DEFAULTS), 0.0).own
+    assert own is not None
+    assert own.required
 
 
 def test_files_that_settings_name_are_mounted(objects: Any) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from router.peers.encryption import Encryption
 from router.peers.endings import Ending
 from router.peers.handshake import SUPPORTED, ClientHandshake, Party, ServerHandshake, Versions
 from router.peers.link import Link, LinkLimits
@@ -86,14 +87,28 @@ class End:
         return data
 
 
-def dials(limits: LinkLimits = STEADY, *, secret: bytes = SECRET, versions: Versions = SUPPORTED) -> End:
+def dials(
+    limits: LinkLimits = STEADY,
+    *,
+    secret: bytes = SECRET,
+    versions: Versions = SUPPORTED,
+    encryption: Encryption | None = None,
+) -> End:
     owner = Owner()
-    return End(Link(owner, ClientHandshake(ANN, secret, versions), "127.0.0.2", limits, MessageReader()), owner)
+    handshake = ClientHandshake(ANN, secret, versions, encryption)
+    return End(Link(owner, handshake, "127.0.0.2", limits, MessageReader(), encryption), owner)
 
 
-def accepts(limits: LinkLimits = STEADY, *, secret: bytes = SECRET, versions: Versions = SUPPORTED) -> End:
+def accepts(
+    limits: LinkLimits = STEADY,
+    *,
+    secret: bytes = SECRET,
+    versions: Versions = SUPPORTED,
+    encryption: Encryption | None = None,
+) -> End:
     owner = Owner()
-    return End(Link(owner, ServerHandshake(BEN, secret, versions), "127.0.0.1", limits, MessageReader()), owner)
+    handshake = ServerHandshake(BEN, secret, versions, encryption)
+    return End(Link(owner, handshake, "127.0.0.1", limits, MessageReader(), encryption), owner)
 
 
 async def carry(one: End, other: End) -> None:

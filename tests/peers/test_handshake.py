@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.peer_tls import own_encryption
+from router.peers.encryption import Encryption
 from router.peers.endings import Ending
 from router.peers.frames import WireError
 from router.peers.handshake import (
@@ -74,11 +76,87 @@ def test_the_keys_of_a_session_are_in_no_repr() -> None:
 
 def test_its_messages_fit_the_limit_of_the_longest_names() -> None:
     longest = Party("x" * 128, "f" * 16, "ä" * 255, 65535)
-    ann, ben = ClientHandshake(longest, SECRET), ServerHandshake(longest, SECRET)
+    ann, ben = ClientHandshake(longest, SECRET, ONE, made()), ServerHandshake(longest, SECRET, ONE, made())
     answer = ann.answer(ben.challenge[4:])
     ben.receive(answer[4:])
     verdict, _ = ben.accept()
     assert max(map(len, (ben.challenge, answer, verdict))) <= HANDSHAKE_FRAME_LIMIT_BYTES
+
+
+# Whether to encrypt.
+
+
+def made(*, required: bool = False) -> Encryption:
+    return own_encryption(required=required)
+
+
+def of(encryption: Encryption | None, versions: Versions = ONE) -> tuple[ClientHandshake, ServerHandshake]:
+    return ClientHandshake(ANN, SECRET, versions, encryption), ServerHandshake(BEN, SECRET, versions, encryption)
+
+
+def test_the_certificate_that_will_be_shown_is_named() -> None:
+    ours, theirs = made(), made(required=True)
+    _, servers, clients = shake(of(ours)[0], of(theirs)[1])
+    assert servers.certificate == clients.certificate == theirs.certificate
+    assert len(theirs.certificate) == 32
+    assert theirs.certificate.hex() not in repr(clients)
+
+
+def test_with_one_that_does_not_encrypt_nothing_is_encrypted() -> None:
+    for dialling, accepting in ((made(), None), (None, made()), (None, None)):
+        _, servers, clients = shake(of(dialling)[0], of(accepting)[1])
+        assert servers.certificate is clients.certificate is None
+
+
+def test_without_encryption_the_messages_are_those_of_releases_that_know_of_none() -> None:
+    (ann, _), (_, ben) = of(None), of(made())
+    answer = ann.answer(ben.challenge[4:])[4:]
+    assert len(orjson.loads(answer[32:-32])) == 6
+    ben.receive(answer)
+    verdict, _ = ben.accept()
+    assert orjson.loads(verdict[4:-32])[6:] == [1, ""]
+
+
+def test_where_encryption_is_required_the_accepting_side_refuses_who_does_not_encrypt_and_says_so() -> None:
+    (ann, _), (_, ben) = of(None), of(made(required=True))
+    with pytest.raises(HandshakeError) as accepting:
+        ben.receive(ann.answer(ben.challenge[4:])[4:])
+    assert (accepting.value.ending, accepting.value.peer) == (Ending.UNENCRYPTED, ANN)
+    with pytest.raises(HandshakeError) as dialling:
+        ann.finish(ben.refuse(Ending.UNENCRYPTED)[4:])
+    assert (dialling.value.ending, dialling.value.peer) == (Ending.UNENCRYPTED, BEN)
+
+
+def test_where_encryption_is_required_the_dialling_side_refuses_who_does_not_encrypt() -> None:
+    with pytest.raises(HandshakeError) as caught:
+        shake(of(made(required=True))[0], of(None)[1])
+    assert (caught.value.ending, caught.value.peer) == (Ending.UNENCRYPTED, BEN)
+
+
+@pytest.mark.parametrize("message", [1, 2], ids=["offer", "certificate"])
+def test_whoever_takes_the_word_of_encryption_away_is_found_out(message: int) -> None:
+    """Nobody in between can make two routers that could encrypt do without."""
+
+    def strip(number: int, body: bytes) -> bytes:
+        if number != message:
+            return body
+        start = 32 if number == 1 else 0
+        return body[:start] + orjson.dumps(orjson.loads(body[start:-32])[:-1]) + body[-32:]
+
+    with pytest.raises(HandshakeError) as caught:
+        shake(of(made())[0], of(made())[1], strip)
+    assert (caught.value.ending, caught.value.peer) == (Ending.SECRET, None)
+
+
+def test_whoever_names_another_certificate_is_found_out() -> None:
+    ours, theirs, others = made(), made(), made().certificate.hex().encode()
+
+    def replace(number: int, body: bytes) -> bytes:
+        return body.replace(theirs.certificate.hex().encode(), others) if number == 2 else body
+
+    with pytest.raises(HandshakeError) as caught:
+        shake(of(ours)[0], of(theirs)[1], replace)
+    assert caught.value.ending is Ending.SECRET
 
 
 def test_a_stranger_is_told_nothing_but_that_a_router_listens() -> None:

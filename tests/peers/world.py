@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 
 from router.peers.dialling import Address, DialPace
+from router.peers.encryption import Encryption
 from router.peers.handshake import SUPPORTED, Versions
 from router.peers.link import LinkLimits
 from router.peers.mesh import Mesh
@@ -117,6 +118,7 @@ async def router(
     incarnation: str | None = None,
     ssl_server: ssl.SSLContext | None = None,
     ssl_client: ssl.SSLContext | None = None,
+    encryption: Encryption | None = None,
 ) -> AsyncIterator[Router]:
     """A router's mesh that runs; stopped at the end."""
     ears = Ears()
@@ -131,6 +133,7 @@ async def router(
         incarnation=incarnation,
         ssl_server=ssl_server,
         ssl_client=ssl_client,
+        encryption=encryption,
     )
     mesh.set_expected(expects or {})
     await mesh.start()

@@ -82,6 +82,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if and $most (lt (int $most) (include "azureml-fe.leastPods" . | int)) }}
 {{- fail (printf "router.self_scaling_max_pods=%d is below the least number of pods, %s: raise it, lower router.self_scaling_min_pods, or set inferenceRouterHA=false" (int $most) (include "azureml-fe.leastPods" .)) }}
 {{- end }}
+{{- if and .Values.peers.tlsSecret (has (toString (get .Values.router "peer_tls")) (list "off" "false")) }}
+{{- fail "router.peer_tls=off and peers.tlsSecret exclude each other: a mounted certificate turns TLS between router pods on" }}
+{{- end }}
 {{- if and .Values.sslClientCaSecret (not (include "azureml-fe.https" .)) }}
 {{- fail "sslClientCaSecret needs sslSecret: certificates of clients are asked for by HTTPS only" }}
 {{- end }}
