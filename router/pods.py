@@ -73,7 +73,7 @@ class Pods:
         self._joined = joined
         self._leader: str | None = None  # another pod
         self._said: dict[str, Demand] = {}  # each pod's last report
-        self._seen: dict[VersionKey, demand.Demand] = {}  # since the leader was told
+        self._seen: dict[VersionKey, demand.Seen] = {}  # since the leader was told
         self._told_at = time.monotonic()
 
     @property
@@ -146,11 +146,12 @@ class Pods:
         if self.leads and not self._by_election:
             self._peering.links.broadcast(table)
 
-    def saw(self, reports: Mapping[VersionKey, demand.Demand]) -> None:
+    def saw(self, reports: Mapping[VersionKey, demand.Seen]) -> None:
         """Add what a worker of this pod saw to what the leader will be told."""
         if not self.leads:
             for key, seen in reports.items():
-                self._seen[key] = self._seen.get(key, demand.Demand()) + seen
+                before = self._seen.get(key)
+                self._seen[key] = seen if before is None else demand.together(before, seen)
 
     def tick(self, now: float) -> None:
         """Report to the leader, or tell what is cordoned, when it is time."""
@@ -161,7 +162,8 @@ class Pods:
         self._told_at = now
         busy, waiting, closed = self._pod.report()
         seen, self._seen = self._seen, {}
-        self._peering.links.send(self._leader, Demand(seen, busy, waiting, closed))
+        demands = {key: demand.Demand(0.0, *each) for key, each in seen.items()}
+        self._peering.links.send(self._leader, Demand(demands, busy, waiting, closed))
 
     def _tell_cordons(self, now: float) -> None:
         cordoned = dict(self._pod.cordons())

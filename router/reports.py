@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from router.gateway.control import Report, VersionReport
-from router.scaling.demand import Demand
+from router.gateway.control import Report, Row, VersionReport
+from router.scaling.demand import Seen
 from router.services import VersionKey
 
 Sent = Mapping[str, int]
@@ -21,7 +21,7 @@ class Reports:
     """The last word of each worker that lives."""
 
     def __init__(self) -> None:
-        self._versions: dict[str, dict[VersionKey, VersionReport]] = {}  # by worker
+        self._versions: dict[str, dict[VersionKey, Row]] = {}  # by worker
         self._heard: dict[str, int] = {}  # by worker
         self._closed: dict[str, Sent] = {}  # by replica
         self._dropped: dict[str, int] = {}  # by worker
@@ -47,26 +47,30 @@ class Reports:
         versions = self._versions[worker]
         versions |= report.versions
         for key in report.versions:
-            if key not in known and not versions[key].busy:
+            if key not in known and not _busy(versions[key]):
                 del versions[key]
 
     def retain(self, known: Collection[VersionKey]) -> None:
         """Forget versions that are not `known` any more, as soon as they have nothing in flight."""
         for worker, versions in self._versions.items():
-            self._versions[worker] = {key: said for key, said in versions.items() if said.busy or key in known}
+            self._versions[worker] = {key: row for key, row in versions.items() if _busy(row) or key in known}
 
     def of(self, key: VersionKey) -> list[VersionReport]:
         """What each worker said of a version."""
-        return [versions[key] for versions in self._versions.values() if key in versions]
+        return [VersionReport._make(versions[key]) for versions in self._versions.values() if key in versions]
 
     def load_of(self, worker: str) -> tuple[int, int]:
         """Requests in flight and waiting of one worker, as it last reported."""
-        versions = self._versions.get(worker, {}).values()
+        versions = [VersionReport._make(row) for row in self._versions.get(worker, {}).values()]
         return sum(sum(said.busy.values()) for said in versions), sum(said.waiting for said in versions)
 
     def in_flight(self, key: VersionKey, replica_id: str) -> int:
         """Requests at a replica. One that was closed counts as busy until all workers have reported since they know."""
-        busy = sum(said.busy.get(replica_id, 0) for said in self.of(key))
+        busy = 0
+        for versions in self._versions.values():
+            row = versions.get(key)
+            if row is not None:
+                busy += _busy(row).get(replica_id, 0)
         return busy or int(not self.come_after(self._closed.get(replica_id, {})))
 
     def close(self, replica_ids: Iterable[str], sent: Sent) -> None:
@@ -97,16 +101,10 @@ class Reports:
         return sum(self._idle.values())
 
 
-def demands_in(report: Report) -> dict[VersionKey, Demand]:
+def seen_in(report: Report) -> dict[VersionKey, Seen]:
     """What a worker saw of each version; for how long is told apart, as it is the same for all."""
-    return {
-        key: Demand(
-            busy_seconds=seen.busy_seconds,
-            queued_seconds=seen.queued_seconds,
-            arrivals=seen.arrivals,
-            refused=seen.refused,
-            completed=seen.completed,
-            service_seconds=seen.service_seconds,
-        )
-        for key, (seen, *_) in report.versions.items()
-    }
+    return {key: row[0] for key, row in report.versions.items()}
+
+
+def _busy(row: Row) -> Mapping[str, int]:
+    return row[3]

@@ -32,7 +32,7 @@ from router.peers import messages as peer_messages
 from router.peers.mesh import Mesh
 from router.pods import REPORT_SECONDS, Pods
 from router.ports import Ports, check_ports, open_ports
-from router.reports import Reports, Sent, demands_in
+from router.reports import Reports, Sent, seen_in
 from router.scaling.demand import Demand
 from router.scaling.load import Load
 from router.scaling.loop import ControlLoop, Step
@@ -42,9 +42,9 @@ from router.settings import RouterSettings
 from router.sizing.sizing import Sizing
 from router.telemetry import log
 from router.telemetry.admin import AdminServer
-from router.telemetry.counters import Totals as CounterTotals
 from router.telemetry.log import event
 from router.telemetry.metrics import VersionFacts
+from router.telemetry.totals import Totals as CounterTotals
 from router.tokens.authority import TokenAuthority
 from router.tokens.routes import add_token_routes
 from router.tokens.store import RingStore
@@ -336,16 +336,16 @@ class Supervisor:
                 self._peering.worker_said(name, message.key, message.messages)
             return
         self._reports.take(name, message, self.versions)
-        demands = demands_in(message)
-        self._loop.add_demands(name, message.seconds, demands)
+        seen = seen_in(message)
+        self._loop.add_seen(name, message.seconds, seen)
         now = time.monotonic()
-        self.overview.saw(demands, now)
+        self.overview.saw(seen, now)
         self.overview.history.add(now, name, message.versions)
-        self._pods.saw(demands)
+        self._pods.saw(seen)
         self._peering.worker_holds(name, {k: held for k, held in message.leases.items() if k in self.versions})
-        if message.counters is not None:
-            self._counters.report(name, 0, message.counters)
-            self.sizing.worker_counted(name, message.counters)
+        self._counters.report(name, 0, message.counted)
+        if message.counted.process is not None:
+            self.sizing.worker_counted(name, message.counted.process)
 
     def worker_ended(self, name: str) -> None:
         self._peering.worker_ended(name)
@@ -427,8 +427,9 @@ class Supervisor:
 
     def demand_told(self, peer: str, reports: Mapping[VersionKey, Demand]) -> None:
         """See `pods.Pod`."""
-        self._loop.add_demands(peer, REPORT_SECONDS, reports)
-        self.overview.saw(reports, time.monotonic())
+        seen = {key: demand.seen for key, demand in reports.items()}
+        self._loop.add_seen(peer, REPORT_SECONDS, seen)
+        self.overview.saw(seen, time.monotonic())
 
     def peer_gone(self, peer: str) -> None:
         """See `pods.Pod`."""

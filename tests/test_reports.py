@@ -4,14 +4,16 @@ from router.gateway.control import Report, VersionReport
 from router.reports import Reports
 from router.services import VersionKey
 from router.slots.holder import Totals
+from router.telemetry.counters import Counted
 
 IRIS: VersionKey = ("iris", "default")
 NOTHING = Totals(0.0, 0.0, 0, 0, 0, 0.0)
+COUNTED = Counted({}, None)
 
 
 def report(heard: int = 0, dropped: int = 0, **busy: int) -> Report:
     """Requests in flight of iris by replica."""
-    return Report(0.2, heard, {IRIS: VersionReport(NOTHING, 0, 0, busy)}, None, dropped)
+    return Report(0.2, heard, {IRIS: VersionReport(NOTHING, 0, 0, busy)}, COUNTED, dropped)
 
 
 def reports(*workers: str) -> Reports:
@@ -34,7 +36,7 @@ def test_requests_of_all_workers_are_summed() -> None:
 def test_what_is_not_reported_anew_stays_as_it_was() -> None:
     seen = reports("w0")
     seen.take("w0", report(a=1), {IRIS})
-    seen.take("w0", Report(0.2, 7, {}, None, 0), {IRIS})
+    seen.take("w0", Report(0.2, 7, {}, COUNTED, 0), {IRIS})
     assert seen.in_flight(IRIS, "a") == 1
     assert seen.come_after({"w0": 7})
 

@@ -11,6 +11,7 @@ from router.gateway.control import Replicas, Report, Services, ToLedgers, Traces
 from router.ports import open_ports
 from router.services import Replica, ReplicaState, Service, VersionKey, parse_service
 from router.settings import load_settings
+from router.telemetry.counters import unpack
 from router.workers import Workers
 from tests.processes import PATIENCE_SECONDS, POLL_SECONDS, Pending, ask, statistics, workers_of
 
@@ -30,6 +31,7 @@ class Stage:
         self.started: list[str] = []
         self.ended: list[str] = []
         self.answered: dict[str, int] = {}  # by worker
+        self._answered: dict[tuple[str, VersionKey], int] = {}
         self.open: dict[str, int] = {}  # connections of clients, by worker
 
     def worker_started(self, name: str) -> None:
@@ -43,12 +45,13 @@ class Stage:
 
     def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey | Traces) -> None:
         assert name not in self.ended, "words of the dead"
-        if isinstance(message, Report) and message.counters is not None:
-            self.open[name] = message.counters["connections_open"]
-            versions = message.counters["versions"].values()
-            self.answered[name] = sum(
-                sum(slugs.values()) for version in versions for v in version.values() for slugs in v["answers"].values()
-            )
+        if isinstance(message, Report):
+            if message.counted.process is not None:
+                self.open[name] = message.counted.process.snapshot["connections_open"]
+            for key, packed in message.counted.versions.items():
+                answers = unpack(packed)["answers"].values()
+                self._answered[name, key] = sum(sum(slugs.values()) for slugs in answers)
+            self.answered[name] = sum(count for (worker, _), count in self._answered.items() if worker == name)
 
     def worker_ended(self, name: str) -> None:
         assert name in self.started

@@ -33,12 +33,13 @@ from router.gateway.control import (
     Reintroduce,
     Replicas,
     Report,
+    Row,
+    Seen,
     Services,
     ToLedgers,
     Traces,
     Trusted,
     UnknownKey,
-    VersionReport,
 )
 from router.gateway.doors import raise_descriptor_limit
 from router.gateway.gateway import Gateway
@@ -50,8 +51,7 @@ from router.telemetry import log
 from router.telemetry.access_log import AccessLog
 
 REPORT_SECONDS = 0.2
-_COUNTERS_EVERY = 5  # reports
-_LEASES_EVERY = 5  # reports, for each version
+_PARTS = 5  # of the versions: of each, counters and leases are in every fifth report
 _FAREWELL_SECONDS = 1.0  # for the last report to reach a supervisor that may hang
 _AT_ONCE = Drain(0.0, 0.0, last=False)
 _NOTHING = Totals(0.0, 0.0, 0, 0, 0, 0.0)
@@ -90,7 +90,7 @@ class Worker:
         complete = True
         if self._gateway is not None:
             complete = await self._gateway.drain(*self._drain)
-            self._report(self._gateway, counters=True)
+            self._report(self._gateway, last=True)
         self._channel.close()
         try:
             async with asyncio.timeout(_FAREWELL_SECONDS):
@@ -173,19 +173,20 @@ class Worker:
     def _report_again(self, gateway: Gateway) -> None:
         if not self._closed.is_set():
             asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report_again, gateway)
-            self._report(gateway, counters=self._reports % _COUNTERS_EVERY == 0)
+            self._report(gateway)
             self._reports += 1
 
-    def _report(self, gateway: Gateway, *, counters: bool) -> None:
+    def _report(self, gateway: Gateway, *, last: bool = False) -> None:
         now = time.monotonic()
         changed = self._routes.changed(gateway, now)
-        leases = gateway.holds(self._reports % _LEASES_EVERY, _LEASES_EVERY)
-        gateway.counters.cpu_seconds = time.process_time()
-        if counters:
+        part, parts = (0, 1) if last else (self._reports % _PARTS, _PARTS)
+        leases = gateway.holds(part, parts)
+        if part == 0:
+            gateway.counters.cpu_seconds = time.process_time()
             gateway.authentication.count(gateway.counters)
-        snapshot = gateway.counters.snapshot() if counters else None
+        counted = gateway.counters.report(part, parts)
         dropped, idle = gateway.access_log.dropped, gateway.connections_idle
-        self._channel.send(Report(now - self._reported_at, self._heard, changed, snapshot, dropped, idle, leases))
+        self._channel.send(Report(now - self._reported_at, self._heard, changed, counted, dropped, idle, leases))
         self._reported_at = now
         if gateway.tracer is not None and (traced := gateway.tracer.take()):
             self._channel.send(Traces(traced, gateway.tracer.dropped))
@@ -197,7 +198,7 @@ class _Routes:
     def __init__(self) -> None:
         self._retired: list[VersionRoute] = []
         self._totals: dict[VersionRoute, Totals] = {}
-        self._told: dict[VersionKey, VersionReport] = {}
+        self._told: dict[VersionKey, Row] = {}
 
     def apply(self, gateway: Gateway, services: Mapping[str, Service]) -> None:
         """Hand services to the gateway, and keep an eye on the routes that it lets go."""
@@ -205,37 +206,69 @@ class _Routes:
         gateway.apply(services)
         self._retired += [route for key, route in former.items() if gateway.versions.get(key) is not route]
 
-    def changed(self, gateway: Gateway, now: float) -> dict[VersionKey, VersionReport]:
+    def changed(self, gateway: Gateway, now: float) -> dict[VersionKey, Row]:
         """What is new of the versions since the last call."""
-        reports = {key: self._look(route, now) for key, route in gateway.versions.items()}
+        told, resting, rows = self._told, {}, {}
+        retired = {route.key for route in self._retired}
+        for key, route in gateway.versions.items():
+            if key in told and key not in retired and self._rests(route, told[key]):
+                resting[key] = told[key]
+            else:
+                rows[key] = self._look(route, now)
         for route in self._retired:
-            report = self._look(route, now)
-            reports[route.key] = _both(reports[route.key], report) if route.key in reports else report
+            row = self._look(route, now)
+            rows[route.key] = _both(rows[route.key], row) if route.key in rows else row
         for route in [route for route in self._retired if not route.holder.busy]:
             self._retired.remove(route)
             del self._totals[route]
-        told, self._told = self._told, reports
+        self._told = resting | rows
         return {
-            key: report
-            for key, report in reports.items()
-            if report.seen != _NOTHING or key not in told or told[key][1:] != report[1:]
+            key: row for key, row in rows.items() if row[0] != _NOTHING or key not in told or told[key][1:] != row[1:]
         }
 
-    def _look(self, route: VersionRoute, now: float) -> VersionReport:
+    def _rests(self, route: VersionRoute, told: Row) -> bool:
+        """Whether nothing has happened since `told`: a look costs five times as much, and most versions rest."""
+        holder, totals = route.holder, self._totals.get(route)
+        _, waiting, idle, busy = told
+        return (
+            totals is not None
+            and not (busy or waiting or holder.busy or holder.waiters)
+            and holder.arrivals == totals.arrivals
+            and holder.completed == totals.completed
+            and holder.refused == totals.refused
+            and holder.idle == idle
+        )
+
+    def _look(self, route: VersionRoute, now: float) -> Row:
         holder = route.holder
         before, totals = self._totals.get(route, _NOTHING), holder.totals(now)
         self._totals[route] = totals
-        seen = _NOTHING if totals == before else Totals._make(n - b for n, b in zip(totals, before, strict=True))
-        return VersionReport(seen, len(holder.waiters), holder.idle, holder.busy_by_replica())
+        return _less(totals, before), len(holder.waiters), holder.idle, holder.busy_by_replica()
 
 
-def _both(one: VersionReport, other: VersionReport) -> VersionReport:
+def _less(totals: Seen, before: Seen) -> Seen:
+    """What has come since `before`."""
+    busy, queued, arrivals, refused, completed, service = totals
+    busy_0, queued_0, arrivals_0, refused_0, completed_0, service_0 = before
+    return (
+        busy - busy_0,
+        queued - queued_0,
+        arrivals - arrivals_0,
+        refused - refused_0,
+        completed - completed_0,
+        service - service_0,
+    )
+
+
+def _both(one: Row, other: Row) -> Row:
     """Two reports of one version as one."""
-    return VersionReport(
-        Totals._make(mine + yours for mine, yours in zip(one.seen, other.seen, strict=True)),
-        one.waiting + other.waiting,
-        one.idle + other.idle,
-        {id_: one.busy.get(id_, 0) + other.busy.get(id_, 0) for id_ in one.busy.keys() | other.busy.keys()},
+    seen, waiting, idle, busy = one
+    more_seen, more_waiting, more_idle, more_busy = other
+    return (
+        Totals._make(mine + yours for mine, yours in zip(seen, more_seen, strict=True)),
+        waiting + more_waiting,
+        idle + more_idle,
+        {id_: busy.get(id_, 0) + more_busy.get(id_, 0) for id_ in busy.keys() | more_busy.keys()},
     )
 
 

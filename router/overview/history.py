@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from router.gateway.control import VersionReport
+from router.gateway.control import Row, VersionReport
 from router.services import VersionKey
 
 REPORTS_KEPT = 10_000
@@ -30,9 +30,9 @@ class History:
     """The last reports. Times are seconds of one monotonic clock."""
 
     def __init__(self, most: int = REPORTS_KEPT) -> None:
-        self._reports: deque[tuple[float, VersionKey, str, VersionReport]] = deque(maxlen=most)
+        self._reports: deque[tuple[float, VersionKey, str, Row]] = deque(maxlen=most)
 
-    def add(self, now: float, worker: str, reports: Mapping[VersionKey, VersionReport]) -> None:
+    def add(self, now: float, worker: str, reports: Mapping[VersionKey, Row]) -> None:
         """A worker has told what is new of these versions."""
         for key, report in reports.items():
             self._reports.append((now, key, worker, report))
@@ -40,9 +40,9 @@ class History:
     def at(self, when: float, key: VersionKey) -> Moment | None:
         """What was known of a version at that moment; None if nothing is remembered."""
         last: dict[str, tuple[float, VersionReport]] = {}
-        for at, its, worker, report in reversed(self._reports):
+        for at, its, worker, row in reversed(self._reports):
             if its == key and at <= when and worker not in last:
-                last[worker] = at, report
+                last[worker] = at, VersionReport._make(row)
         if not last:
             return None
         busy: dict[str, int] = {}

@@ -20,14 +20,15 @@ from router.peers.mesh import Mesh
 from router.pods import Pods
 from router.reports import Reports
 from router.scaling.autoscaler import Decision
-from router.scaling.demand import Demand
+from router.scaling.demand import Seen
 from router.scaling.loop import ControlLoop
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.slots.coordinator import Coordinator
 from router.telemetry import log
 from router.telemetry.catalogue import Sample
-from router.telemetry.counters import LAG_BOUNDS, Histogram, Totals
+from router.telemetry.counters import LAG_BOUNDS, Histogram
 from router.telemetry.metrics import MetricsView, VersionFacts
+from router.telemetry.totals import Totals
 from router.workers import Workers
 
 _ERRORS_KEPT = 20
@@ -124,10 +125,10 @@ class Overview:
         """A version is to have another number of replicas; `now` is the time of day."""
         self.decisions.append(Changed(now, *key, direction, decision.desired, decision.bound, decision.reason))
 
-    def saw(self, demands: Mapping[VersionKey, Demand], now: float) -> None:
+    def saw(self, reports: Mapping[VersionKey, Seen], now: float) -> None:
         """A front-end, of this pod or another, tells what it saw."""
-        for key, demand in demands.items():
-            self.rates.add(key, demand, now)
+        for key, seen in reports.items():
+            self.rates.add(key, seen, now)
 
     def loop_was_late(self, process: str, seconds: float) -> None:
         """An event loop of this process, or of this kind of process, was so late."""

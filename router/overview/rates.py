@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
-from router.scaling.demand import Demand
+from router.scaling.demand import Seen
 from router.services import VersionKey
 
 WINDOW_SECONDS = 10.0
@@ -28,60 +28,75 @@ class Rate(NamedTuple):
 _AT_REST = Rate(0.0, 0.0, 0.0, None)
 
 
-class _Seen:
+class _Step:
+    """What was seen in a part of the window."""
+
+    __slots__ = ("arrivals", "completed", "refused", "service_seconds", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.arrivals = self.completed = self.refused = 0
+        self.service_seconds = 0.0
+
+
+class _Version:
     """One version: what was seen in each step of the window."""
 
-    __slots__ = ("mean_service", "steps")
+    __slots__ = ("last", "mean_service", "steps")
 
-    def __init__(self) -> None:
-        self.steps: deque[tuple[float, Demand]] = deque()  # by the beginning of a step
-        self.mean_service: float | None = None
+    def __init__(self, now: float) -> None:
+        self.last = _Step(now)
+        self.steps: deque[_Step] = deque((self.last,))
+        self.mean_service: float | None = None  # before the window
 
 
 class Rates:
     """The rates of all versions. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
-        self._seen: dict[VersionKey, _Seen] = {}
+        self._versions: dict[VersionKey, _Version] = {}
 
-    def add(self, key: VersionKey, demand: Demand, now: float) -> None:
+    def add(self, key: VersionKey, seen: Seen, now: float) -> None:
         """Take in what a front-end saw of a version up to `now`."""
-        if not (demand.arrivals or demand.completed or demand.refused):
+        _, _, arrivals, refused, completed, service_seconds = seen
+        if not (arrivals or completed or refused):
             return
-        seen = self._seen.get(key)
-        if seen is None:
-            seen = self._seen[key] = _Seen()
-        if seen.steps and now - seen.steps[-1][0] < _STEP_SECONDS:
-            since, before = seen.steps.pop()
-            seen.steps.append((since, before + demand))
-        else:
-            seen.steps.append((now, demand))
-        self._forget(seen, now)
-        mean = demand.mean_service_seconds
-        if mean is not None:
-            seen.mean_service = mean
+        version = self._versions.get(key)
+        if version is None:
+            version = self._versions[key] = _Version(now)
+        step = version.last
+        if now - step.since >= _STEP_SECONDS:
+            self._forget(version, now)
+            step = version.last = _Step(now)
+            version.steps.append(step)
+        step.arrivals += arrivals
+        step.refused += refused
+        step.completed += completed
+        step.service_seconds += service_seconds
 
     def retain(self, keys: Collection[VersionKey]) -> None:
         """Forget versions that are not among `keys`."""
-        self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
+        self._versions = {key: version for key, version in self._versions.items() if key in keys}
 
     def of(self, key: VersionKey, now: float) -> Rate:
         """The rates of a version up to `now`."""
-        seen = self._seen.get(key)
-        if seen is None:
+        version = self._versions.get(key)
+        if version is None:
             return _AT_REST
-        self._forget(seen, now)
+        self._forget(version, now)
         arrivals = completed = refused = 0
         service_seconds = 0.0
-        for _, demand in seen.steps:
-            arrivals += demand.arrivals
-            completed += demand.completed
-            refused += demand.refused
-            service_seconds += demand.service_seconds
-        mean = service_seconds / completed if completed else seen.mean_service
+        for step in version.steps:
+            arrivals += step.arrivals
+            completed += step.completed
+            refused += step.refused
+            service_seconds += step.service_seconds
+        mean = service_seconds / completed if completed else version.mean_service
         return Rate(arrivals / WINDOW_SECONDS, completed / WINDOW_SECONDS, refused / WINDOW_SECONDS, mean)
 
     @staticmethod
-    def _forget(seen: _Seen, now: float) -> None:
-        while seen.steps and seen.steps[0][0] <= now - WINDOW_SECONDS:
-            seen.steps.popleft()
+    def _forget(version: _Version, now: float) -> None:
+        while version.steps and version.steps[0].since <= now - WINDOW_SECONDS:
+            step = version.steps.popleft()
+            if step.completed:
+                version.mean_service = step.service_seconds / step.completed

@@ -2,10 +2,31 @@
 
 Lives here: the report, how reports are joined, and the averages that follow from one. Must not live here: what to
 conclude from it (`autoscaler`), or how it is counted and carried (the data plane).
+
+Reports of a thousand versions come five times a second. Until somebody looks at their sum they are plain tuples
+(`Seen`), which cost a fifth of an object to make and to add up.
 """
 
 import math
 from dataclasses import dataclass, fields
+
+Seen = tuple[float, float, int, int, int, float]
+"""What a `Demand` has, but for how long: `busy_seconds`, `queued_seconds`, `arrivals`, `refused`, `completed`,
+`service_seconds`."""
+
+
+def together(one: Seen, other: Seen) -> Seen:
+    """What was seen in two reports."""
+    busy, queued, arrivals, refused, completed, service = one
+    more_busy, more_queued, more_arrivals, more_refused, more_completed, more_service = other
+    return (
+        busy + more_busy,
+        queued + more_queued,
+        arrivals + more_arrivals,
+        refused + more_refused,
+        completed + more_completed,
+        service + more_service,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +54,7 @@ class Demand:
     service_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        # Compared in one chain each, as a thousand of these are made five times a second.
+        # Compared in one chain each, as a thousand of these are made every second.
         if (
             0 <= self.seconds < math.inf
             and 0 <= self.busy_seconds < math.inf
@@ -69,6 +90,18 @@ class Demand:
             self.refused + other.refused,
             self.completed + other.completed,
             self.service_seconds + other.service_seconds,
+        )
+
+    @property
+    def seen(self) -> Seen:
+        """All but the length of the interval."""
+        return (
+            self.busy_seconds,
+            self.queued_seconds,
+            self.arrivals,
+            self.refused,
+            self.completed,
+            self.service_seconds,
         )
 
     @property

@@ -7,10 +7,10 @@ each its demand when its refresh is due, and hands the resulting actions to whoe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from router.scaling.autoscaler import Decision, Observation
-from router.scaling.demand import Demand
+from router.scaling.demand import Demand, Seen, together
 from router.scaling.scaler import Action, ReplicaFacts, VersionScaler
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 
@@ -34,15 +34,15 @@ class _Scaled:
     """One version under control."""
 
     __slots__ = (
-        "cordoned", "covered", "decisions", "demands", "due", "left_alone", "replicas", "scaler", "since", "started",
+        "cordoned", "covered", "decisions", "due", "left_alone", "replicas", "scaler", "seen", "since", "started",
         "version",
     )  # fmt: skip
 
     def __init__(self, version: Version, now: float, covered: Mapping[str, float]) -> None:
         self.version = version
         self.scaler = VersionScaler(version)
-        self.demands: dict[str, Demand] = {}  # by front-end
-        self.since = now  # when those demands began
+        self.seen: dict[str, Seen] = {}  # by front-end
+        self.since = now  # when that began
         self.covered = dict(covered)  # by front-end, at that moment
         self.due = now + self.refresh
         self.replicas: tuple[Replica, ...] | None = None  # not known yet
@@ -72,11 +72,11 @@ class _Scaled:
         """
         seconds = now - self.since
         total = Demand(seconds=seconds)
-        for front_end, demand in self.demands.items():
+        for front_end, seen in self.seen.items():
             reported = covered.get(front_end, 0.0) - self.covered.get(front_end, 0.0)
             stayed = front_end in self.covered and front_end in covered
-            total += _stretched(demand, seconds / reported) if stayed and reported > 0 else demand
-        self.demands = {}
+            total += _demand(seen, seconds / reported if stayed and reported > 0 else 1.0)
+        self.seen = {}
         self.covered = dict(covered)
         self.since = now
         self.due = max(self.due + self.refresh, now + self.refresh / 2)
@@ -150,14 +150,14 @@ class ControlLoop:
         scaled = self._scaled[key]
         scaled.cordoned = frozenset(replica_ids) & scaled.started.keys()
 
-    def add_demands(self, front_end: str, seconds: float, demands: Mapping[VersionKey, Demand]) -> None:
-        """Add what a front-end saw in the `seconds` since it told last; a version not among `demands` was at rest."""
+    def add_seen(self, front_end: str, seconds: float, reports: Mapping[VersionKey, Seen]) -> None:
+        """Add what a front-end saw in the `seconds` since it told last; a version not among `reports` was at rest."""
         self._covered[front_end] = self._covered.get(front_end, 0.0) + seconds
-        for key, demand in demands.items():
+        for key, seen in reports.items():
             scaled = self._scaled.get(key)
             if scaled is not None:
-                before = scaled.demands.get(front_end)
-                scaled.demands[front_end] = demand if before is None else before + demand
+                before = scaled.seen.get(front_end)
+                scaled.seen[front_end] = seen if before is None else together(before, seen)
 
     def front_end_gone(self, front_end: str) -> None:
         """A front-end has ended; what it saw still counts."""
@@ -206,9 +206,10 @@ class ControlLoop:
         return counts
 
 
-def _stretched(demand: Demand, factor: float) -> Demand:
-    """The same load for `factor` times as long; what was counted stays as it is."""
-    return replace(demand, busy_seconds=demand.busy_seconds * factor, queued_seconds=demand.queued_seconds * factor)
+def _demand(seen: Seen, factor: float) -> Demand:
+    """What was seen, with the load stretched to `factor` times as long; what was counted stays as it is."""
+    busy, queued, arrivals, refused, completed, service = seen
+    return Demand(0.0, busy * factor, queued * factor, arrivals, refused, completed, service)
 
 
 def _direction(before: int, after: Decision | None) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from router.scaling.load import Load
 from router.scaling.window import Counts, added
-from router.telemetry.counters import LAG_BOUNDS, ROUTE_BOUNDS, GatewaySnapshot
+from router.telemetry.counters import LAG_BOUNDS, ROUTE_BOUNDS, ProcessCounted
 
 
 class _Counted(NamedTuple):
@@ -27,9 +27,10 @@ class PodSignals:
         self._sum = _NOTHING
         self._own_cpu_seconds = cpu_seconds
 
-    def worker_counted(self, name: str, snapshot: GatewaySnapshot) -> None:
+    def worker_counted(self, name: str, counted: ProcessCounted) -> None:
         """A worker reports all that it has counted since it began."""
-        now = _Counted(_route_time(snapshot), snapshot["loop_lag"]["counts"], snapshot["cpu_seconds"])
+        snapshot = counted.snapshot
+        now = _Counted(counted.route_time, snapshot["loop_lag"]["counts"], snapshot["cpu_seconds"])
         before = self._workers.get(name, _NOTHING)
         self._workers[name] = now
         self._sum = _Counted(
@@ -49,14 +50,6 @@ class PodSignals:
         own = max(cpu_seconds - self._own_cpu_seconds, 0.0)
         self._own_cpu_seconds = cpu_seconds
         return Load(seconds, cpus, taken.cpu_seconds + own, tuple(taken.route_time), tuple(taken.loop_lag))
-
-
-def _route_time(snapshot: GatewaySnapshot) -> Counts:
-    total = list(_NOTHING.route_time)
-    for versions in snapshot["versions"].values():
-        for counted in versions.values():
-            total = added(total, counted["route_time"]["counts"])
-    return total
 
 
 def _more(now: Counts, before: Counts) -> Counts:

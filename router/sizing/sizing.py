@@ -24,7 +24,7 @@ from router.sizing.policy import workers_policy
 from router.sizing.signals import PodSignals
 from router.sizing.workers_sizer import Fleet, WorkersSizer
 from router.telemetry.catalogue import Sample
-from router.telemetry.counters import LAG_BOUNDS, ROUTE_BOUNDS, GatewaySnapshot
+from router.telemetry.counters import LAG_BOUNDS, ROUTE_BOUNDS, ProcessCounted
 from router.telemetry.log import event
 from router.workers import Workers
 
@@ -114,9 +114,9 @@ class Sizing:
 
     # Signals.
 
-    def worker_counted(self, name: str, snapshot: GatewaySnapshot) -> None:
+    def worker_counted(self, name: str, counted: ProcessCounted) -> None:
         """A worker of this pod reports what it has counted."""
-        self._signals.worker_counted(name, snapshot)
+        self._signals.worker_counted(name, counted)
 
     def worker_ended(self, name: str) -> None:
         """A worker's process is gone."""

@@ -1,10 +1,10 @@
-"""The numbers that the data plane writes, and their sum over worker processes.
+"""The numbers that the data plane writes, and what a worker tells of them.
 
 Theory of operation. A worker writes plain ints, floats and dicts: no locks (one event loop), no metric objects, no
-prometheus_client, no clock. Whoever reports takes a `snapshot()`, which orjson can encode; whoever sums, sums
-snapshots. A snapshot is nested dicts whose leaves are numbers or lists of numbers, so that one recursive addition
-(`merge`) covers every field, present and to come. Every leaf only ever grows while its worker lives, except
-those in `LEVELS`, which end with their worker.
+prometheus_client, no clock. A snapshot, which orjson can encode, is nested dicts whose leaves are numbers or lists of
+numbers, and `totals` sums such. Every leaf only ever grows while its worker lives, except those in `LEVELS`, which end
+with their worker. With many versions most of them have nothing new to tell, and nobody looks at what the others told:
+so `report` tells of those that counted something, and packed; whoever wants a snapshot unpacks it.
 
 Written once per request and measured: a method call with `bisect_left` into a list costs about 0.1 us, and nothing
 cleverer (closures, `bisect_left` as a default argument, `dict.get`) is faster by more than noise. The dicts are
@@ -12,10 +12,11 @@ cleverer (closures, `bisect_left` as a default argument, `dict.get`) is faster b
 """
 
 import math
+import pickle
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection
-from typing import Any, TypedDict, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
 from router.services import VersionKey
 
@@ -93,6 +94,24 @@ class GatewaySnapshot(TypedDict):
     token_cache_misses: int
 
 
+class ProcessCounted(NamedTuple):
+    """What a worker counted in all."""
+
+    snapshot: GatewaySnapshot
+    """Without versions."""
+    route_time: Sequence[int]
+    """Counts of the histogram of that name, summed over versions."""
+
+
+class Counted(NamedTuple):
+    """What a worker tells of what it has counted: totals, so that nothing is lost with a report that is."""
+
+    versions: Mapping[VersionKey, bytes]
+    """As `VersionCounters.pack` has it, for those that have counted something since it was last told."""
+    process: ProcessCounted | None
+    """Once for each time that all versions had their turn."""
+
+
 class Histogram:
     """Counts observations by upper bound; a value equal to a bound belongs to that bound, as Prometheus has it."""
 
@@ -109,7 +128,7 @@ class Histogram:
         self.sum += seconds
 
     def snapshot(self) -> HistogramSnapshot:
-        return {"counts": self.counts.copy(), "sum": _exact(self.sum)}
+        return _histogram(self.counts.copy(), self.sum)
 
 
 class VersionCounters:
@@ -131,9 +150,12 @@ class VersionCounters:
         "response_bytes",
         "retry_causes",
         "route_time",
+        "told",
     )
 
     def __init__(self) -> None:
+        self.told = b""
+        """As the supervisor knows it."""
         self.answers: defaultdict[tuple[int, str], int] = defaultdict(int)
         """Requests by (status, slug); the slug "" is the replica's own answer."""
         self.duration = Histogram(DURATION_BOUNDS)
@@ -167,21 +189,47 @@ class VersionCounters:
     def retries(self) -> int:
         return sum(self.retry_causes.values())
 
+    def pack(self) -> bytes:
+        """All of it, for `unpack`. A snapshot takes five times as long to make, write and read, and a thousand versions
+        are told each second, but looked at only when somebody scrapes."""
+        counted = (
+            dict(self.answers),
+            (self.duration.counts, self.duration.sum),
+            (self.queue_wait.counts, self.queue_wait.sum),
+            (self.route_time.counts, self.route_time.sum),
+            (self.first_byte.counts, self.first_byte.sum),
+            (self.connect.counts, self.connect.sum),
+            dict(self.connect_failures),
+            self.queue_timeouts,
+            self.request_bytes,
+            self.response_bytes,
+            dict(self.retry_causes),
+            self.client_aborts,
+        )
+        return pickle.dumps(counted, protocol=5)
+
     def snapshot(self) -> VersionSnapshot:
-        return {
-            "answers": _by_status(self.answers),
-            "duration": self.duration.snapshot(),
-            "queue_wait": self.queue_wait.snapshot(),
-            "route_time": self.route_time.snapshot(),
-            "first_byte": self.first_byte.snapshot(),
-            "connect": self.connect.snapshot(),
-            "connect_failures": dict(self.connect_failures),
-            "queue_timeouts": self.queue_timeouts,
-            "request_bytes": self.request_bytes,
-            "response_bytes": self.response_bytes,
-            "retry_causes": dict(self.retry_causes),
-            "client_aborts": self.client_aborts,
-        }
+        return unpack(self.pack())
+
+
+def unpack(packed: bytes) -> VersionSnapshot:
+    """What `VersionCounters.pack` has packed, in a process of this installation."""
+    answers, duration, queue_wait, route_time, first_byte, connect, *others = pickle.loads(packed)  # noqa: S301
+    connect_failures, queue_timeouts, request_bytes, response_bytes, retry_causes, client_aborts = others
+    return {
+        "answers": _by_status(answers),
+        "duration": _histogram(*duration),
+        "queue_wait": _histogram(*queue_wait),
+        "route_time": _histogram(*route_time),
+        "first_byte": _histogram(*first_byte),
+        "connect": _histogram(*connect),
+        "connect_failures": connect_failures,
+        "queue_timeouts": queue_timeouts,
+        "request_bytes": request_bytes,
+        "response_bytes": response_bytes,
+        "retry_causes": retry_causes,
+        "client_aborts": client_aborts,
+    }
 
 
 class GatewayCounters:
@@ -240,21 +288,37 @@ class GatewayCounters:
         """Drop what was counted of versions and services that are not among `keys` (the complete set)."""
         keys = frozenset(keys)
         services = {service for service, _ in keys}
-        for key in [key for key in self.versions if not _is_kept(key, keys, services)]:
+        for key in [key for key in self.versions if not is_kept(key, keys, services)]:
             del self.versions[key]
         for failure in [failure for failure in self.auth_failures if failure[0] not in services]:
             del self.auth_failures[failure]
 
+    def report(self, part: int = 0, parts: int = 1) -> Counted:
+        """What is new of one of `parts` parts of the versions; the first part comes with what is not of a version."""
+        versions: dict[VersionKey, bytes] = {}
+        for key, counters in tuple(self.versions.items())[part::parts]:
+            packed = counters.pack()
+            if packed != counters.told:
+                versions[key] = counters.told = packed
+        if part:
+            return Counted(versions, None)
+        route_times = [counters.route_time.counts for counters in self.versions.values()]
+        route_time = [sum(counts) for counts in zip(*route_times, strict=True)] or [0] * (len(ROUTE_BOUNDS) + 1)
+        return Counted(versions, ProcessCounted(self._process(), route_time))
+
     def snapshot(self) -> GatewaySnapshot:
         """All of it as JSON-able data that shares nothing with these counters."""
-        versions: dict[str, dict[str, VersionSnapshot]] = {}
+        snapshot = self._process()
         for (service, version), counters in self.versions.items():
-            versions.setdefault(service, {})[version] = counters.snapshot()
+            snapshot["versions"].setdefault(service, {})[version] = counters.snapshot()
+        return snapshot
+
+    def _process(self) -> GatewaySnapshot:
         failures: dict[str, dict[str, int]] = {}
         for (service, reason), number in self.auth_failures.items():
             failures.setdefault(service, {})[reason] = number
         return {
-            "versions": versions,
+            "versions": {},
             "answers": _by_status(self.answers),
             "connections_accepted": self.connections_accepted,
             "connections_open": self.connections_open,
@@ -273,58 +337,8 @@ class GatewayCounters:
         }
 
 
-def merge(total: GatewaySnapshot, snapshot: GatewaySnapshot) -> None:
-    """Add `snapshot` to `total`, in place; `snapshot` stays as it is.
-
-    Raises ValueError when two histograms of one name have different numbers of buckets.
-    """
-    _add(cast(dict[str, Any], total), cast(dict[str, Any], snapshot))
-
-
-class Totals:
-    """The sum over workers that come and go; it never goes back when one restarts.
-
-    A worker is known by (name, generation), and a later generation of a name has a greater number. Two generations
-    may live at once, while the older one drains.
-    """
-
-    __slots__ = ("_ended", "_live", "_newest")
-
-    def __init__(self) -> None:
-        self._ended = GatewayCounters().snapshot()
-        self._live: dict[tuple[str, int], GatewaySnapshot] = {}
-        self._newest: dict[str, int] = {}
-
-    def report(self, name: str, generation: int, snapshot: GatewaySnapshot) -> None:
-        """Take a worker's latest snapshot, which replaces its former one.
-
-        A snapshot that arrives after its worker `ended` is already counted and changes nothing.
-        """
-        worker = name, generation
-        if worker not in self._live and generation <= self._newest.get(name, generation - 1):
-            return
-        self._live[worker] = snapshot
-        self._newest[name] = max(generation, self._newest.get(name, generation))
-
-    def ended(self, name: str, generation: int) -> None:
-        """Keep what an ended worker counted; what it had open is no more. An unknown worker changes nothing."""
-        last = self._live.pop((name, generation), None)
-        if last is not None:
-            merge(self._ended, cast(GatewaySnapshot, {**last, **dict.fromkeys(LEVELS, 0)}))
-
-    def retain(self, keys: Collection[VersionKey]) -> None:
-        """Drop versions and services that are not among `keys` (the complete set), as each worker does."""
-        keys = frozenset(keys)
-        self._ended = _retained(self._ended, keys)
-        self._live = {worker: _retained(snapshot, keys) for worker, snapshot in self._live.items()}
-
-    def total(self) -> GatewaySnapshot:
-        """The sum over all workers that live or have lived."""
-        total = GatewayCounters().snapshot()
-        merge(total, self._ended)
-        for snapshot in self._live.values():
-            merge(total, snapshot)
-        return total
+def _histogram(counts: list[int], seconds: float) -> HistogramSnapshot:
+    return {"counts": counts, "sum": _exact(seconds)}
 
 
 def _exact(seconds: float) -> float:
@@ -333,20 +347,10 @@ def _exact(seconds: float) -> float:
     return math.floor(seconds * _STEPS_PER_SECOND) / _STEPS_PER_SECOND
 
 
-def _is_kept(key: VersionKey, keys: Collection[VersionKey], services: set[str]) -> bool:
+def is_kept(key: VersionKey, keys: Collection[VersionKey], services: set[str]) -> bool:
+    """Whether what was counted under `key` is kept where `keys` are all versions, of all `services`, that there are."""
     service, version = key
     return key in keys or (version == NO_VERSION and service in services)
-
-
-def _retained(snapshot: GatewaySnapshot, keys: Collection[VersionKey]) -> GatewaySnapshot:
-    services = {service for service, _ in keys}
-    versions = {
-        service: {name: counted for name, counted in by_name.items() if _is_kept((service, name), keys, services)}
-        for service, by_name in snapshot["versions"].items()
-        if service in services
-    }
-    failures = {service: by_reason for service, by_reason in snapshot["auth_failures"].items() if service in services}
-    return {**snapshot, "versions": versions, "auth_failures": failures}
 
 
 def _by_status(answers: dict[tuple[int, str], int]) -> dict[str, dict[str, int]]:
@@ -354,15 +358,3 @@ def _by_status(answers: dict[tuple[int, str], int]) -> dict[str, dict[str, int]]
     for (status, slug), number in answers.items():
         by_status.setdefault(str(status), {})[slug] = number
     return by_status
-
-
-def _add(total: dict[str, Any], more: dict[str, Any]) -> None:
-    for name, value in more.items():
-        if isinstance(value, dict):
-            _add(total.setdefault(name, {}), value)
-        elif name not in total:
-            total[name] = value  # a list too: none is written to, the next line makes a new one
-        elif isinstance(value, list):
-            total[name] = [held + added for held, added in zip(total[name], value, strict=True)]
-        else:
-            total[name] += value

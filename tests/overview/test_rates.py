@@ -12,7 +12,7 @@ def steady(rates: Rates, since: float, until: float, per_report: int = 2) -> Non
     """Reports five times a second."""
     for step in range(round((until - since) * 5)):
         now = since + (step + 1) / 5
-        rates.add(IRIS, Demand(0.2, arrivals=per_report, completed=per_report, service_seconds=0.03), now)
+        rates.add(IRIS, Demand(0.2, arrivals=per_report, completed=per_report, service_seconds=0.03).seen, now)
 
 
 def test_steady_load_shows_as_what_it_is() -> None:
@@ -34,13 +34,13 @@ def test_load_that_ends_is_gone_after_the_window_but_its_service_time_is_known()
 def test_reports_of_several_front_ends_add_up() -> None:
     rates = Rates()
     for _ in range(3):
-        rates.add(IRIS, Demand(0.2, arrivals=5, refused=1), 1.0)
+        rates.add(IRIS, Demand(0.2, arrivals=5, refused=1).seen, 1.0)
     assert rates.of(IRIS, 1.0)[:3] == (1.5, 0, 0.3)
 
 
 def test_version_that_is_at_rest_or_forgotten_has_none() -> None:
     rates = Rates()
-    rates.add(IRIS, Demand(0.2), 1.0)
+    rates.add(IRIS, Demand(0.2).seen, 1.0)
     assert rates.of(IRIS, 1.0) == (0, 0, 0, None)
     steady(rates, 1, 2)
     rates.retain([])

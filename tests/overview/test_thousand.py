@@ -21,7 +21,8 @@ from router.scaling.loop import ControlLoop
 from router.services import Replica, ReplicaState, Service, Version, VersionKey, parse_service
 from router.slots.holder import Totals as Seen
 from router.telemetry.admin import AdminServer
-from router.telemetry.counters import Totals
+from router.telemetry.counters import Counted
+from router.telemetry.totals import Totals
 from tests.chromium import chromium
 
 COUNT = 1000
@@ -56,7 +57,7 @@ class World:
     def busy(self, name: str, count: int, waiting: int = 0) -> None:
         """The worker reports so many requests in flight at a service's first replica."""
         report = VersionReport(Seen(0.0, 0.0, 0, 0, 0, 0.0), waiting, 0, {f"{name}-0": count})
-        self.reports.take("worker-0", Report(0.2, 0, {(name, "default"): report}, None, 0), self.versions)
+        self.reports.take("worker-0", Report(0.2, 0, {(name, "default"): report}, Counted({}, None), 0), self.versions)
 
 
 @contextmanager

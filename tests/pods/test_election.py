@@ -87,8 +87,8 @@ def test_nobody_leads_before_the_election() -> None:
 def test_who_does_not_lead_reports_to_who_does() -> None:
     scene = Scene()
     scene.pods.elected(False, 1, "b")
-    scene.pods.saw({IRIS: demand.Demand(busy_seconds=2.0)})
-    scene.pods.saw({IRIS: demand.Demand(busy_seconds=1.0)})
+    scene.pods.saw({IRIS: demand.Demand(busy_seconds=2.0).seen})
+    scene.pods.saw({IRIS: demand.Demand(busy_seconds=1.0).seen})
     ((peer, message),) = scene.tick()
     assert peer == "b"
     assert isinstance(message, Demand)

@@ -45,7 +45,7 @@ class Scene:
 
     def saw(self, front_end: str, busy: float, seconds: float, key: VersionKey = IRIS) -> None:
         """A front-end reports that on average so many requests were in flight."""
-        self.loop.add_demands(front_end, seconds, {key: Demand(busy_seconds=busy * seconds)})
+        self.loop.add_seen(front_end, seconds, {key: Demand(busy_seconds=busy * seconds).seen})
 
     def step(self, after: float = 0.0, key: VersionKey = IRIS) -> Step | None:
         """Look `after` seconds later."""
@@ -155,7 +155,7 @@ def test_counts_are_summed() -> None:
     scene = Scene("a", autoscale_target_utilization=50)
     seen = Demand(busy_seconds=0.5, queued_seconds=0.25, arrivals=3, refused=1, completed=2, service_seconds=0.5)
     for front_end in ("w0", "w1"):
-        scene.loop.add_demands(front_end, 1.0, {IRIS: seen})
+        scene.loop.add_seen(front_end, 1.0, {IRIS: seen.seen})
     scene.step(1.0)
     decision = scene.loop.decision(IRIS)
     assert decision is not None
@@ -220,7 +220,7 @@ def test_what_was_seen_counts_once() -> None:
 
 def test_demand_of_a_version_that_is_not_there_is_nobodys() -> None:
     scene = Scene("a")
-    scene.loop.add_demands("w0", 1.0, {("gone", "default"): Demand(busy_seconds=1.0)})
+    scene.loop.add_seen("w0", 1.0, {("gone", "default"): Demand(busy_seconds=1.0).seen})
     assert scene.step(key=("gone", "default"), after=1.0) is None
 
 

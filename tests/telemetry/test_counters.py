@@ -1,8 +1,6 @@
 """Counting in one worker, and summing over workers that come and go."""
 
 import math
-import random
-from bisect import bisect_left
 
 import orjson
 import pytest
@@ -14,28 +12,14 @@ from router.telemetry.counters import (
     NO_VERSION,
     ROUTE_BOUNDS,
     GatewayCounters,
-    GatewaySnapshot,
     Histogram,
-    Totals,
     VersionCounters,
-    merge,
+    unpack,
 )
 
 BLUE = ("iris", "blue")
 GREEN = ("iris", "green")
 RESNET = ("resnet", "default")
-
-
-def counted(*keys: tuple[str, str], requests: int = 1, connections_open: int = 0) -> GatewaySnapshot:
-    counters = GatewayCounters()
-    counters.connections_accepted = requests
-    counters.connections_open = connections_open
-    for key in keys:
-        version = counters.version(key)
-        for _ in range(requests):
-            version.count(200, "")
-            version.duration.observe(0.01)
-    return counters.snapshot()
 
 
 @pytest.mark.parametrize("bounds", [DURATION_BOUNDS, ROUTE_BOUNDS])
@@ -120,110 +104,51 @@ def test_retain_drops_removed_versions_and_services() -> None:
     assert set(counters.auth_failures) == {("iris", "wrong-key")}
 
 
-def test_merge_adds_every_leaf_and_leaves_the_added_snapshot_alone() -> None:
-    total, one, two = counted(BLUE), counted(BLUE, GREEN, requests=2), counted(GREEN, requests=3)
-    untouched = orjson.dumps([one, two])
-    merge(total, one)
-    merge(total, two)
-    assert orjson.dumps([one, two]) == untouched
-    iris = total["versions"]["iris"]
-    assert iris["blue"]["answers"] == {"200": {"": 3}}
-    assert iris["green"]["answers"] == {"200": {"": 5}}
-    bucket = bisect_left(DURATION_BOUNDS, 0.01)
-    assert iris["green"]["duration"]["counts"][bucket] == 5
-    assert iris["green"]["duration"]["sum"] == pytest.approx(0.05, abs=1e-5)
-    assert total["connections_accepted"] == 6
+def test_only_what_counted_something_is_told_again() -> None:
+    counters = GatewayCounters()
+    for key in (BLUE, GREEN):
+        counters.version(key).count(200, "")
+    assert set(counters.report().versions) == {BLUE, GREEN}
+    assert counters.report().versions == {}
+    counters.version(GREEN).request_bytes += 1
+    again = counters.report().versions
+    assert set(again) == {GREEN}
+    assert unpack(again[GREEN]) == counters.version(GREEN).snapshot()
 
 
-def test_merge_refuses_histograms_of_different_bounds() -> None:
-    total, other = counted(BLUE), counted(BLUE)
-    other["versions"]["iris"]["blue"]["duration"]["counts"].pop()
-    with pytest.raises(ValueError, match="zip"):
-        merge(total, other)
+def test_each_version_is_told_in_one_of_the_parts_and_the_process_in_the_first() -> None:
+    counters = GatewayCounters()
+    keys = [(f"service-{number}", "default") for number in range(7)]
+    for key in keys:
+        counters.version(key).route_time.observe(0.001)
+    parts = [counters.report(part, 3) for part in range(3)]
+    assert sorted(key for part in parts for key in part.versions) == keys
+    assert [part.process is not None for part in parts] == [True, False, False]
+    assert parts[0].process is not None
+    assert sum(parts[0].process.route_time) == 7  # of all versions, whatever part they are in
 
 
-def test_totals_keep_what_an_ended_worker_counted_but_not_what_it_had_open() -> None:
-    totals = Totals()
-    totals.report("worker-0", 1, counted(BLUE, requests=4, connections_open=7))
-    totals.ended("worker-0", 1)
-    totals.report("worker-0", 2, counted(BLUE, requests=1, connections_open=2))
-    total = totals.total()
-    assert total["versions"]["iris"]["blue"]["answers"] == {"200": {"": 5}}
-    assert total["connections_accepted"] == 5
-    assert total["connections_open"] == 2
+def test_a_version_that_is_removed_and_comes_back_is_told_anew() -> None:
+    counters = GatewayCounters()
+    counters.version(BLUE).count(200, "")
+    counters.report()
+    counters.retain([])
+    counters.version(BLUE).count(200, "")
+    assert set(counters.report().versions) == {BLUE}
 
 
-def test_totals_sum_two_generations_while_the_older_one_drains() -> None:
-    totals = Totals()
-    totals.report("worker-0", 1, counted(BLUE, requests=4))
-    totals.report("worker-0", 2, counted(BLUE, requests=1))
-    totals.report("worker-0", 1, counted(BLUE, requests=5))
-    assert totals.total()["connections_accepted"] == 6
-
-
-def test_a_report_that_arrives_after_the_end_is_not_counted_twice() -> None:
-    totals = Totals()
-    totals.report("worker-0", 1, counted(BLUE, requests=4))
-    totals.ended("worker-0", 1)
-    totals.report("worker-0", 1, counted(BLUE, requests=4))
-    totals.ended("worker-0", 1)
-    assert totals.total()["connections_accepted"] == 4
-
-
-def test_end_of_a_worker_that_never_reported_changes_nothing() -> None:
-    totals = Totals()
-    totals.ended("worker-0", 1)
-    assert totals.total() == GatewayCounters().snapshot()
-
-
-def test_totals_drop_removed_versions_of_live_and_ended_workers() -> None:
-    totals = Totals()
-    for worker in ("worker-0", "worker-1"):
-        totals.report(worker, 1, counted(BLUE, GREEN, RESNET))
-    totals.ended("worker-0", 1)
-    totals.retain({BLUE})
-    versions = totals.total()["versions"]
-    assert {service: set(by_name) for service, by_name in versions.items()} == {"iris": {"blue"}}
-    assert versions["iris"]["blue"]["answers"] == {"200": {"": 2}}
-
-
-@given(st.lists(st.tuples(st.sampled_from(["worker-0", "worker-1"]), st.sampled_from(["count", "restart"]))))
-def test_totals_never_go_back_and_equal_all_that_was_counted(steps: list[tuple[str, str]]) -> None:
-    totals = Totals()
-    workers = {name: GatewayCounters() for name in ("worker-0", "worker-1")}
-    generation = dict.fromkeys(workers, 1)
-    counts = 0
-    for name, step in steps:
-        if step == "count":
-            workers[name].version(BLUE).count(200, "")
-            totals.report(name, generation[name], workers[name].snapshot())
-            counts += 1
-        else:
-            totals.ended(name, generation[name])
-            workers[name] = GatewayCounters()
-            generation[name] += 1
-        blue = totals.total()["versions"].get("iris", {}).get("blue")
-        assert (blue["answers"]["200"][""] if blue else 0) == counts
-
-
-@given(
-    st.lists(st.lists(st.floats(0, 300), min_size=1, max_size=5), min_size=2, max_size=6),
-    st.randoms(use_true_random=False),
-)
-def test_sums_do_not_change_by_a_hair_when_workers_end_in_any_order(
-    observed: list[list[float]], chance: random.Random
-) -> None:
-    totals = Totals()
-    names = [f"worker-{number}" for number in range(len(observed))]
-    for name, durations in zip(names, observed, strict=True):
-        counters = GatewayCounters()
-        for seconds in durations:
-            counters.version(BLUE).duration.observe(seconds)
-        counters.cpu_seconds = sum(durations)
-        totals.report(name, 1, counters.snapshot())
-    before = totals.total()
-    assert before["versions"]["iris"]["blue"]["duration"]["sum"] == pytest.approx(sum(map(sum, observed)), abs=1e-5)
-    chance.shuffle(names)
-    for name in names:
-        totals.ended(name, 1)
-        assert totals.total() == before
+def test_every_number_of_a_version_is_told() -> None:
+    version = VersionCounters()
+    untouched = version.snapshot()
+    version.count(503, "overloaded")
+    for histogram in (version.duration, version.queue_wait, version.route_time, version.first_byte, version.connect):
+        histogram.observe(0.5)
+    version.connect_failures["refused"] += 1
+    version.queue_timeouts += 1
+    version.request_bytes += 1
+    version.response_bytes += 1
+    version.retried("connect")
+    version.client_aborts += 1
+    told = unpack(version.pack())
+    assert told.keys() == untouched.keys() == set(VersionCounters.__slots__) - {"told"}
+    assert [name for name in told if told[name] == untouched[name]] == []  # type: ignore[literal-required]
