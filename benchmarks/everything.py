@@ -18,7 +18,16 @@ def main() -> None:
     arguments.add_argument("--quick", action="store_true", help="smoke run: no report")
     arguments.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where the JSON results go")
     parsed = arguments.parse_args()
-    names = ["throughput", "latency", "bodies", "growth", "tokens", "profile", *([] if parsed.quick else ["report"])]
+    names = [
+        "throughput",
+        "latency",
+        "bodies",
+        "growth",
+        "tokens",
+        "tls",
+        "profile",
+        *([] if parsed.quick else ["report"]),
+    ]
     for name in names:
         flags = ["--quick"] if parsed.quick else []
         # Should this script be ended, the benchmark is told so and ends in order what it has started.

@@ -142,24 +142,59 @@ def bodies(document: Document) -> str:
 
 
 def tokens(document: Document) -> str:
-    """Requests per second and latency of each way to authenticate."""
-    titles = {cell["case"]: cell["title"] for cell in document["cells"]}
+    """Requests per second and latency of each way to authenticate, beside engines that can do it, too."""
+    titles = {cell["case"]: cell["title"] for cell in document["cells"] if cell["engine"] == "router"}
+    able = {name: {cell["case"] for cell in document["cells"] if cell["engine"] == name} for name in engines(document)}
 
-    def rate(case: str) -> float:
-        return median(values(document, "requests_per_second", case=case))
+    def rate(name: str, case: str) -> float:
+        return median(values(document, "requests_per_second", engine=name, case=case))
 
     rows = [
         [
             title,
-            spread(values(document, "requests_per_second", case=case)),
-            f"{rate(case) / rate('key'):.2f}",
-            f"{1e6 / rate(case) - 1e6 / rate('key'):+,.0f}",
-            *(f"{median(values(document, figure, case=case)):,.0f}" for figure in ("p50", "p99")),
+            ENGINES[name].title.partition(",")[0],
+            spread(values(document, "requests_per_second", engine=name, case=case)),
+            f"{1e6 / rate(name, case) - 1e6 / rate(name, 'key'):+,.0f}",
+            f"{rate('router', case) / rate(name, case):.2f}",
+            *(f"{median(values(document, figure, engine=name, case=case)):,.0f}" for figure in ("p50", "p99")),
         ]
         for case, title in titles.items()
+        for name in reversed(able)
+        if case in able[name]
     ]
-    header = ["authentication", "requests/s", "beside a key", "per request, µs", "p50, µs", "p99, µs"]
+    header = ["authentication", "engine", "requests/s", "µs more than a key", "router/engine", "p50, µs", "p99, µs"]
     text = f"Requests per second with 32 connections, latency at 1,000 requests/s, {rounds(document)}:\n\n"
+    return text + table(header, rows) + "\n\n" + disturbance(document)
+
+
+TLS_ROWS: Final = (  # title, cells, figure
+    ("full hand-shake, TLS 1.3: CPU of the engine, µs", "full, TLS 1.3", "cpu_microseconds"),
+    ("full hand-shake, TLS 1.2: CPU of the engine, µs", "full, TLS 1.2", "cpu_microseconds"),
+    ("resumed hand-shake, TLS 1.2: CPU of the engine, µs", "resumed, TLS 1.2", "cpu_microseconds"),
+    ("full hand-shakes per second, TLS 1.3 (the clients are the limit)", "full, TLS 1.3", "per_second"),
+    ("resumed hand-shakes per second, TLS 1.2 (the clients are the limit)", "resumed, TLS 1.2", "per_second"),
+    ("requests/s over 1 kept connection", "kept, 1 connections", "requests_per_second"),
+    ("requests/s over 32 kept connections", "kept, 32 connections", "requests_per_second"),
+    ("1,000 requests/s over kept connections: p50, µs", "latency, kept", "p50"),
+    ("the same: p99, µs", "latency, kept", "p99"),
+    ("100 new connections/s, full hand-shake and one request: p50, µs", "latency, full", "p50"),
+    ("the same: p99, µs", "latency, full", "p99"),
+    ("100 new connections/s, resumed (TLS 1.3) and one request: p50, µs", "latency, resumed", "p50"),
+    ("the same: p99, µs", "latency, resumed", "p99"),
+)
+
+
+def tls(document: Document) -> str:
+    """Hand-shakes, throughput and latency of HTTPS."""
+    names = engines(document)
+    rows = []
+    for title, what, figure in TLS_ROWS:
+        found = {name: median(values(document, figure, engine=name, what=what)) for name in names}
+        ratios = [f"{found['router'] / found[name]:.2f}" for name in names if name != "router"]
+        rows.append([title, *(f"{found[name]:,.0f}" for name in names), *ratios])
+    titles = {name: ENGINES[name].title.partition(",")[0] for name in names}
+    header = ["", *titles.values(), *(f"beside {titles[name]}" for name in names if name != "router")]
+    text = f"One certificate (ECDSA P-256), each engine on one CPU, {rounds(document)}:\n\n"
     return text + table(header, rows) + "\n\n" + disturbance(document)
 
 
@@ -217,6 +252,7 @@ SECTIONS: Final[Mapping[str, Callable[[Document], str]]] = {
     "bodies": bodies,
     "growth": growth,
     "tokens": tokens,
+    "tls": tls,
     "profile": profile,
 }
 

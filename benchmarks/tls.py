@@ -1,11 +1,16 @@
-"""HTTPS beside nginx and HAProxy: full hand-shakes, resumed ones, and requests over connections that are kept.
+"""HTTPS beside nginx and HAProxy: full hand-shakes, resumed ones, and requests over connections that are kept, each as
+throughput and as latency at a fixed rate.
 
 All have the same certificate (ECDSA P-256), TLS 1.2 and 1.3 and one CPU. Hand-shakes come from
 `openssl s_time`, several at once; what an engine can do is told best by the CPU time that one costs it, as the client
 needs as much. Kept connections carry a small JSON POST by wrk, through to the nginx behind all.
+
+Latencies are counted from the moment something was due: a request over a kept connection (`benchmarks.load.openloop`),
+or a new connection, from TCP's to the answer of its one request (`benchmarks.load.connections`, TLS 1.3).
 """
 
 import datetime
+import json
 import re
 import subprocess
 import sys
@@ -23,9 +28,9 @@ from cryptography.x509.oid import NameOID
 
 from benchmarks.harness.backends import nginx_backend
 from benchmarks.harness.engines import Launch, Running, Target, answers, owner, render, scoring_path
-from benchmarks.harness.processes import BenchmarkError, Child, free_port, started, wait_until
+from benchmarks.harness.processes import BenchmarkError, Child, free_port, run_json, started, wait_until
 from benchmarks.harness.session import Session, parser, session
-from benchmarks.harness.wrk import measure, script
+from benchmarks.harness.wrk import BODY, measure, script
 
 ENGINES: Final = ("haproxy", "nginx", "router")
 CONNECTIONS: Final = (1, 32)
@@ -35,6 +40,10 @@ HANDSHAKES: Final = {
     "resumed, TLS 1.2": ("-reuse", "-tls1_2"),
 }
 CLIENTS: Final = 4
+RATE: Final = 1_000
+RATE_CONNECTIONS: Final = 16
+NEW_PER_SECOND: Final = 100
+WARM_UP_SECONDS: Final = 1.0
 READY_SECONDS: Final = 30.0
 
 
@@ -109,6 +118,32 @@ def shake_hands(engine: Running, words: tuple[str, ...], current: Session) -> Ha
     return Handshakes(per_second=count / current.seconds, cpu_microseconds=spent / count * 1e6)
 
 
+def latency(engine: Running, current: Session) -> Iterator[tuple[str, dict[str, float]]]:
+    """Microseconds over kept connections, and those of new ones. Raises BenchmarkError for an answer that is missing or
+    not a 200, or a session that was not resumed."""
+    request = (
+        f"POST {scoring_path()} HTTP/1.1\r\nHost: 127.0.0.1:{engine.port}\r\nAuthorization: Bearer {current.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
+    )
+    job = {"host": "127.0.0.1", "port": engine.port, "request": request, "seconds": current.seconds}
+
+    def generate(module: str, **more: object) -> dict[str, float]:
+        argv = (sys.executable, "-m", f"benchmarks.load.{module}")
+        output = run_json(argv, job=json.dumps(job | more), cpus=current.cpus.load, timeout=current.seconds + 40)
+        found: dict[str, float] = json.loads(output)
+        return found
+
+    kept = generate("openloop", rate=RATE, warmup_seconds=WARM_UP_SECONDS, connections=RATE_CONNECTIONS, tls=True)
+    if kept["not_200"] or kept["lost"]:
+        raise BenchmarkError(f"{engine.name}: {kept['not_200']} answers not 200, {kept['lost']} connections lost")
+    yield "latency, kept", kept
+    for what, resumed in (("full", False), ("resumed", True)):
+        found = generate("connections", rate=NEW_PER_SECOND, resumed=resumed)
+        if found["resumed"] != (found["connections"] if resumed else 0):
+            raise BenchmarkError(f"{engine.name}: {found['resumed']} of {found['connections']} sessions were resumed")
+        yield f"latency, {what}", found
+
+
 def measure_engine(name: str, current: Session, backend: str, pem: Path) -> list[dict[str, object]]:
     """One engine, one round."""
     target = Target(backends=(backend,), key=current.key)
@@ -127,12 +162,15 @@ def measure_engine(name: str, current: Session, backend: str, pem: Path) -> list
             cells.append({"engine": name, "what": f"kept, {count} connections", **asdict(rate)})
             each = f"{rate.requests_per_second:8,.0f} requests/s{rate.disturbance}"
             current.say(f"  {name:8} kept, {count:3} connections {each}")
+        for what, found in latency(engine, current):
+            cells.append({"engine": name, "what": what, **found})
+            current.say(f"  {name:8} {what:18} p50 {found['p50']:7,.0f} us, p99 {found['p99']:7,.0f} us")
     return cells
 
 
 def main() -> None:
     """Command line."""
-    parsed = parser(__doc__ or "", engines=ENGINES, rounds=3, seconds=2).parse_args()
+    parsed = parser(__doc__ or "", engines=ENGINES, rounds=2, seconds=2).parse_args()
     with (
         session("tls", parsed) as current,
         nginx_backend(cpus=current.cpus, directory=current.directory) as port,

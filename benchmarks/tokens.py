@@ -1,10 +1,15 @@
-"""What authentication costs: requests per second and latency with none, a key, a token seen before, and new tokens.
+"""What authentication costs: requests per second and latency with none, a key, a token seen before, and new tokens,
+beside what HAProxy and nginx can do of it.
 
-One router with a service for each case; the cases of a round follow one another. A worker remembers 10,000 valid
+HAProxy compares a key and verifies tokens (`jwt_verify`, issuer, audience, end), each time anew as it remembers none;
+nginx compares a key. Each must refuse a word in which one character is altered.
+
+One engine with a service for each case; the cases of a round follow one another. A worker remembers 10,000 valid
 tokens, the oldest goes first, so with more than that in turn each one is verified anew: signature, claims and all. The
 router's own count of verified tokens must agree, else the run fails.
 """
 
+import http.client
 import http.server
 import json
 import secrets
@@ -20,10 +25,11 @@ from typing import Any, Final
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from benchmarks.harness.backends import nginx_backend
-from benchmarks.harness.engines import READY_SECONDS, Running, answers, scoring_path
+from benchmarks.harness.engines import READY_SECONDS, Launch, Running, answers, owner, render, scoring_path
 from benchmarks.harness.processes import BenchmarkError, free_port, run_json, started, wait_until
 from benchmarks.harness.session import Session, parser, session
 from benchmarks.harness.wrk import BODY, SCRIPTS, Rate, rate_of
@@ -36,6 +42,13 @@ LATENCY_CONNECTIONS: Final = 16
 NEW_TOKENS: Final = MOST_REMEMBERED * 6 // 5
 LIFETIME_SECONDS: Final = 3600
 COUNTERS_SECONDS: Final = 1.5  # a worker's counters reach the supervisor once a second
+CASES: Final = {
+    "haproxy": ("none", "key", "new-es256", "new-rs256"),
+    "nginx": ("none", "key"),
+    "router": ("none", "key", "seen", "new-es256", "new-rs256"),
+}
+Counter = Callable[[str], float]
+"""Reads one of the router's counters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,20 +168,55 @@ def write_settings(directory: Path, backend: str, key: str, url: str) -> Path:
     return path
 
 
+def write_keys(directory: Path, keys: Mapping[str, tuple[Any, dict[str, Any]]]) -> None:
+    """The public keys as HAProxy reads them."""
+    for algorithm, (pair, _) in keys.items():
+        pem = pair.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (directory / f"{algorithm}.pem").write_bytes(pem)
+
+
+def launch(name: str, port: int, file: Path, backend: str, current: Session) -> Launch:
+    """How to start an engine; `file` is the router's."""
+    if name == "router":
+        admin = free_port()
+        flags = ("--workers", "1", "--port", str(port), "--admin-port", str(admin), "--access-log", "off")
+        return Launch(argv=(sys.executable, "-m", "router", "local", str(file), *flags), ready=(admin, "/readyz"))
+    values = {"DIR": current.directory, "PORT": port, "BACKEND": backend, "KEY": current.key}
+    if name == "nginx":
+        path = render("nginx-tokens.conf", current.directory, **values, **owner())
+        return Launch(argv=("nginx", "-e", "stderr", "-c", str(path)), ready=(port, "/"))
+    path = render("haproxy-tokens.cfg", current.directory, **values)
+    return Launch(argv=("haproxy", "-db", "-f", str(path)), ready=(port, "/"))
+
+
 @contextmanager
-def router(file: Path, current: Session) -> Iterator[tuple[Running, Callable[[str], float]]]:
-    """A router that is ready, and what reads one of its counters."""
-    port, admin = free_port(), free_port()
-    flags = ("--workers", "1", "--port", str(port), "--admin-port", str(admin), "--access-log", "off")
-    argv = (sys.executable, "-m", "router", "local", str(file), *flags)
-    with started(argv, name="router", cpus=current.cpus.engine, directory=current.directory) as child:
-        seconds = wait_until(lambda: answers(admin, "/readyz"), child=child, seconds=READY_SECONDS)
+def serving(name: str, file: Path, backend: str, current: Session) -> Iterator[tuple[Running, Counter]]:
+    """An engine that is ready, and what reads one of the router's counters."""
+    port = free_port()
+    how = launch(name, port, file, backend, current)
+    with started(how.argv, name=name, cpus=current.cpus.engine, directory=current.directory) as child:
+        seconds = wait_until(lambda: answers(*how.ready), child=child, seconds=READY_SECONDS)
 
         def counter(line: str) -> float:
-            text = urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10).read().decode()
+            text = urllib.request.urlopen(f"http://127.0.0.1:{how.ready[0]}/metrics", timeout=10).read().decode()
             return next((float(each.rpartition(" ")[2]) for each in text.splitlines() if each.startswith(line)), 0.0)
 
-        yield Running(name="router", port=port, child=child, ready_seconds=seconds), counter
+        yield Running(name=name, port=port, child=child, ready_seconds=seconds), counter
+
+
+def check_refusal(engine: Running, case: Case) -> None:
+    """Raises BenchmarkError unless a word of which one character is altered is refused."""
+    if case.words[0] == "-":
+        return
+    word = case.words[0]
+    place = len(word) - 10
+    altered = word[:place] + ("A" if word[place] != "A" else "B") + word[place + 1 :]
+    line = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=10)
+    line.request("POST", scoring_path(case.service), BODY, {"Authorization": f"Bearer {altered}"})
+    status = line.getresponse().status
+    line.close()
+    if status != 401:
+        raise BenchmarkError(f"{engine.name}, {case.title}: an altered word was answered {status}, not 401")
 
 
 def script(case: Case, words: Sequence[str], directory: Path) -> Path:
@@ -217,13 +265,17 @@ def latency(engine: Running, case: Case, words: Sequence[str], current: Session)
     return result
 
 
-def measure(engine: Running, case: Case, current: Session, counter: Callable[[str], float]) -> dict[str, object]:
+def measure(engine: Running, case: Case, current: Session, counter: Counter) -> dict[str, object]:
     """One case, one round."""
+    counted = engine.name == "router" and "token" in case.title
 
     def lookups() -> dict[str, float]:
+        if not counted:
+            return {"hit": 0.0, "miss": 0.0}
         time.sleep(COUNTERS_SECONDS)
         return {name: counter(f'azureml_fe_token_cache_lookups_total{{result="{name}"}}') for name in ("hit", "miss")}
 
+    check_refusal(engine, case)
     begin = lookups()
     throughput(engine, case, case.words, current, WARM_UP_SECONDS)
     before = lookups()
@@ -233,18 +285,18 @@ def measure(engine: Running, case: Case, current: Session, counter: Callable[[st
     waits = latency(engine, case, case.following(new), current)
     found = {name: number - before[name] for name, number in lookups().items()}
     verified = found["miss"] / sum(found.values()) if any(found.values()) else 0.0
-    if abs(verified - case.verified_share) > 0.01:
+    if counted and abs(verified - case.verified_share) > 0.01:
         raise BenchmarkError(f"{case.title}: {verified:.1%} of the tokens were verified, not {case.verified_share:.0%}")
     current.say(
-        f"  {case.title:26} {rate.requests_per_second:9,.0f} requests/s, p50 {waits['p50']:5,.0f} us, "
+        f"  {engine.name:8} {case.title:26} {rate.requests_per_second:9,.0f} requests/s, p50 {waits['p50']:5,.0f} us, "
         f"p99 {waits['p99']:6,.0f} us{rate.disturbance}"
     )
-    return {"engine": "router", "case": case.name, "title": case.title, **asdict(rate), **waits}
+    return {"engine": engine.name, "case": case.name, "title": case.title, **asdict(rate), **waits}
 
 
 def main() -> None:
     """Command line."""
-    arguments = parser(__doc__, engines=("router",), rounds=5, seconds=3)
+    arguments = parser(__doc__, engines=tuple(CASES), rounds=5, seconds=3)
     parsed = arguments.parse_args()
     with session("tokens", parsed) as current, nginx_backend(cpus=current.cpus, directory=current.directory) as port:
         keys = signers()
@@ -252,11 +304,15 @@ def main() -> None:
         measured = cases(keys, current.key, NEW_TOKENS)
         cells: list[dict[str, object]] = []
         with issuer(keys) as url:
-            file = write_settings(current.directory, f"127.0.0.1:{port}", current.key, url)
+            backend = f"127.0.0.1:{port}"
+            file = write_settings(current.directory, backend, current.key, url)
+            write_keys(current.directory, keys)
             for number in range(1, current.rounds + 1):
                 current.say(f"round {number} of {current.rounds}")
-                with router(file, current) as (engine, counter):
-                    cells += ({"round": number, **measure(engine, case, current, counter)} for case in measured)
+                for name in current.engines:
+                    able = [case for case in measured if case.name in CASES[name]]
+                    with serving(name, file, backend, current) as (engine, counter):
+                        cells += ({"round": number, **measure(engine, case, current, counter)} for case in able)
         current.store(cells)
 
 
