@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 from router import __version__
 from router.argument import address, count, percent, positive, url
-from router.cluster.local.file import load_local
+from router.cluster.local.file import is_router_file, load_local, load_router_file
 from router.cluster.local.keys import KeyStore
-from router.cluster.local.summary import summary
+from router.cluster.local.summary import router_summary, summary
 from router.cluster.local.token_keys import TokenKeyFile
 from router.settings import ROUTER_SETTINGS, environment_name, flag_name, load_settings, parse_router_values
 from router.values import Kind, SettingsError
@@ -127,7 +127,7 @@ def _add_check(commands: Any) -> None:
         help="validate settings",
         description="Validate FILE, or what is in a cluster, and say what it sets up; nothing is started or changed.",
     )
-    check.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the services")
+    check.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the services, or settings for `serve`")
     _add_cluster_flags(check)
     check.set_defaults(handler=_check)
 
@@ -271,7 +271,13 @@ def _check(arguments: argparse.Namespace) -> int:
         return _check_cluster(arguments)
     if arguments.file is None:
         raise _UsageError("FILE or --cluster is missing (see azureml-fe check --help)")
-    for line in summary(load_local(arguments.file, environ=os.environ)):
+    if is_router_file(arguments.file):
+        given, issuers = load_router_file(arguments.file)
+        load_settings(environ=os.environ, file=given)  # for the rules between settings
+        lines = router_summary(given, issuers)
+    else:
+        lines = summary(load_local(arguments.file, environ=os.environ))
+    for line in lines:
         print(line)
     return EXIT_DONE
 

@@ -177,6 +177,41 @@ def test_check_of_a_bad_file_names_line_and_setting(file: Path, capsys: pytest.C
     )
 
 
+ROUTER_FILE = """
+router: {drain_seconds: 600, peer_tls: required}
+token_issuers: {corp: {issuer: "https://login.example.com", audience: "api://models"}}
+"""
+
+
+def test_check_of_a_file_for_serve_says_what_it_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "router.yaml"
+    file.write_text(ROUTER_FILE)
+    assert main(["check", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "router in a cluster: sets drain_seconds, peer_tls",
+        "token issuer corp: https://login.example.com",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (ROUTER_FILE.replace("required", "on"), "peer_tls = True: must be one of off, preferred, required"),
+        (ROUTER_FILE.replace("600", "-1"), "line 2: router: drain_seconds = -1"),
+        (ROUTER_FILE + "service: {}", "service: no such setting; did you mean services?"),
+        ("router: {min_workers: 3, max_workers: 2}", "min_workers = 3: must not exceed max_workers"),
+        ("{}", "services: must be a mapping"),
+    ],
+)
+def test_check_of_a_bad_file_for_serve(
+    tmp_path: Path, text: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "router.yaml"
+    file.write_text(text)
+    assert main(["check", str(file)]) == 2
+    assert word in complaint(capsys)
+
+
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["local", "--help"], ["check", "-h"]])
 def test_help_and_version_end_well(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -67,6 +67,7 @@ LAUNCH_SETTINGS: tuple[Setting, ...] = (
 
 _BY_NAME = {setting.name: setting for setting in LAUNCH_SETTINGS}
 _SECTIONS = ("services", "router", "token_issuers")
+_ROUTER_SECTIONS = ("router", "token_issuers")
 _WAYS = ("entry_script", "command", "addresses")
 
 
@@ -145,14 +146,20 @@ def load_issuers(document: Document, folder: Path) -> dict[str, Issuer]:
     )
 
 
+def is_router_file(path: Path) -> bool:
+    """Whether a file is for `load_router_file`: it has sections of that and no others. Raises `SettingsError`."""
+    top = read_document(path).values
+    return isinstance(top, dict) and bool(top) and top.keys() <= set(_ROUTER_SECTIONS)
+
+
 def load_router_file(path: Path) -> tuple[Mapping[str, object], dict[str, Issuer]]:
     """The sections `router` and `token_issuers` of a file that has no others, as `azureml-fe serve` reads it. Raises
     `SettingsError`."""
     document = read_document(path)
     top = document.values if isinstance(document.values, dict) else {}
     for name in top:
-        if name not in ("router", "token_issuers"):
-            raise unknown_name(name, ("router", "token_issuers"), document.locate((name,)))
+        if name not in _ROUTER_SECTIONS:
+            raise unknown_name(name, _ROUTER_SECTIONS, document.locate((name,)))
     folder = Path(os.path.abspath(path)).parent
     return _load_router(document, top.get("router"), folder), load_issuers(document, folder)
 

@@ -1,7 +1,10 @@
-"""What a local file sets up, in a few lines for people (`azureml-fe check`). No key or argument is shown."""
+"""What a file sets up, in a few lines for people (`azureml-fe check`). No key or argument is shown."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from router.auth.issuers import Issuer
 from router.cluster.local.file import Launch, LocalConfig
 from router.services import Service, Version
 
@@ -16,6 +19,14 @@ def summary(config: LocalConfig) -> list[str]:
             facts = (f"{share} % of traffic", _scaling(version, launch), _concurrency(version), _launching(launch))
             lines.append(f"  version {version.name}: {'; '.join(facts)}")
     return lines
+
+
+def router_summary(given: Mapping[str, object], issuers: Mapping[str, Issuer]) -> list[str]:
+    """The same of a file with no services, which `azureml-fe serve` reads: names only."""
+    return [
+        f"router in a cluster: sets {', '.join(sorted(given)) or 'nothing'}",
+        *(f"token issuer {issuer.name}: {issuer.issuer}" for issuer in issuers.values()),
+    ]
 
 
 def _authentication(service: Service, config: LocalConfig) -> str:
