@@ -299,7 +299,7 @@ ROUTER_SETTINGS: tuple[Setting, ...] = (
     _router(
         "max_client_connections",
         Kind.INT,
-        "Client connections that each worker holds open, TLS hand-shakes under way included.",
+        "Client connections that each worker (not the router) holds open, TLS hand-shakes under way included.",
         default=20_000,
         minimum=1,
     ),
