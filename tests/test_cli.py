@@ -196,8 +196,8 @@ def test_check_of_a_file_for_serve_says_what_it_sets(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        (ROUTER_FILE.replace("required", "on"), "peer_tls = True: must be one of off, preferred, required"),
-        (ROUTER_FILE.replace("600", "-1"), "line 2: router: drain_seconds = -1"),
+        (ROUTER_FILE.replace("required", "on"), "peer_tls = 'on': must be one of off, preferred, required"),
+        (ROUTER_FILE.replace("600", "-1"), "line 2: router: drain_seconds = '-1'"),
         (ROUTER_FILE + "service: {}", "service: no such setting; did you mean services?"),
         ("router: {min_workers: 3, max_workers: 2}", "min_workers = 3: must not exceed max_workers"),
         ("{}", "services: must be a mapping"),
