@@ -62,7 +62,7 @@ def _property(setting: Setting) -> dict[str, Any]:
         case Kind.MAPPING:
             return {"type": "object", "additionalProperties": {"type": "string"}}
     if "off" in setting.choices:
-        return {"enum": [*setting.choices, False]}  # as which YAML takes the word
+        return {"enum": [*setting.choices, False]}  # as which Helm reads the word; its template writes the word again
     return {"enum": list(setting.choices)} if setting.choices else {"type": "string"}
 
 

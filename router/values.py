@@ -134,8 +134,6 @@ def parse_value(setting: Setting, raw: object, where: str = "") -> Any:
             value = _parse_rate(raw)
         case Kind.TEXT:
             value = raw if isinstance(raw, str) else None
-            if raw is False and "off" in setting.choices:
-                value = "off"  # YAML takes the word for false
         case Kind.LIST:
             value = _parse_list(raw)
         case Kind.MAPPING:

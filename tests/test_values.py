@@ -26,13 +26,6 @@ def refusal(of: Setting, raw: object) -> SettingsError:
     return caught.value
 
 
-def test_off_is_the_word_that_yaml_takes_for_false() -> None:
-    choice = setting(Kind.TEXT, choices=("off", "some"))
-    assert parse_value(choice, False) == parse_value(choice, "off") == "off"
-    assert "must be one of off, some" in str(refusal(choice, True))
-    assert "must be one of some, more" in str(refusal(setting(Kind.TEXT, choices=("some", "more")), False))
-
-
 @given(st.integers(0, LARGEST_NUMBER))
 def test_whole_number_is_the_same_typed_and_as_text(number: int) -> None:
     assert parse_value(INT, number) == parse_value(INT, str(number)) == number

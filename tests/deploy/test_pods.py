@@ -144,6 +144,13 @@ def test_links_between_pods_are_encrypted(objects: Any) -> None:
         assert peer_tls(settings, 0.0).own is not None
 
 
+def test_every_setting_that_may_be_off_is_written_as_a_word() -> None:
+    may_be_off = [each for each in ROUTER_SETTINGS if "off" in each.choices]
+    given = {each.name: False for each in may_be_off}
+    told = router_yaml(render(smallest(router=given)))["router"]
+    assert {name: told[name] for name in given} == dict.fromkeys(given, "off")
+
+
 def test_links_may_have_to_be_encrypted() -> None:
     told = router_yaml(render(smallest(router={"peer_tls": "required"})))["router"]
     own = peer_tls(load_settings(environ={}, file=told, defaults=DEFAULTS), 0.0).own

@@ -102,6 +102,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
     "generate_keys" .Values.generateKeys
     "allow_insecure_connections" (eq (include "azureml-fe.http" .) "true")
 -}}
+{{- $offs := dict -}}
 {{- if .Values.namespaces }}{{ $derived = set $derived "namespaces" (join "," .Values.namespaces) }}{{ end -}}
 {{- if include "azureml-fe.https" . -}}
 {{- $derived = set $derived "tls_cert_file" "/etc/azureml-fe/tls/cert.pem" -}}
@@ -116,8 +117,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if include "azureml-fe.selfScaling" . -}}
 {{- $derived = set $derived "self_scaling_min_pods" (include "azureml-fe.leastPods" . | int) -}}
 {{- end -}}
+{{- range $name, $value := .Values.router -}}
+{{- /* Helm reads the word `off` as false. */ -}}
+{{- if and (kindIs "bool" $value) (has $name (list "peer_tls" "traces")) }}{{ $offs = set $offs $name "off" }}{{ end -}}
+{{- end -}}
 router:
-  {{- mergeOverwrite $derived .Values.router | toYaml | nindent 2 }}
+  {{- mergeOverwrite $derived .Values.router $offs | toYaml | nindent 2 }}
 {{- with .Values.tokenIssuers }}
 token_issuers:
   {{- toYaml . | nindent 2 }}
