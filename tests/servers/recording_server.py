@@ -4,7 +4,7 @@
 - `GET /` with 200;
 - `GET /seen` with JSON: the names of all requests, in their order, as often as they came;
 - `GET /in-flight` with JSON: the names of those that have begun and are not answered;
-- a POST, which names itself in `X-Test-Name`, by its path: `/slow` with its body after S seconds; `/upload` with the
+- a POST, which may name itself in `X-Test-Name`, by its path: `/slow` with its body after S seconds; `/upload` with the
   SHA-256 of its body, which is not kept; `/download` with the `pieces` of its name; others with their body.
 """
 
@@ -54,13 +54,17 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(json.dumps(known.get(self.path, "Healthy")).encode())
 
     def do_POST(self) -> None:
-        """A request that counts."""
+        """A request; one without a name is not kept on record."""
         name = self.headers[NAME]
+        length = int(self.headers["Content-Length"])
+        if name is None:
+            self._serve("", length)
+            return
         with self.record.lock:
             self.record.seen.append(name)
             self.record.in_flight.append(name)
         try:
-            self._serve(name, int(self.headers["Content-Length"]))
+            self._serve(name, length)
         finally:
             with self.record.lock:
                 self.record.in_flight.remove(name)

@@ -32,9 +32,10 @@ def quantity(text: object) -> float | None:
     return float(number) * (10.0 ** int(exponent) if exponent else _UNITS.get(unit or "", 1.0))
 
 
-def millicores(cpus: float) -> str:
-    """CPUs as the API server reads them."""
-    return f"{round(cpus * 1000)}m"
+def as_quantity(cpus: float) -> str:
+    """CPUs as the API server writes them, so that a template which gets its former size back is the former one."""
+    thousandths = round(cpus * 1000)
+    return f"{thousandths}m" if thousandths % 1000 else str(thousandths // 1000)
 
 
 def same(one: float | None, other: float | None) -> bool:
@@ -109,7 +110,7 @@ def resources_for(cpus: float, limit: float | None, request: float | None) -> di
     """Resources of a container that is to have so many CPUs: the request keeps its share of the limit, as the class of
     service of a pod cannot change."""
     share = 1.0 if limit is None or request is None or limit <= 0 else min(request / limit, 1.0)
-    return {"requests": {"cpu": millicores(cpus * share)}, "limits": {"cpu": millicores(cpus)}}
+    return {"requests": {"cpu": as_quantity(cpus * share)}, "limits": {"cpu": as_quantity(cpus)}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The router's size in Kubernetes: CPU of its pods, and how many there are. Only the router that leads writes.
 
     size --  spec.replicas of the own Deployment, the largest CPU limit of its pods (by rollout: the template's)
-    CPU  --  where the API server offers `pods/resize`: each pod in place, the template stays as installed
+    CPU  --  where the API server offers `pods/resize`, and lets the router: each pod in place, the template stays
              elsewhere: the template is patched, and pods roll with `maxUnavailable: 0`, if nodes have room for one more
     pods --  the `scale` subresource, if nodes have room for one more
 
@@ -161,8 +161,12 @@ class PodsSizer:
         async with self._busy:
             deployment, pods = await self._look()
             if self._in_place and not all(same(pod.limit, target.cpus) for pod in pods):
-                await self._resize_all(pods, target.cpus)
-            elif not self._in_place and not same(deployment.limit, target.cpus):
+                try:
+                    await self._resize_all(pods, target.cpus)
+                except ApiError:
+                    if self._in_place:
+                        raise
+            if not self._in_place and not same(deployment.limit, target.cpus):
                 await self._roll(deployment, target.cpus)
             if deployment.replicas != target.pods:
                 await self._scale(deployment, target)
@@ -188,7 +192,8 @@ class PodsSizer:
                 if all(pod.has_its_cpu for pod in changed):
                     return
         except (NoRoomError, ApiError):
-            await self._undo(before, cpus)
+            if self._in_place:  # else it may not undo either
+                await self._undo(before, cpus)
             raise
 
     def _is_refused(self, pod: RouterPod, seconds: float) -> bool:
@@ -211,8 +216,13 @@ class PodsSizer:
         try:
             await self._patch(f"{self._path('/api/v1', 'pods')}/{pod.name}/resize", body, STRATEGIC_PATCH)
         except ApiError as error:
-            if error.status != 404:  # it is gone
-                raise
+            if error.status == 404:  # it is gone
+                return
+            if error.status == 403:  # by its role, or a policy of the cluster: as if it were not offered
+                self._in_place = False
+                why = error.message
+                event(_log, logging.WARNING, "pods may not be resized in place, so they roll instead", error=why)
+            raise
 
     async def _roll(self, deployment: RouterDeployment, cpus: float) -> None:
         """By another template. `maxUnavailable: 0` sees to it that a new pod is ready before an old one ends."""

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,27 @@ from tests.kubernetes.client import Access
 from tests.kubernetes.cluster import ROUTER, Cluster
 from tests.kubernetes.controller import Controller
 from tests.kubernetes.double.resources import Object
+from tests.kubernetes.models import PORT
 from tests.kubernetes.resizing import Resizing, cpus, resizing, router_deployment
-from tests.kubernetes.rollout import is_ready
-from tests.processes import PATIENCE_SECONDS, ask_over
+from tests.kubernetes.rollout import is_active, is_ready
+from tests.named_requests import SERVER, Address
+from tests.processes import PATIENCE_SECONDS, ask_over, until
 
+MODEL = "iris"
+PODS = 3
+QUICK = {
+    "self_scaling_cpu_steps": "1,2",
+    "self_scaling_min_pods": PODS,
+    "self_scaling_max_pods": PODS + 1,
+    "self_scaling_window_seconds": 3,
+    "self_scaling_route_time_threshold_ms": 15,  # above what a busy machine adds by itself
+    "self_scaling_up_cooldown_seconds": 1,
+    "self_scaling_down_cooldown_seconds": 4,
+    # The cores of the machine that runs this are fewer than those of the pods together.
+    "self_scaling_busy_cpu_percent": 5,
+}
+"""Settings by which routers size themselves within seconds."""
+_METRIC_LEADER = "\nazureml_fe_leader 1.0"
 MAIN = Path(__file__).parents[2] / "kubernetes" / "router_main.py"
 
 
@@ -56,13 +74,48 @@ def rules(scope: str, withheld: str = "") -> list[dict[str, Any]]:
     ]
 
 
-def install(
-    cluster: Cluster, folder: Path, settings: Mapping[str, object], *, access: Access | None = None, withheld: str = ""
-) -> None:
-    """Three routers, as the chart installs them. `access`: how they reach the API server; `withheld`: a resource on
-    which they have no rights."""
+def begin(
+    cluster: Cluster,
+    controller: Controller,
+    folder: Path,
+    settings: Mapping[str, object],
+    access: Access | None = None,
+) -> list[Address]:
+    """A model that records what it gets, and routers, which reach the API server by `access`. Wait until they serve it;
+    where the model's replicas are."""
+    _deploy_model(cluster)
+    _install(cluster, folder, settings, access)
+    replicas = controller.ready(MODEL, 2)
+    controller.ready(ROUTER, PODS)
+    until(lambda: all(MODEL in ask_at(host, "/metrics") for host, _ in routers(controller)), "the model")
+    return [(pod["status"]["podIP"], PORT) for pod in replicas]
+
+
+def routers(controller: Controller) -> list[Address]:
+    """Where the Service would send clients, as of a moment ago."""
+    pods = [pod for pod in controller.pods(ROUTER) if is_active(pod) and is_ready(pod)]
+    return [(pod["status"]["podIP"], 8080) for pod in pods]
+
+
+def _deploy_model(cluster: Cluster) -> None:
+    container: Object = {
+        "command": [*SERVER, "--host", "$(POD_IP)", "--port", str(PORT)],
+        "readinessProbe": {"httpGet": {"path": "/", "port": PORT}},
+    }
+    settings = {
+        "auth-enabled": "false",
+        "num-replicas": "2",
+        "replica-max-concurrent-requests": "100",
+        "max-request-wait-time": "10000",
+    }
+    annotations = {f"azureml-fe/{name}": value for name, value in settings.items()}
+    cluster.deployment(MODEL, 2, annotations, **container)
+
+
+def _install(cluster: Cluster, folder: Path, settings: Mapping[str, object], access: Access | None) -> None:
+    """Routers, as the chart installs them."""
     cluster.account(ROUTER)
-    cluster.allow(ROUTER, rules("own", withheld))
+    cluster.allow(ROUTER, rules("own"))
     cluster.allow(ROUTER, rules("cluster"), everywhere=True)
     secret = folder / "peers"
     secret.write_bytes(secrets.token_bytes(32))
@@ -81,7 +134,7 @@ def install(
     env += [{"name": "TESTS_CONTROL_GROUPS", "value": str(folder / "control groups")}]
     router_deployment(
         cluster,
-        3,
+        PODS,
         {"requests": "500m", "limits": "1"},
         command=[sys.executable, str(MAIN), "serve"],
         env=env,
@@ -92,7 +145,7 @@ def install(
 
 def router_pods(cluster: Cluster) -> list[Object]:
     """Those that stay."""
-    return [pod for pod in cluster.pods(ROUTER) if "deletionTimestamp" not in pod["metadata"]]
+    return [pod for pod in cluster.pods(ROUTER) if is_active(pod)]
 
 
 def size(cluster: Cluster) -> tuple[set[float], int, int]:
@@ -107,34 +160,35 @@ def leader(cluster: Cluster) -> str:
     leading = (
         pod["metadata"]["name"]
         for pod in router_pods(cluster)
-        if is_ready(pod) and "\nazureml_fe_leader 1.0" in ask_at(pod["status"]["podIP"], "/metrics")
+        if is_ready(pod) and _METRIC_LEADER in ask_at(pod["status"]["podIP"], "/metrics")
     )
     return next(leading, "")
 
 
 def workers(cluster: Cluster) -> list[int]:
-    """Worker processes of each router."""
+    """Worker processes of each router; 0 for one that does not answer."""
     found = []
     for pod in router_pods(cluster):
-        text = ask_at(pod["status"]["podIP"], "/metrics")
-        found.append(int(float(text.split("\nazureml_fe_workers ")[1].split("\n")[0])))
+        text = ask_at(pod["status"].get("podIP", ""), "/metrics")
+        number = re.search(r"^azureml_fe_workers (\S+)$", text, re.MULTILINE)
+        found.append(int(float(number[1])) if number else 0)
     return found
 
 
 def ask_at(address: str, path: str) -> str:
-    line = http.client.HTTPConnection(address, 9090, timeout=PATIENCE_SECONDS)
-    try:
+    """What a router tells operators; nothing when it has just begun or ended."""
+    with (
+        contextlib.suppress(OSError, http.client.HTTPException),
+        contextlib.closing(http.client.HTTPConnection(address, 9090, timeout=PATIENCE_SECONDS)) as line,
+    ):
         return ask_over(line, path).body.decode()
-    finally:
-        line.close()
+    return ""
 
 
-def decisions(controller: Controller) -> list[tuple[str, str]]:
-    """Actions and outcomes that routers have logged."""
+def decisions(controller: Controller) -> list[Object]:
+    """What routers have logged of their decisions, in order of time."""
     found = []
-    for log in sorted(controller.kubelet.folder.glob(f"{ROUTER}-*.log")):
-        for line in log.read_text().splitlines():
-            if '"self-scaling decision"' in line:
-                said = json.loads(line)
-                found.append((said["time"], said["action"], said["outcome"]))
-    return [(action, outcome) for _, action, outcome in sorted(found)]
+    for log in controller.kubelet.folder.glob(f"{ROUTER}-*.log"):
+        whole, _, _ = log.read_text().rpartition("\n")
+        found += [json.loads(line) for line in whole.splitlines() if '"self-scaling decision"' in line]
+    return sorted(found, key=lambda line: str(line["time"]))

@@ -77,9 +77,9 @@ def test_a_pod_that_finds_no_node() -> None:
 
 
 def test_the_request_keeps_its_share_of_the_limit() -> None:
-    assert resources_for(4, 2, 0.5) == {"requests": {"cpu": "1000m"}, "limits": {"cpu": "4000m"}}
+    assert resources_for(4, 2, 0.5) == {"requests": {"cpu": "1"}, "limits": {"cpu": "4"}}
     assert resources_for(0.5, 1, 1) == {"requests": {"cpu": "500m"}, "limits": {"cpu": "500m"}}
-    assert resources_for(2, 1, None) == {"requests": {"cpu": "2000m"}, "limits": {"cpu": "2000m"}}
+    assert resources_for(2, 1, None) == {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}
 
 
 def test_a_deployment_is_settled_when_all_its_pods_are_of_its_template() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from router.cluster.kubernetes.recorder import Recorder
 from router.cluster.kubernetes.sizing import PodsSizer
 from router.scaling.self_scaler import Decision, Kind, Policy, Size
 from router.scaling.sizer import NoRoomError
+from tests.cluster.kubernetes.sized import rules
 from tests.kubernetes.cluster import ROUTER, Cluster
 from tests.kubernetes.resizing import Resizing, cpus, resizing, router_deployment
 from tests.processes import PATIENCE_SECONDS, POLL_SECONDS
@@ -38,8 +40,10 @@ def nodes(cluster: Cluster) -> Iterator[Resizing]:
 
 
 @contextlib.asynccontextmanager
-async def sizer_of(cluster: Cluster, *, leads: Callable[[], bool] = lambda: True) -> AsyncIterator[PodsSizer]:
-    api = Api(await credentials(cluster.admin))
+async def sizer_of(
+    cluster: Cluster, *, leads: Callable[[], bool] = lambda: True, kubeconfig: Path | None = None
+) -> AsyncIterator[PodsSizer]:
+    api = Api(await credentials(kubeconfig or cluster.admin))
     recorder = Recorder(api, "azureml-fe-1")
     made = PodsSizer(api, cluster.namespace, recorder, POLICY, patience_seconds=0.5, may_write=leads)
     tasks = [asyncio.ensure_future(made.run()), asyncio.ensure_future(recorder.run())]
@@ -313,6 +317,25 @@ def test_without_resize_nothing_rolls_where_there_is_no_room_for_one_more(instal
             assert template_cpu(installed) == 1
 
     run(story())
+
+
+def test_who_may_not_resize_pods_has_them_roll(installed: Cluster, room: str, caplog: pytest.LogCaptureFixture) -> None:
+    installed.account(ROUTER)
+    installed.allow(ROUTER, rules("own", withheld="pods/resize"))
+    installed.allow(ROUTER, rules("cluster"), everywhere=True)
+
+    async def story() -> None:
+        async with sizer_of(installed, kubeconfig=installed.kubeconfig(ROUTER)) as sizer:
+            await knows(sizer, Size(1, 2))
+            rolling = asyncio.ensure_future(sizer.bring_about(Size(2, 2)))
+            await becomes(lambda: template_cpu(installed) == 2)
+            assert limits(installed) == [1, 1]
+            set_status(installed, replicas=2, updatedReplicas=2, availableReplicas=2, observedGeneration=2)
+            await rolling
+            assert sizer.size() == Size(2, 2)
+
+    run(story())
+    assert [each.message for each in caplog.records] == ["pods may not be resized in place, so they roll instead"]
 
 
 # Words.

@@ -9,20 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.kubernetes.sized import ask_at, install, leader, nodes_of, router_pods, size, workers
+from tests.cluster.kubernetes.sized import MODEL, PODS, begin, leader, nodes_of, router_pods, routers, size, workers
 from tests.kubernetes.client import STRATEGIC
 from tests.kubernetes.cluster import ROUTER, Cluster
 from tests.kubernetes.controller import Controller
 from tests.kubernetes.double.resources import Object
-from tests.kubernetes.models import PORT
 from tests.kubernetes.resizing import Resizing
 from tests.kubernetes.rollout import is_ready
-from tests.named_requests import PATIENCE, SERVER, Address, NamedRequests
+from tests.named_requests import PATIENCE, NamedRequests
 from tests.processes import until
 
-PODS = 3
 DRAIN_SECONDS = 25
-MODEL = "iris"
 
 
 @pytest.fixture
@@ -38,30 +35,9 @@ class Stage:
         self.cluster = cluster
         self.controller = controller
 
-    def begin(self, folder: Path) -> list[Address]:
-        """A model, and routers that leave their size to others. Where the model's replicas are."""
-        container: Object = {
-            "command": [*SERVER, "--host", "$(POD_IP)", "--port", str(PORT)],
-            "readinessProbe": {"httpGet": {"path": "/", "port": PORT}},
-        }
-        settings = {
-            "auth-enabled": "false",
-            "num-replicas": "2",
-            "replica-max-concurrent-requests": "100",
-            "max-request-wait-time": "10000",
-        }
-        annotations = {f"azureml-fe/{name}": value for name, value in settings.items()}
-        self.cluster.deployment(MODEL, 2, annotations, **container)
-        install(self.cluster, folder, {"self_scaling_enabled": "false", "drain_seconds": DRAIN_SECONDS})
-        replicas = self.controller.ready(MODEL, 2)
-        self.controller.ready(ROUTER, PODS)
-        until(lambda: all(MODEL in ask_at(host, "/metrics") for host, _ in self.routers()), "the model")
-        return [(pod["status"]["podIP"], PORT) for pod in replicas]
-
-    def routers(self) -> list[Address]:
-        """Where the Service would send clients, as of a moment ago."""
-        pods = [pod for pod in self.controller.pods(ROUTER) if "deletionTimestamp" not in pod["metadata"]]
-        return [(pod["status"]["podIP"], 8080) for pod in pods if is_ready(pod)]
+    def in_flight(self, requests: NamedRequests) -> None:
+        """Have slow and large requests under way through each pod."""
+        requests.in_flight(routers(self.controller))
 
     def resize(self, cpus: int) -> None:
         """All pods, in place, and wait for their workers."""
@@ -117,19 +93,20 @@ def _ready(cluster: Cluster, count: int) -> set[str]:
 def test_nothing_is_lost_whatever_becomes_of_the_pods(
     cluster: Cluster, controller: Controller, nodes: Resizing, tmp_path: Path
 ) -> None:
+    settings = {"self_scaling_enabled": "false", "drain_seconds": DRAIN_SECONDS}
+    replicas = begin(cluster, controller, tmp_path, settings)
     stage = Stage(cluster, controller)
-    replicas = stage.begin(tmp_path)
-    with NamedRequests(MODEL, stage.routers, replicas) as requests:
-        requests.in_flight(stage.routers())
+    with NamedRequests(MODEL, lambda: routers(controller), replicas) as requests:
+        stage.in_flight(requests)
         stage.resize(2)
         requests.goes_on()
-        requests.in_flight(stage.routers())  # by all workers, also those that are to go
+        stage.in_flight(requests)  # by all workers, also those that are to go
         stage.resize(1)
-        requests.in_flight(stage.routers())
+        stage.in_flight(requests)
         stage.delete_leader()
-        requests.in_flight(stage.routers())
+        stage.in_flight(requests)
         stage.scale(PODS - 1)
-        requests.in_flight(stage.routers())
+        stage.in_flight(requests)
         stage.roll()
         requests.goes_on()
         stage.ended()
