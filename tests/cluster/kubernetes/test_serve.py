@@ -85,6 +85,8 @@ def test_load_is_answered_by_one_router_and_its_rights_are_those_of_the_list(
     with routers_in(cluster, tmp_path, proxy.access) as routers:
         first, second = routers.start(), routers.start()
         until(lambda: first.metric("leader") + second.metric("leader") == 1, "a leader")
+        until(lambda: first.metric("peers", standing="live") == second.metric("peers", standing="live") == 1, "a link")
+        assert first.metric("peers_unencrypted") == second.metric("peers_unencrypted") == 0
         deploy(cluster, model, autoscale_max_replicas="4")
         until(lambda: second.score("iris").status == 200, "the new model")
         follower = second if first.leads else first
