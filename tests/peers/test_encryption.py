@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 from hashlib import sha256
 
 from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.peer_tls import own_encryption
 from router.peers import messages
 from router.peers.dialling import Address
-from router.peers.encryption import Encryption
+from router.peers.encryption import Encryption, TlsStream
 from router.peers.endings import Ending
+from router.peers.frames import WireError
 from router.peers.link import Link
 from tests.peers.by_hand import STEADY, accepts, carry, dials
 from tests.peers.world import Network, eventually, network_to, router, run, two_across_networks
@@ -210,6 +213,33 @@ def test_who_terminates_tls_in_between_is_found_out_before_anything_is_said() ->
             assert a.ears.said == b.ears.said == []
 
     run(story())
+
+
+@given(st.integers(0, 3), st.floats(0, 1), st.floats(0, 1), st.binary(max_size=40))
+def test_whatever_comes_instead_of_tls_leads_to_a_reason_and_no_fault(
+    flight: int, until: float, again: float, between: bytes
+) -> None:
+    """One flight of the hand-shake, or what follows it, is altered, cut or replaced."""
+    sides = TlsStream(ONE, None), TlsStream(OTHER, ONE.certificate)
+    sides[1].receive()
+    heard = []
+    reason = None
+    try:
+        for number in range(4):
+            teller, hearer = (sides[1], sides[0]) if number % 2 == 0 else sides
+            if teller.is_open:
+                teller.say(b"word")
+            sent = teller.to_send()
+            if number == flight:
+                sent = sent[: round(until * len(sent))] + between + sent[round(again * len(sent)) :]
+            heard.append(hearer.receive(sent))
+    except WireError as error:
+        reason = error.ending
+    assert reason in (None, Ending.TLS, Ending.FORGED)
+    assert set(heard) <= {b"", b"word"}
+
+
+ONE, OTHER = own(), own()
 
 
 def test_bytes_pushed_in_ahead_of_tls_end_the_link() -> None:
