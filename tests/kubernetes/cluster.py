@@ -147,7 +147,21 @@ class Cluster:
     def pod_runs(self, name: str, address: str, ready: bool = True, namespace: str = "") -> Object:
         """Say what a kubelet says of a pod that runs."""
         namespace = namespace or self.namespace
-        return self.client.patch("pods", namespace, name, {"status": running_status(address, ready)}, sub="status")
+        container = self.client.get("pods", namespace, name)["spec"]["containers"][0]
+        status = {"status": running_status(container, address, ready)}
+        return self.client.patch("pods", namespace, name, status, sub="status")
+
+    def node(self, name: str, **allocatable: str) -> str:
+        """A node that takes pods, with so much to give; its name, which no other test's has."""
+        name = f"{name}-{self.namespace}"
+        self.client.create("nodes", "", {"metadata": {"name": name}})
+        self._cluster_wide.append(("nodes", name))
+        # The server taints a new node, and a controller takes that back once the node says that it is ready.
+        self.client.patch("nodes", "", name, {"spec": {"taints": None}})
+        offers = {"pods": "110", **allocatable}
+        status = {"allocatable": offers, "capacity": offers, "conditions": [{"type": "Ready", "status": "True"}]}
+        self.client.patch("nodes", "", name, {"status": status}, sub="status")
+        return name
 
     def secret(self, name: str, values: Mapping[str, str], namespace: str = "") -> Object:
         """One with the label by which the router finds it."""
@@ -211,8 +225,8 @@ class Cluster:
             self.client.ask("DELETE", path_of(plural, namespace), {"gracePeriodSeconds": 0})
 
 
-def running_status(address: str, ready: bool, now: str = "2026-01-01T00:00:00Z") -> Object:
-    """The status of a pod whose only container runs."""
+def running_status(container: Object, address: str, ready: bool, now: str = "2026-01-01T00:00:00Z") -> Object:
+    """The status of a pod whose only container runs, with the resources that it is to have."""
     truth = "True" if ready else "False"
     conditions = [
         {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
@@ -220,14 +234,16 @@ def running_status(address: str, ready: bool, now: str = "2026-01-01T00:00:00Z")
         {"type": "ContainersReady", "status": truth, "lastTransitionTime": now},
         {"type": "Ready", "status": truth, "lastTransitionTime": now},
     ]
-    container = {
-        "name": "model",
-        "image": "model:1",
-        "imageID": "model@sha256:0",
+    running = {
+        "name": container["name"],
+        "image": container["image"],
+        "imageID": f"{container['image'].partition(':')[0]}@sha256:0",
         "ready": ready,
         "started": True,
         "restartCount": 0,
         "state": {"running": {"startedAt": now}},
+        # By this the server knows of a node that it can resize pods.
+        "resources": container.get("resources", {}),
     }
     return {
         "phase": "Running",
@@ -236,7 +252,7 @@ def running_status(address: str, ready: bool, now: str = "2026-01-01T00:00:00Z")
         "hostIP": "127.0.0.1",
         "startTime": now,
         "conditions": conditions,
-        "containerStatuses": [container],
+        "containerStatuses": [running],
     }
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from tests.kubernetes.client import Client, path_of
 from tests.kubernetes.double.resources import Object
 
+_PAUSE_SECONDS = 0.2
+
 
 class Follower:
     """All objects of a resource, by name, as of a moment ago; `changed` is called after each change."""
@@ -37,6 +39,11 @@ class Follower:
         with self._lock:
             return list(self._things.values())
 
+    def get(self, name: str) -> Object | None:
+        """The one of this name."""
+        with self._lock:
+            return self._things.get(name)
+
     def note(self, thing: Object) -> None:
         """What a write was answered with: it is known before the watch tells."""
         name, version = thing["metadata"]["name"], int(thing["metadata"]["resourceVersion"])
@@ -63,8 +70,14 @@ class Follower:
 
     def _run(self) -> None:
         while not self._over.is_set():
-            with contextlib.suppress(OSError, http.client.HTTPException):
+            try:
                 self._follow()
+            except (OSError, http.client.HTTPException):
+                pass
+            except AssertionError:  # refused, as by a server that has too much to do: what is known may be old
+                with contextlib.suppress(AssertionError, OSError, http.client.HTTPException):
+                    if not self._over.wait(_PAUSE_SECONDS):
+                        self._list()
         self._client.close()
 
     def _follow(self) -> None:

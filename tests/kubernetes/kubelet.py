@@ -144,8 +144,8 @@ class Running:
 
     def _say(self, ready: bool) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        status = running_status(self.address, ready, now)
-        status["containerStatuses"][0] |= {"name": self._container["name"], "restartCount": self._restarts}
+        status = running_status(self._container, self.address, ready, now)
+        status["containerStatuses"][0]["restartCount"] = self._restarts
         self._kubelet.say(self.name, status)
 
     def _end(self) -> None:
@@ -225,7 +225,10 @@ class Kubelet:
         return next(life for life in self._running.values() if life.name == name)
 
     def say(self, name: str, status: Object) -> None:
-        """Write a pod's status, if it is still there."""
+        """Write a pod's status, if it is still there. What its container was given since it began stays."""
+        known = self._pods.get(name)
+        for own in (known or {}).get("status", {}).get("containerStatuses") or []:
+            status["containerStatuses"][0]["resources"] = own.get("resources", {})
         reply = self.client.ask("PATCH", _path(self._namespace, name, "status"), {"status": status}, _MERGE)
         if reply.status == 200:
             self._pods.note(reply.body)

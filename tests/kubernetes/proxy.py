@@ -34,6 +34,7 @@ class Record:
     user_agent: str
     body: bytes
     status: int = 0  # 0 until answered
+    warnings: list[str] = field(default_factory=list)  # of the server, such as about fields that it does not know
 
     @property
     def is_watch(self) -> bool:
@@ -232,6 +233,9 @@ class Proxy:
         ) as upstream:
             record.status = upstream.status
             kept = {name: value for name, value in upstream.headers.items() if name.lower() not in _HOP_BY_HOP}
+            if "Content-Encoding" in upstream.headers:  # bytes pass as they are
+                kept["Content-Encoding"] = upstream.headers["Content-Encoding"]
+            record.warnings += upstream.headers.getall("Warning", [])
             response = web.StreamResponse(status=upstream.status, headers=kept)
             await response.prepare(request)
             async for piece in upstream.content.iter_any():

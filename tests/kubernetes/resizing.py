@@ -66,7 +66,9 @@ class Resizing:
             self._write_quota(name, cpus(wanted))
         if conditions != status.get("conditions") or given != own.get("resources"):
             fresh = {"conditions": conditions, "containerStatuses": [own | ({"resources": given} if given else {})]}
-            self._client.patch("pods", self._cluster.namespace, name, {"status": fresh}, sub="status", kind=MERGE)
+            version = {"resourceVersion": pod["metadata"]["resourceVersion"]}
+            patch = {"metadata": version, "status": fresh}
+            self._client.patch("pods", self._cluster.namespace, name, patch, sub="status", kind=MERGE)
 
     def _write_quota(self, name: str, cpus: float) -> None:
         if self._folder is not None:

@@ -142,9 +142,9 @@ def test_autoscaler(cluster: Cluster) -> None:
 
 
 def test_status_of_a_running_pod_is_stored_whole(cluster: Cluster) -> None:
-    cluster.pod("p", {}, "10.0.0.1")
+    pod = cluster.pod("p", {}, "10.0.0.1")
     stored = cluster.client.get("pods", cluster.namespace, "p")["status"]
-    for name, value in running_status("10.0.0.1", ready=True).items():
+    for name, value in running_status(pod["spec"]["containers"][0], "10.0.0.1", ready=True).items():
         if not isinstance(value, list):
             assert stored[name] == value
-    assert [each["ready"] for each in stored["containerStatuses"]] == [True]
+    assert [(each["ready"], each["resources"]) for each in stored["containerStatuses"]] == [(True, {})]

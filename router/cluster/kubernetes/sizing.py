@@ -44,11 +44,17 @@ _STALE_SECONDS = 15.0
 _START_SECONDS = 300.0
 """Pods that are not ready by then are taken to have failed: images are large, and nodes may be slow."""
 
+_NO_RESIZE = "without support for resize"  # what the API server says of pods whose node is older than itself
+
 _REASONS = {
     "no room": "RouterHasNoRoom",
     "failed": "RouterSizingFailed",
     "not done": "RouterAtLimit",
 }
+
+
+class NotLeadingError(RuntimeError):
+    """Another router leads, and may have begun to write."""
 
 
 class PodsSizer:
@@ -103,6 +109,8 @@ class PodsSizer:
                         await self._look()
                         await self._align()
                     self._complain("" if self._has_limits() else "the container has no CPU limit that could be changed")
+                except NotLeadingError:
+                    pass
                 except (ApiError, ApiUnreachable) as error:
                     if isinstance(error, ApiError) and error.status == 404:
                         self._deployment = None  # this router runs by other means, which have its size
@@ -145,14 +153,20 @@ class PodsSizer:
                 continue
             if not same(pod.limit, size.cpus):
                 self._asked[pod.uid] = now
-                await self._resize(pod, size.cpus)
+                try:
+                    await self._resize(pod, size.cpus)
+                except NoRoomError as error:
+                    self._spare(pod, now, str(error))
             elif pod.uid in self._asked and (pod.has_its_cpu or self._is_refused(pod, now - self._asked[pod.uid])):
                 del self._asked[pod.uid]
                 if not pod.has_its_cpu and self._deployment is not None and self._deployment.limit is not None:
-                    self._spared[pod.uid] = now + self.policy.no_room_seconds
                     await self._resize(pod, self._deployment.limit)
-                    said = f"{pod.name} stays at its template's size: {pod.refusal}: {pod.why}"
-                    self._say("RouterHasNoRoom", said, "Warning")
+                    self._spare(pod, now, f"{pod.refusal}: {pod.why}")
+
+    def _spare(self, pod: RouterPod, now: float, why: str) -> None:
+        """Leave a pod whose node has no room as it is, for a while."""
+        self._spared[pod.uid] = now + self.policy.no_room_seconds
+        self._say("RouterHasNoRoom", f"{pod.name} stays at its template's size: {why}", "Warning")
 
     # Changes.
 
@@ -206,7 +220,7 @@ class PodsSizer:
             if former is not None and not same(former, cpus):
                 try:
                     await self._resize(pod, former)
-                except (ApiError, ApiUnreachable) as error:
+                except (ApiError, ApiUnreachable, NoRoomError) as error:
                     self._complain(str(error))
         await self._look()
 
@@ -289,11 +303,12 @@ class PodsSizer:
 
     async def _patch(self, path: str, body: Object, kind: str) -> None:
         if not self._may_write():
-            raise RuntimeError("another router leads")
+            raise NotLeadingError("another router leads")
         try:
             await self._api.request("PATCH", path, params={"fieldManager": FIELD_MANAGER}, body=body, content_type=kind)
         except ApiError as error:
-            if error.status == 403 and ("quota" in error.message or "per Container" in error.message):
+            is_refusal = error.status == 403 and ("quota" in error.message or "per Container" in error.message)
+            if is_refusal or (error.status == 422 and _NO_RESIZE in error.message):
                 raise NoRoomError(error.message) from error
             raise
 

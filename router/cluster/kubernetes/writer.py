@@ -169,7 +169,7 @@ class Writer:
                 "PATCH", path, params={"fieldManager": FIELD_MANAGER}, body=body, content_type=MERGE_PATCH
             )
         except ApiError as error:
-            if error.status not in (404, 409):  # gone, or another pod of this name
+            if error.status not in (404, 409, 422):  # gone, or another pod of this name: its uid is not to be changed
                 raise
 
     def _tell(self, name: Name, uid: str, message: str, error: str) -> None:

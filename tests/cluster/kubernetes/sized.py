@@ -44,16 +44,9 @@ def nodes_of(cluster: Cluster, folder: Path) -> Iterator[Resizing]:
     """A node with room, and its kubelet; control groups are folders in `folder`."""
     groups = folder / "control groups"
     groups.mkdir()
-    name = f"node-{cluster.namespace}"
-    cluster.client.create("nodes", "", {"metadata": {"name": name}})
-    allocatable = {"cpu": "64", "memory": "64Gi", "pods": "110"}
-    status = {"allocatable": allocatable, "capacity": allocatable}
-    cluster.client.patch("nodes", "", name, {"status": status}, sub="status")
-    try:
-        with resizing(cluster, groups) as found:
-            yield found
-    finally:
-        cluster.client.delete("nodes", "", name)
+    cluster.node("node", cpu="64", memory="64Gi")
+    with resizing(cluster, groups) as found:
+        yield found
 
 
 def variable(name: str, value: object) -> Object:

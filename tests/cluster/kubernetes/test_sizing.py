@@ -80,12 +80,18 @@ def template(cluster: Cluster) -> Any:
 
 
 @pytest.fixture
-def installed(cluster: Cluster, nodes: Resizing) -> Cluster:
+def installed(bare: Cluster, nodes: Resizing) -> Cluster:
+    """Two pods of one CPU on nodes that resize them."""
+    return bare
+
+
+@pytest.fixture
+def bare(cluster: Cluster) -> Cluster:
     """Two pods of one CPU, without anything that runs in them, as a controller would have made them."""
     router_deployment(cluster, 2, {"requests": "500m", "limits": "1"})
     for number in (1, 2):
         add_pod(cluster, number)
-    set_status(cluster, replicas=2, updatedReplicas=2, availableReplicas=2, observedGeneration=1)
+    set_status(cluster, replicas=2, updatedReplicas=2, readyReplicas=2, availableReplicas=2, observedGeneration=1)
     return cluster
 
 
@@ -100,9 +106,6 @@ def add_pod(cluster: Cluster, number: int) -> None:
     }
     cluster.client.create("pods", cluster.namespace, thing)
     cluster.pod_runs(f"azureml-fe-{number}", f"127.9.0.{number}")
-    status = cluster.client.get("pods", cluster.namespace, f"azureml-fe-{number}")["status"]
-    status["containerStatuses"][0] |= {"name": ROUTER}
-    cluster.client.patch("pods", cluster.namespace, f"azureml-fe-{number}", {"status": status}, sub="status")
 
 
 def set_status(cluster: Cluster, **status: int) -> None:
@@ -174,22 +177,10 @@ def test_a_new_pod_whose_node_has_no_room_stays_as_it_came(installed: Cluster, n
     run(story())
 
 
-def node(cluster: Cluster, name: str, cpu: str) -> str:
-    """A node of its own name; the API server is shared by tests."""
-    name = f"{name}-{cluster.namespace}"
-    cluster.client.create("nodes", "", {"metadata": {"name": name}})
-    allocatable = {"cpu": cpu, "memory": "8Gi", "pods": "110"}
-    status = {"allocatable": allocatable, "capacity": allocatable}
-    cluster.client.patch("nodes", "", name, {"status": status}, sub="status")
-    return name
-
-
 @pytest.fixture
-def room(cluster: Cluster) -> Iterator[str]:
+def room(cluster: Cluster) -> str:
     """A node with room for four CPUs."""
-    name = node(cluster, "roomy", "4")
-    yield name
-    cluster.client.delete("nodes", "", name)
+    return cluster.node("roomy", cpu="4", memory="8Gi")
 
 
 def test_pods_are_added_where_a_node_has_room(installed: Cluster, room: str) -> None:
@@ -199,7 +190,9 @@ def test_pods_are_added_where_a_node_has_room(installed: Cluster, room: str) -> 
             adding = asyncio.ensure_future(sizer.bring_about(Size(1, 3)))
             await becomes(lambda: installed.replicas(ROUTER) == 3)
             assert not adding.done()
-            set_status(installed, replicas=3, updatedReplicas=3, availableReplicas=3, observedGeneration=2)
+            set_status(
+                installed, replicas=3, updatedReplicas=3, readyReplicas=3, availableReplicas=3, observedGeneration=2
+            )
             await adding
             assert sizer.size() == Size(1, 3)
 
@@ -208,15 +201,12 @@ def test_pods_are_added_where_a_node_has_room(installed: Cluster, room: str) -> 
 
 def test_no_pod_is_added_where_no_node_has_room(installed: Cluster, cluster: Cluster) -> None:
     async def story() -> None:
-        name = node(cluster, "small", "400m")
-        try:
-            async with sizer_of(installed) as sizer:
-                await knows(sizer, Size(1, 2))
-                with pytest.raises(NoRoomError, match=f"are needed on one node .*{name}: 0.4 CPUs free"):
-                    await sizer.bring_about(Size(1, 3))
-                assert installed.replicas(ROUTER) == 2
-        finally:
-            cluster.client.delete("nodes", "", name)
+        name = cluster.node("small", cpu="400m", memory="8Gi")
+        async with sizer_of(installed) as sizer:
+            await knows(sizer, Size(1, 2))
+            with pytest.raises(NoRoomError, match=f"are needed on one node .*{name}: 0.4 CPUs free"):
+                await sizer.bring_about(Size(1, 3))
+            assert installed.replicas(ROUTER) == 2
 
     run(story())
 
@@ -244,7 +234,9 @@ def test_a_pod_fewer(installed: Cluster) -> None:
             await knows(sizer, Size(1, 2))
             removing = asyncio.ensure_future(sizer.bring_about(Size(1, 1)))
             await becomes(lambda: installed.replicas(ROUTER) == 1)
-            set_status(installed, replicas=1, updatedReplicas=1, availableReplicas=1, observedGeneration=2)
+            set_status(
+                installed, replicas=1, updatedReplicas=1, readyReplicas=1, availableReplicas=1, observedGeneration=2
+            )
             await removing
 
     run(story())
@@ -260,6 +252,44 @@ def test_who_does_not_lead_neither_knows_a_size_nor_writes_one(installed: Cluste
             with pytest.raises(RuntimeError, match="another router leads"):
                 await sizer.bring_about(Size(2, 2))
             assert limits(installed) == [1, 1]
+
+    run(story())
+
+
+def without_resize(cluster: Cluster, name: str) -> None:
+    """As a kubelet older than the API server says it: nothing of what the container was given."""
+    status = cluster.client.get("pods", cluster.namespace, name)["status"]["containerStatuses"]
+    for each in status:
+        each.pop("resources", None)
+    cluster.client.patch("pods", cluster.namespace, name, {"status": {"containerStatuses": status}}, sub="status")
+
+
+def test_a_node_that_is_older_than_the_api_server_has_no_room(bare: Cluster) -> None:
+    async def story() -> None:
+        without_resize(bare, "azureml-fe-2")
+        async with sizer_of(bare) as sizer:
+            await knows(sizer, Size(1, 2))
+            with pytest.raises(NoRoomError, match="without support for resize"):
+                await sizer.bring_about(Size(2, 2))
+            assert limits(bare) == [1, 1]
+            await knows(sizer, Size(1, 2))
+
+    run(story())
+
+
+def test_a_new_pod_on_an_older_node_is_left_as_it_came_and_the_rest_is_followed(installed: Cluster) -> None:
+    async def story() -> None:
+        async with sizer_of(installed) as sizer:
+            await knows(sizer, Size(1, 2))
+            await sizer.bring_about(Size(2, 2))
+            with mock.patch.object(PodsSizer, "_resize", side_effect=NoRoomError("exceeded quota: cpu")):
+                add_pod(installed, 3)
+                await becomes(lambda: installed.events(ROUTER, reason="RouterHasNoRoom"))
+            (event,) = installed.events(ROUTER, reason="RouterHasNoRoom")
+            assert event["message"] == "azureml-fe-3 stays at its template's size: exceeded quota: cpu"
+            assert limits(installed) == [1, 2, 2]
+            add_pod(installed, 4)
+            await becomes(lambda: limits(installed) == [1, 2, 2, 2])  # it goes on
 
     run(story())
 
@@ -296,7 +326,9 @@ def test_without_resize_the_template_is_patched_and_pods_roll(installed: Cluster
             await becomes(lambda: sizer.size() is None)  # on the way
             strategy = installed.client.get("deployments", installed.namespace, ROUTER)["spec"]["strategy"]
             assert strategy["rollingUpdate"]["maxUnavailable"] == 0
-            set_status(installed, replicas=2, updatedReplicas=2, availableReplicas=2, observedGeneration=2)
+            set_status(
+                installed, replicas=2, updatedReplicas=2, readyReplicas=2, availableReplicas=2, observedGeneration=2
+            )
             await rolling
             assert sizer.size() == Size(2, 2)
 

@@ -228,11 +228,11 @@ class Api:
             raise not_found(resource, request.name)
         if request.subresource == "scale":
             return self._scale(resource, old, body, writer), False
-        fresh = rules.with_type(resource, body)
+        fresh = rules.with_type(resource, rules.read(resource, body, writer))
         if resource.needs_version_to_update and not (fresh.get("metadata") or {}).get("resourceVersion"):
             message = 'Invalid value: "": must be specified for an update'
             raise invalid(resource, request.name, "metadata.resourceVersion", message)
-        return self._write(resource, request, old, fresh, writer), False
+        return self._write(resource, request, old, fresh, writer, is_patch=False), False
 
     def patch(self, resource: Resource, request: Request, kind: str, body: Any, writer: Writer) -> Object:
         """Change an object in place."""
@@ -240,8 +240,8 @@ class Api:
         if request.subresource == "scale":
             scale = patches.apply(kind, rules.scale_of(resource, old), body)
             return self._scale(resource, old, scale, writer)
-        patched = patches.apply(kind, shown(resource, old), body)
-        return self._write(resource, request, old, rules.with_type(resource, patched), writer)
+        patched = rules.read(resource, patches.apply(kind, shown(resource, old), body), writer)
+        return self._write(resource, request, old, rules.with_type(resource, patched), writer, is_patch=True)
 
     def _scale(self, resource: Resource, old: Object, scale: Any, writer: Writer) -> Object:
         fresh = rules.scaled(resource, old, scale, writer)
@@ -249,12 +249,14 @@ class Api:
             fresh = self.store.put(resource.storage, _key(old), fresh)
         return rules.scale_of(resource, fresh)
 
-    def _write(self, resource: Resource, request: Request, old: Object, fresh: Object, writer: Writer) -> Object:
+    def _write(
+        self, resource: Resource, request: Request, old: Object, fresh: Object, writer: Writer, *, is_patch: bool
+    ) -> Object:
         if request.subresource == "finalize":
             rules.check_version(resource, old, fresh.get("metadata") or {})
             fresh = old | {"spec": fresh.get("spec") or {}}
         else:
-            fresh = rules.updated(resource, request.subresource, old, fresh, writer)
+            fresh = rules.updated(resource, request.subresource, old, fresh, writer, is_patch=is_patch)
         if fresh is old:
             return shown(resource, old)
         stored = self.store.put(resource.storage, _key(old), fresh)
@@ -264,20 +266,22 @@ class Api:
 
     # Deleting.
 
-    def delete(self, resource: Resource, request: Request, options: Object, writer: Writer) -> tuple[Object, bool]:
-        """Delete one; what the client is told, and whether it is gone."""
+    def delete(self, resource: Resource, request: Request, options: Object, writer: Writer) -> Object:
+        """Delete one; what the client is told."""
         old = self._find(resource, request)
         left, gone = self._delete(resource, old, options, writer)
         if resource.returned_when_deleted or not gone:
-            return left, gone
+            return left
         about: Object = {"name": request.name, "kind": resource.plural, "uid": old["metadata"]["uid"]}
         if resource.group:
             about["group"] = resource.group
-        return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": about}, gone
+        return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": about}
 
     def _delete(self, resource: Resource, old: Object, options: Object, writer: Writer) -> tuple[Object, bool]:
         grace = datetime.timedelta(seconds=rules.grace_of(resource, old, options))
         left = rules.terminating(resource, old, options, writer, stamp(now() + grace))
+        if left is None and resource.kind == "Pod":  # which watches see ending before it is gone
+            self.store.put(resource.storage, _key(old), rules.marked(resource, old, 0, stamp(now())))
         if left is None:
             return shown(resource, self.store.remove(resource.storage, _key(old))), True
         if left is not old:

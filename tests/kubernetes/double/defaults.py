@@ -6,6 +6,7 @@ Only what a client can tell: defaults that it reads back, and the rules that it 
 import base64
 import binascii
 import re
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -100,11 +101,44 @@ def _pod(resource: Resource, pod: Object) -> None:
     spec.setdefault("serviceAccountName", "default")
     spec.setdefault("enableServiceLinks", True)
     pod.setdefault("status", {}).setdefault("phase", "Pending")
-    pod["status"].setdefault("qosClass", "Burstable" if _has_resources(spec) else "BestEffort")
+    pod["status"].setdefault("qosClass", class_of(spec))
 
 
-def _has_resources(spec: Object) -> bool:
-    return any(container["resources"] for container in spec["containers"])
+def class_of(spec: Object) -> str:
+    """The class of service of a pod."""
+    given = [container.get("resources") or {} for container in spec["containers"]]
+    if not any(resources.get("requests") or resources.get("limits") for resources in given):
+        return "BestEffort"
+    limits = [resources.get("limits") or {} for resources in given]
+    whole = all({"cpu", "memory"} <= each.keys() for each in limits)
+    same = all((resources.get("requests") or {}) == each for resources, each in zip(given, limits, strict=True))
+    return "Guaranteed" if whole and same else "Burstable"
+
+
+def admitted(pod: Object) -> None:
+    """What admission adds to a pod that is made: its token, tolerations, priority."""
+    spec = pod["spec"]
+    spec["serviceAccount"] = spec["serviceAccountName"]
+    spec.setdefault("priority", 0)
+    spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+    tolerations = spec.setdefault("tolerations", [])
+    for trouble in ("not-ready", "unreachable"):
+        key = f"node.kubernetes.io/{trouble}"
+        if not any(
+            each.get("key") in (key, None) and each.get("effect") in ("NoExecute", None) for each in tolerations
+        ):
+            wait = {"effect": "NoExecute", "tolerationSeconds": 300}
+            tolerations.append({"key": key, "operator": "Exists", **wait})
+    if spec.get("automountServiceAccountToken", True):
+        name = "kube-api-access-" + "".join(secrets.choice("bcdfghjklmnpqrstvwxz2456789") for _ in range(5))
+        token = {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}}
+        authority = {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}}
+        where = {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}
+        sources = [token, authority, {"downwardAPI": {"items": [where]}}]
+        spec.setdefault("volumes", []).append({"name": name, "projected": {"sources": sources, "defaultMode": 420}})
+        mount = {"name": name, "readOnly": True, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}
+        for container in spec["containers"]:
+            container.setdefault("volumeMounts", []).append(dict(mount))
 
 
 def _template_owner(resource: Resource, thing: Object) -> None:
@@ -190,6 +224,14 @@ def _namespace(_: Resource, namespace: Object) -> None:
     namespace.setdefault("spec", {}).setdefault("finalizers", ["kubernetes"])
     namespace.setdefault("status", {}).setdefault("phase", "Active")
     namespace["metadata"].setdefault("labels", {})["kubernetes.io/metadata.name"] = _name(namespace)
+
+
+def tainted(node: Object) -> None:
+    """A new node takes no pods, until a controller hears that it is ready."""
+    taints = node.setdefault("spec", {}).setdefault("taints", [])
+    key = "node.kubernetes.io/not-ready"
+    if not any(each.get("key") == key for each in taints):
+        taints.append({"key": key, "effect": "NoSchedule"})
 
 
 def _binding(resource: Resource, binding: Object) -> None:

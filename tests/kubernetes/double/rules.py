@@ -6,14 +6,15 @@
 import copy
 import secrets
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from tests.kubernetes.double import defaults, events, managed
+from tests.kubernetes.double import defaults, events, managed, schemas, statuses
 from tests.kubernetes.double.errors import ApiError, bad_request, conflict, forbidden, invalid
 from tests.kubernetes.double.resources import Object, Resource
 
 _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"  # of generated names: no vowels, no look-alikes
+_LONGEST_GENERATED = 63 - 5  # what is left of `generateName`
 # Given by the server, so that no update changes them.
 _KEPT = ("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields")
 _POD_CHANGES = ("activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates")
@@ -28,15 +29,32 @@ _FIRST_STATUS: dict[str, Object] = {
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Who writes, and when."""
+    """Who writes, when, and what becomes of fields that the server does not know."""
 
     manager: str
     now: str  # RFC 3339
+    field_validation: str = "Warn"  # Strict: refuse them; Warn: drop them and say so; Ignore: drop them
+    warnings: list[str] = field(default_factory=list)
+
+
+def read(resource: Resource, thing: Any, writer: Writer) -> Any:
+    """What a client has sent, as the server can read it."""
+    unknown: list[str] = []
+    fitted = schemas.fitted(resource, thing, unknown)
+    said = [f'unknown field "{path}"' for path in unknown]
+    if said and writer.field_validation == "Strict":
+        raise bad_request(
+            f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+            f"strict decoding error: {', '.join(said)}"
+        )
+    if writer.field_validation == "Warn":
+        writer.warnings.extend(said)
+    return fitted
 
 
 def created(resource: Resource, thing: Object, namespace: str, writer: Writer) -> Object:
     """A new object, as it is to be stored."""
-    thing = with_type(resource, thing)
+    thing = with_type(resource, read(resource, thing, writer))
     metadata = dict(thing.get("metadata") or {})
     if metadata.get("namespace") not in (None, "", namespace) and resource.namespaced:
         raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
@@ -45,7 +63,8 @@ def created(resource: Resource, thing: Object, namespace: str, writer: Writer) -
     if metadata.get("resourceVersion"):
         raise bad_request("resourceVersion should not be set on objects to be created")
     if not metadata.get("name") and metadata.get("generateName"):
-        metadata["name"] = metadata["generateName"] + "".join(secrets.choice(_SUFFIX) for _ in range(5))
+        suffix = "".join(secrets.choice(_SUFFIX) for _ in range(5))
+        metadata["name"] = metadata["generateName"][:_LONGEST_GENERATED] + suffix
     if not metadata.get("name"):
         message = "Required value: name or generateName is required"
         raise invalid(resource, "", "metadata.name", message, "FieldValueRequired")
@@ -59,6 +78,10 @@ def created(resource: Resource, thing: Object, namespace: str, writer: Writer) -
         thing["status"] = dict(_FIRST_STATUS.get(resource.kind, {}))
     defaults.check_metadata(resource, thing)
     _complete(resource, thing)
+    if resource.kind == "Pod":
+        defaults.admitted(thing)
+    elif resource.kind == "Node":
+        defaults.tainted(thing)
     return _with_managers(resource, {}, thing, writer, "")
 
 
@@ -86,12 +109,17 @@ def _complete(resource: Resource, thing: Object) -> None:
         defaults.complete(resource, thing)
 
 
-def updated(resource: Resource, subresource: str, old: Object, fresh: Object, writer: Writer) -> Object:
+def updated(
+    resource: Resource, subresource: str, old: Object, fresh: Object, writer: Writer, *, is_patch: bool
+) -> Object:
     """What is to be stored for `old` when a client sends `fresh`; `old` itself if nothing changes."""
     name = old["metadata"]["name"]
     metadata = dict(fresh.get("metadata") or {})
     if metadata.get("name", name) != name:
         raise bad_request(f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})")
+    uid = old["metadata"]["uid"]
+    if is_patch and metadata.get("uid", uid) != uid:  # of a PUT it is a precondition, of a patch a field like others
+        raise invalid(resource, name, "metadata.uid", f'Invalid value: "{metadata["uid"]}": field is immutable')
     check_version(resource, old, metadata)
     metadata |= {"name": name}
     for kept in ("namespace", "resourceVersion", *_KEPT):
@@ -103,6 +131,8 @@ def updated(resource: Resource, subresource: str, old: Object, fresh: Object, wr
     fresh = _limited(resource, subresource, old, fresh)
     defaults.check_metadata(resource, fresh)
     _complete(resource, fresh)
+    if subresource == "status":
+        statuses.check(resource, fresh)
     _immutable(resource, subresource, old, fresh)
     if fresh == old:
         return old
@@ -144,7 +174,7 @@ def _limited(resource: Resource, subresource: str, old: Object, fresh: Object) -
 
 
 def _resized(resource: Resource, old: Object, fresh: Object) -> Object:
-    """Only the CPU and memory of containers."""
+    """Only what containers may have of CPU and memory; any other change is dropped."""
     wanted = copy.deepcopy(old)
     if len(fresh["spec"]["containers"]) != len(old["spec"]["containers"]):
         raise _pod_is_fixed(resource, old)
@@ -152,12 +182,30 @@ def _resized(resource: Resource, old: Object, fresh: Object) -> Object:
         wanted["spec"]["containers"][index]["resources"] = container.get("resources", {})
         if "resizePolicy" in container:
             wanted["spec"]["containers"][index]["resizePolicy"] = container["resizePolicy"]
-    for container in wanted["spec"]["containers"]:
-        if set(container["resources"].get("limits", {})) - {"cpu", "memory", "nvidia.com/gpu", "ephemeral-storage"}:
-            raise _pod_is_fixed(resource, old)
-    if fresh["spec"] | {"containers": 0} != old["spec"] | {"containers": 0}:
-        raise _pod_is_fixed(resource, old)
+    _check_resize(resource, old, wanted)
     return wanted
+
+
+def _check_resize(resource: Resource, old: Object, wanted: Object) -> None:
+    name = old["metadata"]["name"]
+    statuses_of_containers = old["status"].get("containerStatuses") or []
+    running = next((each for each in statuses_of_containers if "running" in (each.get("state") or {})), None)
+    if running is not None and "resources" not in running:
+        why = "Forbidden: Pod running on node without support for resize"
+        raise invalid(resource, name, "spec", why, "FieldValueForbidden")
+    for index, container in enumerate(wanted["spec"]["containers"]):
+        before, path = old["spec"]["containers"][index]["resources"], f"spec.containers[{index}].resources"
+        for what in ("requests", "limits"):
+            amounts, former = container["resources"].get(what, {}), before.get(what, {})
+            if former.keys() - amounts.keys():
+                why = f"Forbidden: resource {what} cannot be removed"
+                raise invalid(resource, name, f"{path}.{what}", why, "FieldValueForbidden")
+            if any(amounts[key] != former.get(key) for key in amounts.keys() - {"cpu", "memory"}):
+                why = "Forbidden: only cpu and memory resources are mutable"
+                raise invalid(resource, name, "spec", why, "FieldValueForbidden")
+    if defaults.class_of(wanted["spec"]) != old["status"]["qosClass"]:
+        why = 'Invalid value: "": Pod QOS Class may not change as a result of resizing'
+        raise invalid(resource, name, "spec", why)
 
 
 def _pod_is_fixed(resource: Resource, pod: Object) -> ApiError:
@@ -285,10 +333,16 @@ def terminating(resource: Resource, old: Object, options: Object, writer: Writer
     known = metadata.get("deletionGracePeriodSeconds")
     if known is not None and known <= grace and finalizers == (metadata.get("finalizers") or []):
         return old
+    return marked(
+        resource, old | {"metadata": metadata | ({"finalizers": finalizers} if finalizers else {})}, grace, later
+    )
+
+
+def marked(resource: Resource, old: Object, grace: int, later: str) -> Object:
+    """An object that is being deleted. A pod is marked even when it goes at once."""
+    metadata = old["metadata"]
     ending = metadata | {"deletionTimestamp": later, "deletionGracePeriodSeconds": grace}
-    if finalizers:
-        ending["finalizers"] = finalizers
-    if resource.counts_generations:
+    if resource.counts_generations and "deletionTimestamp" not in metadata:
         ending["generation"] = metadata["generation"] + 1
     return old | {"metadata": ending}
 

@@ -1,6 +1,8 @@
 """The double as a server: bytes in, bytes out. What it answers is decided in the modules beside this one."""
 
 import asyncio
+import gzip
+import json
 import ssl
 from collections import deque
 from collections.abc import Mapping
@@ -27,6 +29,7 @@ from tests.kubernetes.double.store import Change, Store
 MASTER_TOKEN = "master-of-the-double"
 _MOST_BYTES = 3 << 20  # of a body, as the real server has it
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_LONG_BYTES = 128 << 10  # from which on answers are compressed
 _BEFORE_THE_END_SECONDS = 2.0  # when a watch that ends gets its last bookmark
 
 
@@ -88,7 +91,7 @@ class Double:
                 asked = _of_cluster(asked)
             if asked.verb == "watch":
                 return await self._watch(request, resource, asked)
-            return await self._carry_out(request, resource, asked, user)
+            return _packed(request, await self._carry_out(request, resource, asked, user))
         except ApiError as refusal:
             headers = {}
             if "retryAfterSeconds" in refusal.status.get("details", {}):
@@ -97,7 +100,18 @@ class Double:
 
     async def _carry_out(self, request: web.Request, resource: Resource, asked: Request, user: User) -> web.Response:
         query = request.query
-        writer = Writer(_manager(request), stamp(now()))
+        if query.get("fieldValidation", "") not in ("", "Strict", "Warn", "Ignore"):
+            raise bad_request(f"fieldValidation: Unsupported value: {query['fieldValidation']}")
+        writer = Writer(_manager(request), stamp(now()), query.get("fieldValidation") or "Warn")
+        answer = await self._answer_of(request, resource, asked, user, writer)
+        for warning in writer.warnings:
+            answer.headers.add("Warning", f"299 - {json.dumps(warning)}")
+        return answer
+
+    async def _answer_of(
+        self, request: web.Request, resource: Resource, asked: Request, user: User, writer: Writer
+    ) -> web.Response:
+        query = request.query
         match asked.verb:
             case "get":
                 return _json(self._api.get(resource, asked))
@@ -118,8 +132,7 @@ class Double:
                 options = await _delete_options(request)
                 return _json(self._api.delete_collection(resource, asked, query, options, writer))
             case _:
-                answer, gone = self._api.delete(resource, asked, await _delete_options(request), writer)
-                return _json(answer, 200 if gone or asked.resource == "pods" else 202)
+                return _json(self._api.delete(resource, asked, await _delete_options(request), writer))
 
     async def _watch(self, request: web.Request, resource: Resource, asked: Request) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
@@ -216,6 +229,16 @@ def _document(path: str) -> web.Response:
 def _json(thing: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     body = orjson.dumps(thing)
     return web.Response(body=body, status=status, content_type="application/json", headers=headers)
+
+
+def _packed(request: web.Request, answer: web.Response) -> web.Response:
+    """Long answers are compressed, for whoever takes that."""
+    body = answer.body
+    if isinstance(body, bytes) and len(body) > _LONG_BYTES and "gzip" in request.headers.get("Accept-Encoding", ""):
+        answer.body = gzip.compress(body, 1)
+        answer.headers["Content-Encoding"] = "gzip"
+        answer.headers["Vary"] = "Accept-Encoding"
+    return answer
 
 
 async def _body(request: web.Request) -> Any:
