@@ -17,6 +17,7 @@ from tests.processes import until
 
 MODEL_LABEL = "isazuremlapp"
 NAME_LABEL = "azuremlappname"
+TESTS_LABEL = "azureml-fe-tests"  # of namespaces
 ROUTER = "azureml-fe"
 Rules = Sequence[Mapping[str, Any]]
 
@@ -38,7 +39,7 @@ class Cluster:
     def another_namespace(self) -> str:
         """A fresh one, with the account that pods need."""
         name = f"test-{secrets.token_hex(5)}"
-        self.client.create("namespaces", "", {"metadata": {"name": name}})
+        self.client.create("namespaces", "", {"metadata": {"name": name, "labels": {TESTS_LABEL: "true"}}})
         self._namespaces.append(name)
         self.account("default", name)
         return name

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kubernetes.bystanders import kept_out
 from tests.kubernetes.cluster import Cluster, cluster_of
 from tests.kubernetes.controller import Controller, controlling
 from tests.kubernetes.double.running import running
@@ -18,7 +19,8 @@ REAL = os.environ.get("AZUREML_FE_TEST_KUBECONFIG")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A kubeconfig of its master."""
     if REAL:
-        yield Path(REAL)
+        with kept_out(Path(REAL)):
+            yield Path(REAL)
     else:
         with running(tmp_path_factory.mktemp("double")) as kubeconfig:
             yield kubeconfig

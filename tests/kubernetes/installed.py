@@ -81,6 +81,7 @@ class Installed:
         self.cluster.client.delete("deployments", self.namespace, ROUTER)
         until(lambda: not self.controller.pods(ROUTER), "the end of all routers")
         assert self.controller.kubelet.killed == []
+        assert not [record for record in self.proxy.records if record.warnings], "the server knows all that is sent"
         for log in self.controller.kubelet.folder.glob(f"{ROUTER}-*.log"):
             assert "Traceback" not in log.read_text(), log.read_text()
 

@@ -1,12 +1,18 @@
 """How the router proves itself to an API server: by its pod's account and by a kubeconfig."""
 
 import asyncio
+import datetime
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlsplit
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from router.cluster.kubernetes.client import Api, ApiError, Object
 from router.cluster.kubernetes.credentials import Credentials, PodAccount, credentials
@@ -33,7 +39,7 @@ def account(cluster: Cluster, tmp_path: Path) -> Path:
 def environment(cluster: Cluster) -> dict[str, str]:
     """What the kubelet says of the API server."""
     address = urlsplit(cluster.access.url)
-    return {"KUBERNETES_SERVICE_HOST": str(address.hostname), "KUBERNETES_SERVICE_PORT": str(address.port)}
+    return {"KUBERNETES_SERVICE_HOST": str(address.hostname), "KUBERNETES_SERVICE_PORT": str(address.port or 443)}
 
 
 def with_api(given: Credentials, story: Callable[[Api], Awaitable[None]]) -> None:
@@ -100,6 +106,61 @@ def test_a_server_of_another_authority_is_not_trusted(cluster: Cluster, account:
         assert await pods(api, cluster) == []
 
     with_api(PodAccount(environment(cluster), account), story)
+
+
+def plain_certificates(folder: Path) -> None:
+    """`ca.crt`, and a server's `tls.crt` and `tls.key`, as many a cluster has them: without identifiers of keys."""
+    now = datetime.datetime.now(datetime.UTC)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in ("authority", "kubernetes")]
+    for number, file in enumerate(("ca.crt", "tls.crt")):
+        made = (
+            x509.CertificateBuilder(names[0], names[number], keys[number].public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("kubernetes")]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=not number, path_length=None), critical=True)
+            .sign(keys[0], hashes.SHA256())
+        )
+        (folder / file).write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "tls.key").write_bytes(keys[1].private_bytes(serialization.Encoding.PEM, *form))
+
+
+def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> None:
+    """A handshake without a network. Raises ssl.SSLError when one side does not trust the other."""
+    one, other = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asks = client.wrap_bio(one, other, server_hostname="kubernetes")
+    answers = server.wrap_bio(other, one, server_side=True)
+    left = [asks, answers]
+    for _ in range(10):
+        for side in list(left):
+            try:
+                side.do_handshake()
+                left.remove(side)
+            except ssl.SSLWantReadError:
+                pass
+    assert not left
+
+
+def test_certificates_without_key_identifiers_are_trusted(tmp_path: Path) -> None:
+    plain_certificates(tmp_path)
+    (tmp_path / "token").write_text("token")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    usual = ssl.create_default_context
+
+    def strict(*, cafile: str) -> ssl.SSLContext:  # as Python 3.13 makes it
+        made = usual(cafile=cafile)
+        made.verify_flags |= ssl.VERIFY_X509_STRICT
+        return made
+
+    with mock.patch.object(ssl, "create_default_context", strict):
+        variables = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+        trusting = PodAccount(variables, tmp_path).tls()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(strict(cafile=str(tmp_path / "ca.crt")), server)
+    shake_hands(trusting, server)
 
 
 @pytest.mark.parametrize("missing", ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "token"])

@@ -1,0 +1,108 @@
+"""Keeps the controllers that a real cluster has of its own out of the tests' namespaces.
+
+Tests play Deployment and ReplicaSet controllers, scheduler and kubelet themselves (`controller`), and nobody else may
+do so beside them. A kube-controller-manager that runs with an account of its own is refused by an admission policy
+there; one that cannot be told from the tests is an error that says so.
+"""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.client import Access, Client
+from tests.kubernetes.cluster import TESTS_LABEL
+from tests.kubernetes.double.resources import Object
+
+_GROUP = "/apis/admissionregistration.k8s.io/v1"
+_NAME = "azureml-fe-tests.example.com"
+_LOOKS, _LOOK_SECONDS = 6, 2.0
+_CONTROLLERS = "request.userInfo.username.startsWith('system:serviceaccount:kube-system:')"
+_COMPONENTS = "request.userInfo.username.startsWith('system:kube-')"
+_CLEANERS = "[{}]".format(  # of what is left without an owner, or in a namespace that ends
+    ", ".join(
+        f"'system:serviceaccount:kube-system:{name}'" for name in ("generic-garbage-collector", "namespace-controller")
+    )
+)
+
+
+def _rule(group: str, operations: list[str], *resources: str) -> Object:
+    return {"apiGroups": [group], "apiVersions": ["v1"], "operations": operations, "resources": list(resources)}
+
+
+def _policy() -> Object:
+    writes = ["CREATE", "UPDATE"]
+    owners = [f"{plural}{sub}" for plural in ("deployments", "replicasets") for sub in ("", "/status", "/scale")]
+    rules = [
+        _rule("apps", writes, *owners),
+        _rule("", [*writes, "DELETE"], "pods", "pods/status", "pods/binding"),
+        _rule("", writes, "events"),
+        _rule("events.k8s.io", writes, "events"),
+    ]
+    expression = f"!({_CONTROLLERS} || {_COMPONENTS}) || request.userInfo.username in {_CLEANERS}"
+    validation = {"expression": expression, "message": "tests play this controller themselves"}
+    spec = {"failurePolicy": "Fail", "matchConstraints": {"resourceRules": rules}, "validations": [validation]}
+    return {"metadata": {"name": _NAME}, "spec": spec}
+
+
+def _binding() -> Object:
+    where = {"namespaceSelector": {"matchLabels": {TESTS_LABEL: "true"}}}
+    spec = {"policyName": _NAME, "validationActions": ["Deny"], "matchResources": where}
+    return {"metadata": {"name": _NAME}, "spec": spec}
+
+
+@contextlib.contextmanager
+def kept_out(admin: Path) -> Iterator[None]:
+    """While tests run against the server of this kubeconfig."""
+    client = Client(Access.read(admin))
+    kinds = (
+        (f"{_GROUP}/validatingadmissionpolicies", "ValidatingAdmissionPolicy", _policy()),
+        (f"{_GROUP}/validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", _binding()),
+    )
+    try:
+        for path, kind, thing in kinds:
+            typed = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, **thing}
+            reply = client.ask("POST", path, typed, fieldValidation="Strict")
+            assert reply.status in (201, 409), reply.body
+        for _ in range(_LOOKS):  # it takes a moment until a policy is in force
+            if not _are_at_work(client):
+                break
+        else:
+            pytest.exit(
+                f"{admin}: this API server's own controllers cannot be told from the tests. Run tests against one "
+                "without kube-controller-manager, or one that runs as system:kube-controller-manager.",
+                returncode=2,
+            )
+        yield
+    finally:
+        for path, _, _ in reversed(kinds):
+            client.ask("DELETE", f"{path}/{_NAME}")
+        client.close()
+
+
+def _are_at_work(client: Client) -> bool:
+    """Whether somebody acts on a Deployment that is made, within a moment."""
+    name = f"test-{secrets.token_hex(5)}"
+    client.create("namespaces", "", {"metadata": {"name": name, "labels": {TESTS_LABEL: "true"}}})
+    try:
+        labels = {"app": "nobody"}
+        template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}
+        spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
+        client.create("deployments", name, {"metadata": {"name": "nobody"}, "spec": spec})
+        deadline = time.monotonic() + _LOOK_SECONDS
+        while time.monotonic() < deadline:
+            status = client.get("deployments", name, "nobody").get("status") or {}
+            if status.get("observedGeneration") or client.list("replicasets", name):
+                return True
+            time.sleep(0.1)
+        return False
+    finally:
+        client.delete("deployments", name, "nobody")
+        client.delete("namespaces", "", name)
+        ending = client.find("namespaces", "", name)
+        if ending:
+            ending["spec"]["finalizers"] = []
+            client.ask("PUT", f"/api/v1/namespaces/{name}/finalize", ending)
