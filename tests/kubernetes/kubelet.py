@@ -26,6 +26,9 @@ from tests.kubernetes.follower import Follower
 
 _LOOK_SECONDS = 0.02
 _RESTART_SECONDS = 0.2
+# From the word that a pod is to end to the signal. A kubelet needs as long to reach its container runtime, while whoever
+# else watches pods hears of it; the tests' one may hear before all others, as it may be who has deleted the pod.
+_STOP_SECONDS = 0.1
 
 
 class Running:
@@ -153,6 +156,8 @@ class Running:
         deadline = time.monotonic() + self.grace
         hook = (self._container.get("lifecycle") or {}).get("preStop") or {}
         if self.process:
+            if self._runs():
+                time.sleep(min(_STOP_SECONDS, self.grace))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if "sleep" in hook:
                     self.process.wait(min(hook["sleep"]["seconds"], self.grace))
