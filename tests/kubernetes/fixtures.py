@@ -19,8 +19,9 @@ REAL = os.environ.get("AZUREML_FE_TEST_KUBECONFIG")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A kubeconfig of its master."""
     if REAL:
-        with kept_out(Path(REAL)):
-            yield Path(REAL)
+        admin = Path(REAL).expanduser().resolve()
+        with kept_out(admin):
+            yield admin
     else:
         with running(tmp_path_factory.mktemp("double")) as kubeconfig:
             yield kubeconfig

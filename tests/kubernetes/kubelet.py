@@ -26,8 +26,8 @@ from tests.kubernetes.follower import Follower
 
 _LOOK_SECONDS = 0.02
 _RESTART_SECONDS = 0.2
-# From the word that a pod is to end to the signal. A kubelet needs as long to reach its container runtime, while whoever
-# else watches pods hears of it; the tests' one may hear before all others, as it may be who has deleted the pod.
+# From the word that a pod is to end to the signal. A kubelet needs as long to reach its container runtime, while others
+# that watch pods hear of it; the tests' one may hear before all others, as it may be who has deleted the pod.
 _STOP_SECONDS = 0.1
 
 

@@ -50,7 +50,8 @@ def test_pods_sign_with_one_ring_and_accept_each_others_tokens(
     until(lambda: status(second, issued["accessToken"]) == 200, "a request at another pod")
     command = ["token", "iris", "--kubeconfig", str(cluster.admin), "--namespace", cluster.namespace]
     assert main(command) == 2
-    assert "router namespace = 'default': must be where the router runs" in capsys.readouterr().err
+    elsewhere = cluster.access.namespace  # that of the kubeconfig
+    assert f"router namespace = '{elsewhere}': must be where the router runs" in capsys.readouterr().err
     assert main([*command, "--router-namespace", cluster.namespace, "--bare"]) == 0
     token = capsys.readouterr().out.strip()
     assert [status(router, token) for router in (first, second)] == [200, 200]
