@@ -44,13 +44,16 @@ _STALE_SECONDS = 15.0
 _START_SECONDS = 300.0
 """Pods that are not ready by then are taken to have failed: images are large, and nodes may be slow."""
 
-_NO_RESIZE = "without support for resize"  # what the API server says of pods whose node is older than itself
-
 _REASONS = {
     "no room": "RouterHasNoRoom",
     "failed": "RouterSizingFailed",
     "not done": "RouterAtLimit",
 }
+
+
+def _is_of_an_older_node(error: ApiError) -> bool:
+    """Whether the API server refuses to resize a pod because its kubelet cannot."""
+    return error.status == 422 and "without support for resize" in error.message
 
 
 class NotLeadingError(RuntimeError):
@@ -157,6 +160,10 @@ class PodsSizer:
                     await self._resize(pod, size.cpus)
                 except NoRoomError as error:
                     self._spare(pod, now, str(error))
+                except ApiError as error:
+                    if not _is_of_an_older_node(error):
+                        raise
+                    self._spare(pod, now, error.message)
             elif pod.uid in self._asked and (pod.has_its_cpu or self._is_refused(pod, now - self._asked[pod.uid])):
                 del self._asked[pod.uid]
                 if not pod.has_its_cpu and self._deployment is not None and self._deployment.limit is not None:
@@ -177,7 +184,9 @@ class PodsSizer:
             if self._in_place and not all(same(pod.limit, target.cpus) for pod in pods):
                 try:
                     await self._resize_all(pods, target.cpus)
-                except ApiError:
+                except ApiError as error:
+                    if _is_of_an_older_node(error):
+                        self._pods_roll(error.message)
                     if self._in_place:
                         raise
             if not self._in_place and not same(deployment.limit, target.cpus):
@@ -233,10 +242,13 @@ class PodsSizer:
             if error.status == 404:  # it is gone
                 return
             if error.status == 403:  # by its role, or a policy of the cluster: as if it were not offered
-                self._in_place = False
-                why = error.message
-                event(_log, logging.WARNING, "pods may not be resized in place, so they roll instead", error=why)
+                self._pods_roll(error.message)
             raise
+
+    def _pods_roll(self, why: str) -> None:
+        """From now on, as if resizing in place were not offered."""
+        self._in_place = False
+        event(_log, logging.WARNING, "pods may not be resized in place, so they roll instead", error=why)
 
     async def _roll(self, deployment: RouterDeployment, cpus: float) -> None:
         """By another template. `maxUnavailable: 0` sees to it that a new pod is ready before an old one ends."""
@@ -307,8 +319,7 @@ class PodsSizer:
         try:
             await self._api.request("PATCH", path, params={"fieldManager": FIELD_MANAGER}, body=body, content_type=kind)
         except ApiError as error:
-            is_refusal = error.status == 403 and ("quota" in error.message or "per Container" in error.message)
-            if is_refusal or (error.status == 422 and _NO_RESIZE in error.message):
+            if error.status == 403 and ("quota" in error.message or "per Container" in error.message):
                 raise NoRoomError(error.message) from error
             raise
 
