@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from router.gateway.control import FromLedger, Reintroduce
-from router.peers.messages import Forget, FrontEndGone, Leases, Leaving, Message, ToHolder, Told, ToLedger
+from router.peers.messages import Forget, FrontEndGone, Leases, Leaving, Message, Reaches, ToHolder, Told, ToLedger
 from router.services import VersionKey
 from router.slots.coordinator import Coordinator
 from router.slots.messages import Hello, Holds
@@ -30,6 +30,7 @@ from router.slots.ownership import (
     Move,
     Ownership,
 )
+from router.slots.reach import Reach
 from router.telemetry.log import event
 
 _log = logging.getLogger("router.peering")
@@ -91,6 +92,7 @@ class Peering:
     ) -> None:
         self.own_id = own_id
         self.ownership = Ownership(own_id)
+        self._reach = Reach(own_id)
         self.coordinator = Coordinator()
         self.links: Links = NoLinks()
         self.messages_sent = 0  # to peers, about slots; reports of leases apart
@@ -107,6 +109,7 @@ class Peering:
         self._missing: dict[str, float] = {}  # peer whose link was lost just now -> until when it may come back
         self._inherited: set[str] = set()  # services whose former owner is on the other side of a cut
         self._cut = False
+        self._partly_cut = False
         self._leaving = False
         self._awake_at: float | None = None  # None until `tick` is called
         self._swept_at = self._joined_at = clock()
@@ -257,6 +260,7 @@ class Peering:
         for service in self.ownership.session_began(peer, now):
             self.coordinator.stop_granting(service)
         moves = self._look()
+        self.links.send(peer, Reaches(self.ownership.live))  # also if it is nothing new to others
         # What was on its way when the link broke is lost, so a service that stays this peer's is told anew as well.
         staying = set(self.ownership.owned_by(peer)) - {move.service for move in moves}
         self._move(moves, also=staying)
@@ -302,6 +306,9 @@ class Peering:
                 if self._is_of(peer, front_end):
                     self._front_ends[peer].discard(front_end)
                     self.coordinator.detach(front_end)
+            case Reaches(peers):
+                self._reach.told(peer, peers)
+                self._move(self._look())
             case Leaving():
                 self._move(self.ownership.leaves(peer, self._clock()))
             case Told(service):
@@ -348,6 +355,8 @@ class Peering:
         if now - self._swept_at >= _SWEEP_SECONDS:
             self._swept_at = now
             self.coordinator.sweep()
+        if self._reach.is_due(now):
+            self._move(self._look())
         self._share_out()
         self._begin_granting()
 
@@ -365,10 +374,32 @@ class Peering:
 
     def _look(self) -> list[Move]:
         live, unreachable = self.links.live().union(self._missing), self.links.unreachable()
-        moves = self.ownership.set_peers(live, unreachable, self._clock())
+        now, former = self._clock(), self.ownership.live
+        for peer in former.difference(live):
+            self._reach.lost(peer)
+        self._reach.look(live, now)
+        preferred = self._reach.preferred
+        if preferred is not None:  # who is reached by way of another pod is on no other side
+            unreachable = {peer: since for peer, since in unreachable.items() if peer not in self._reach.everyone}
+        self._say_whether_partly_cut(preferred)
+        moves = self.ownership.set_peers(live, unreachable, now, preferred)
+        if self.ownership.live != former:
+            self.links.broadcast(Reaches(self.ownership.live))
         self._inherited.update(move.service for move in moves if move.before in unreachable)
         self._share_out()
         return moves
+
+    def _say_whether_partly_cut(self, preferred: frozenset[str] | None) -> None:
+        partly_cut = preferred is not None
+        if partly_cut != self._partly_cut:
+            self._partly_cut = partly_cut
+            message = (
+                "not all pods reach each other, those that all reach own the services"
+                if partly_cut
+                else ("all pods reach each other again")
+            )
+            pods = ",".join(sorted(preferred or ()))
+            event(_log, logging.WARNING if partly_cut else logging.INFO, message, owners=pods)
 
     def _share_out(self) -> None:
         """Let the ledgers know when a cut begins, changes or ends."""

@@ -114,3 +114,17 @@ def test_garbage_on_the_peer_port_disturbs_nobody_and_is_logged_once(start: Star
         assert len(router.log("connection on the peer port refused")) == 1
         assert router.metric("peers", standing="live") == 1
         assert other.score("echo").status == 200
+
+
+def test_routers_that_know_nothing_of_each_other_serve_all_that_the_first_serves(start: Start, tmp_path: Path) -> None:
+    services = {f"echo-{number}": open_echo() for number in range(6)}  # enough for each router to own one
+    router = start(services)
+    folders = [tmp_path / "second", tmp_path / "third"]
+    for folder in folders:
+        folder.mkdir()
+    with joined_to(router, folders[0]) as second, joined_to(router, folders[1]) as third:
+        for other in (second, third):
+            other.says("(not all pods reach each other)")
+            for service in services:
+                assert other.score(service).status == 200
+            assert other.metric("degraded_services") == 0

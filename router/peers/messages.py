@@ -31,6 +31,13 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class Reaches:
+    """My pod is linked with these. Said to each peer at first, and when it changes."""
+
+    peers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class ToLedger:
     """A front-end of mine says this to the ledger of a version, which is yours by my view."""
 
@@ -135,6 +142,6 @@ class Cordons:
 
 
 Message = (
-    Heartbeat | Goodbye | Leaving | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand | Felt
-    | PodSize | Services | TokenIssuers | Replicas | Cordons
+    Heartbeat | Goodbye | Leaving | Reaches | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand
+    | Felt | PodSize | Services | TokenIssuers | Replicas | Cordons
 )  # fmt: skip

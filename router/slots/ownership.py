@@ -64,8 +64,8 @@ class Ownership:
     """One pod's view. Times are seconds of one monotonic clock."""
 
     __slots__ = (
-        "_gathering_since", "_given_up", "_held_back_until", "_leaving", "_live", "_owners", "_share_cache", "_told",
-        "_unreachable", "own_id",
+        "_gathering_since", "_given_up", "_held_back_until", "_leaving", "_live", "_owners", "_owning", "_preferred",
+        "_share_cache", "_told", "_unreachable", "own_id",
     )  # fmt: skip
 
     def __init__(self, own_id: str) -> None:
@@ -79,6 +79,8 @@ class Ownership:
         self._gathering_since: dict[str, float] = {}  # services that we own and may not grant for yet
         self._held_back_until = float("-inf")
         self._share_cache: dict[str, bool] = {}
+        self._preferred: frozenset[str] | None = None
+        self._owning: frozenset[str] | None = None  # the pods among which owners were last chosen anew
 
     @property
     def live(self) -> frozenset[str]:
@@ -102,9 +104,17 @@ class Ownership:
             self._told.pop(gone, None)
         return [self._assign(name, None, now) for name in sorted(names - self._owners.keys())]
 
-    def set_peers(self, live: Collection[str], unreachable: Mapping[str, float], now: float) -> list[Move]:
+    def set_peers(
+        self,
+        live: Collection[str],
+        unreachable: Mapping[str, float],
+        now: float,
+        preferred: frozenset[str] | None = None,
+    ) -> list[Move]:
         """Make `live` the pods that can be reached (this one is always among them), `unreachable` (pod -> since when)
-        those that cannot but may live. Returns the services that have another owner now."""
+        those that cannot but may live, and `preferred` those that may own services, if not all the live ones (see
+        `reach`). Returns the services that have another owner now."""
+        self._preferred = preferred
         self._live = frozenset((*live, self.own_id))
         absent = {pod: since for pod, since in unreachable.items() if pod not in self._live}
         self._given_up = {pod: since for pod, since in self._given_up.items() if absent.get(pod) == since}
@@ -122,10 +132,14 @@ class Ownership:
     @property
     def _staying(self) -> frozenset[str]:
         """The pods that may own services. Where all of them leave, somebody must all the same."""
-        return self._live - self._leaving or self._live
+        staying = self._live - self._leaving
+        return (self._preferred and self._preferred & staying) or staying or self._live
 
     def _reassign(self, now: float) -> list[Move]:
         staying = self._staying
+        if staying == self._owning:
+            return []
+        self._owning = staying
         moves = []
         for service, before in list(self._owners.items()):
             if before not in staying or rendezvous(service, staying) != before:

@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from router.services import VersionKey
-from router.slots.ownership import GATHER_SECONDS, LOOK_SECONDS, RETURN_SECONDS, STILL_SECONDS
+from router.slots.ownership import GATHER_SECONDS, GRACE_SECONDS, LOOK_SECONDS, RETURN_SECONDS, STILL_SECONDS
+from router.slots.reach import SETTLE_SECONDS
 from tests.peering.world import TICK_SECONDS, Pod, Worker, World
 
 
@@ -287,3 +288,69 @@ def test_leases_of_the_owner_that_is_cut_off_stay_and_others_go_back() -> None:
     link_all(made)
     passes(made, GATHER_SECONDS)
     assert not one.peering._inherited
+
+
+# Some reach each other only by way of others.
+
+
+def owners(made: World, key: VersionKey) -> set[str]:
+    return {pod.peering.ownership.owner(key[0]) for pod in made.pods.values()}
+
+
+def test_two_pods_that_do_not_reach_each_other_are_served_by_one_that_both_reach(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = world(3)
+    one, between, other = made.pods.values()
+    key = owned_by(other)
+    with caplog.at_level(logging.INFO):
+        set_apart(made, one, other)
+        passes(made, SETTLE_SECONDS + GATHER_SECONDS)
+        assert all(owners(made, each) == {between.name} for each in made.slots)
+        assert not any(pod.peering.is_cut for pod in made.pods.values())
+        for pod in made.pods.values():
+            the_worker(pod).arrive(key)
+        made.deliver_all()
+        assert len([running for worker in made.workers() for running in worker.running]) == 1
+        while any(worker.running for worker in made.workers()):  # and each has its turn
+            for worker in made.workers():
+                for running in [*worker.running]:
+                    worker.end(running)
+            made.deliver_all()
+            assert not made.over()
+        assert not any(worker.waiting for worker in made.workers())
+        made.cut.clear()
+        link_all(made)
+        passes(made, GATHER_SECONDS)
+        assert owners(made, key) == {other.name}
+    said = "not all pods reach each other, those that all reach own the services"
+    assert caplog.messages.count(said) == 3
+    assert caplog.messages.count("all pods reach each other again") == 3
+
+
+def test_it_stays_so_for_as_long_as_they_do_not_reach_each_other() -> None:
+    made = world(3)
+    one, between, other = made.pods.values()
+    set_apart(made, one, other)
+    passes(made, GRACE_SECONDS + SETTLE_SECONDS)
+    for key in made.slots:
+        assert owners(made, key) == {between.name}
+        for pod in (one, other):
+            the_worker(pod).arrive(key)
+    made.deliver_all()
+    assert not made.over()
+
+
+def test_routers_that_have_each_joined_the_first_one_are_served_by_it() -> None:
+    made = World()
+    for number in range(8):
+        made.slots[f"s{number}", "default"] = {f"s{number}-r0": 1}
+    first, *joined = [made.add_pod(workers=1) for _ in range(4)]
+    for pod in joined:
+        made.connect(pod, first)
+    passes(made, SETTLE_SECONDS + GATHER_SECONDS)
+    for number, key in enumerate(made.slots):
+        the_worker(joined[number % 3]).arrive(key)
+    made.deliver_all()
+    assert sum(len(worker.running) for worker in made.workers()) == len(made.slots)
+    assert not made.over()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from router.slots.ownership import GATHER_SECONDS, GRACE_SECONDS, RETURN_SECONDS
+from router.slots.reach import SETTLE_SECONDS
 from tests.peering.world import Pod, Running, Wire, Worker, World
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class PeeringMachine(RuleBasedStateMachine):
         self.apart = 0.0  # seconds for which some could not reach one another
         self.late = 0.0  # seconds for which something was under way
         self.excused = False
+        self.leaving: set[str] = set()
         for count in slots:
             self.add_service(count)
         for _ in range(pods):
@@ -157,6 +159,7 @@ class PeeringMachine(RuleBasedStateMachine):
         """It is about to end, and so owns nothing any more."""
         for pod in one_of([pod for pod in self.pods() if not pod.frozen], which):
             pod.peering.leave()
+            self.leaving.add(pod.name)
 
     def pod_dies(self, which: int) -> None:
         if len(self.world.pods) > 1:
@@ -270,6 +273,25 @@ class PeeringMachine(RuleBasedStateMachine):
         self.all_is_said_and_heard()
         assert not self.excused
         self.check_all_slots_are_there()
+
+    @rule(which=st.integers(0, 20))
+    def two_do_not_reach_each_other_and_others_reach_both(self, which: int) -> None:
+        self.mend()
+        if len(self.world.pods) < 3:
+            return
+        self.cut_begins(which)
+        (pair,) = self.world.cut
+        for wire, pod in self.ends():
+            if wire.broken and wire in self.world.wires:
+                self.world.notice(wire, pod)
+        if self.world.pods.keys() - pair - self.leaving:  # else nobody is left who could be the owner for all
+            for _ in range(round((SETTLE_SECONDS + GATHER_SECONDS) / 0.1) + 2):
+                self.world.deliver_all()
+                self.wait(0.1)
+            self.world.deliver_all()
+            self.check_agreement()
+            self.check_nobody_waits_for_a_free_slot()
+        self.all_is_said_and_heard()
 
     def mend(self) -> None:
         world = self.world

@@ -109,6 +109,7 @@ every_message: st.SearchStrategy[peer_messages.Message] = st.one_of(
     st.just(peer_messages.Heartbeat()),
     st.just(peer_messages.Goodbye()),
     st.just(peer_messages.Leaving()),
+    st.builds(peer_messages.Reaches, st.frozensets(names, max_size=4)),
     st.builds(peer_messages.ToLedger, names, keys, _words(to_ledger)),
     st.builds(peer_messages.ToHolder, names, keys, _words(to_holder)),
     st.builds(peer_messages.FrontEndGone, names),

@@ -130,3 +130,20 @@ def test_the_network_is_cut_and_heals(tmp_path: Path, ways: tuple[tuple[str, str
             clients.goes_on("p0", "p1", "p2", requests=200)
         assert stage.replicas.excesses(after=settled) == []
         assert all(only_overload(answers) for answers in clients.answers.values())
+
+
+def test_two_pods_cannot_reach_each_other_and_a_third_one_reaches_both(tmp_path: Path) -> None:
+    with staged(tmp_path, network=True) as stage:
+        p0, p1, p2 = three(stage)
+        with stage.load() as clients:
+            stage.network.cut(("p0", "p2"), ("p2", "p0"))
+            said = "not all pods reach each other, those that all reach own the services"
+            until(lambda: all(said in pod.said for pod in (p0, p1, p2)), "agreement that p1 owns all")
+            settled = nothing_in_excess_from_now_on(stage)
+            clients.goes_on("p0", "p1", "p2", requests=200)
+            assert stage.replicas.excesses(after=settled) == []
+            assert not any(pod.metric("degraded_services") for pod in (p0, p1, p2))
+            stage.network.heal()
+            stage.all_linked()
+            clients.goes_on("p0", "p1", "p2", requests=100)
+        assert all(only_overload(answers) for answers in clients.answers.values())
