@@ -17,7 +17,7 @@ from tests.processes import until
 
 MODEL_LABEL = "isazuremlapp"
 NAME_LABEL = "azuremlappname"
-TESTS_LABEL = "azureml-fe-tests"  # of namespaces
+TESTS_LABEL = "azureml-fe-tests"  # of namespaces and nodes
 ROUTER = "azureml-fe"
 Rules = Sequence[Mapping[str, Any]]
 
@@ -155,7 +155,7 @@ class Cluster:
     def node(self, name: str, **allocatable: str) -> str:
         """A node that takes pods, with so much to give; its name, which no other test's has."""
         name = f"{name}-{self.namespace}"
-        self.client.create("nodes", "", {"metadata": {"name": name}})
+        self.client.create("nodes", "", {"metadata": {"name": name, "labels": {TESTS_LABEL: "true"}}})
         self._cluster_wide.append(("nodes", name))
         # The server taints a new node, and a controller takes that back once the node says that it is ready.
         self.client.patch("nodes", "", name, {"spec": {"taints": None}})

@@ -181,6 +181,34 @@ def why_no_room(nodes: Raw, pods: Raw, pod_spec: Raw, cpus: float) -> str | None
     return f"{needs} ({shown or 'there are no nodes'})"
 
 
+def room_of_node(node: Raw) -> Raw:
+    """What `why_no_room` uses of a node."""
+    metadata, status = _mapping(node, "metadata"), _mapping(node, "status")
+    return {
+        "metadata": {"name": metadata.get("name"), "labels": metadata.get("labels")},
+        "spec": _mapping(node, "spec"),
+        "status": {"allocatable": status.get("allocatable"), "conditions": status.get("conditions")},
+    }
+
+
+def room_of_pod(pod: Raw) -> Raw:
+    """What `why_no_room` uses of a pod."""
+    spec = _mapping(pod, "spec")
+    return {
+        "spec": {
+            "nodeName": spec.get("nodeName"),
+            "overhead": spec.get("overhead"),
+            "resources": spec.get("resources"),
+            "containers": [{"resources": each.get("resources")} for each in spec.get("containers") or ()],
+            "initContainers": [
+                {"resources": each.get("resources"), "restartPolicy": each.get("restartPolicy")}
+                for each in spec.get("initContainers") or ()
+            ],
+        },
+        "status": {"phase": _mapping(pod, "status").get("phase")},
+    }
+
+
 def _unfit(node: Raw, pod_spec: Raw) -> str | None:
     spec = _mapping(node, "spec")
     if spec.get("unschedulable"):
@@ -221,7 +249,8 @@ def _used(pods: Iterable[Raw]) -> dict[str, tuple[float, float, int]]:
 
 
 def _requested(spec: Raw, resource: str) -> float:
-    """What a pod takes of a node: its containers together, or the largest of those that run before them."""
+    """What a pod takes of a node: what it says itself, else its containers together, or the largest of those that run
+    before them."""
 
     def of(container: Raw) -> float:
         return quantity(_mapping(_mapping(container, "resources"), "requests").get(resource)) or 0.0
@@ -233,7 +262,8 @@ def _requested(spec: Raw, resource: str) -> float:
             running += of(each)
         else:
             before = max(before, of(each))
-    return max(running, before) + (quantity(_mapping(spec, "overhead").get(resource)) or 0.0)
+    whole = of(spec) or max(running, before)
+    return whole + (quantity(_mapping(spec, "overhead").get(resource)) or 0.0)
 
 
 def _mapping(raw: Raw, name: str) -> Raw:

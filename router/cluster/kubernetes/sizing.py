@@ -19,10 +19,14 @@ from collections.abc import Callable, Sequence
 from router.cluster.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Api, ApiError, ApiUnreachable, Object
 from router.cluster.kubernetes.objects import ROUTER_NAME, SERVICE_LABEL, Name
 from router.cluster.kubernetes.recorder import Recorder
+from router.cluster.kubernetes.reflector import PAGE_OBJECTS
 from router.cluster.kubernetes.sizes import (
+    Raw,
     RouterDeployment,
     RouterPod,
     resources_for,
+    room_of_node,
+    room_of_pod,
     router_container,
     router_deployment,
     router_pods,
@@ -307,11 +311,23 @@ class PodsSizer:
                 )
 
     async def _check_room(self, deployment: RouterDeployment, cpus: float) -> None:
-        nodes = await self._api.request("GET", "/api/v1/nodes")
-        pods = await self._api.request("GET", "/api/v1/pods", params={"fieldSelector": "spec.nodeName!="})
+        nodes = {"items": await self._list("/api/v1/nodes", room_of_node)}
+        pods = {"items": await self._list("/api/v1/pods", room_of_pod, fieldSelector="spec.nodeName!=")}
         why = why_no_room(nodes, pods, deployment.pod_spec, cpus)
         if why is not None:
             raise NoRoomError(why)
+
+    async def _list(self, path: str, kept: Callable[[Raw], Raw], **params: str) -> list[Raw]:
+        """What is kept of all objects of the cluster, page by page: whole, they might be more than fits the pod."""
+        found: list[Raw] = []
+        more: dict[str, str] = {}
+        while True:
+            page = await self._api.request("GET", path, params={**params, **more, "limit": str(PAGE_OBJECTS)})
+            found += map(kept, page.get("items") or ())
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return found
+            more = {"continue": token}
 
     async def _patch(self, path: str, body: Object, kind: str) -> None:
         if not self._may_write():

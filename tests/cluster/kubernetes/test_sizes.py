@@ -7,6 +7,8 @@ import pytest
 from router.cluster.kubernetes.sizes import (
     quantity,
     resources_for,
+    room_of_node,
+    room_of_pod,
     router_deployment,
     router_pods,
     why_no_room,
@@ -116,7 +118,7 @@ def spec(cpu: str = "1", memory: str = "1Gi", **more: Any) -> dict[str, Any]:
 
 
 def room(nodes: list[dict[str, Any]], pods: list[dict[str, Any]], its: dict[str, Any], cpus: float) -> str | None:
-    return why_no_room({"items": nodes}, {"items": pods}, its, cpus)
+    return why_no_room({"items": map(room_of_node, nodes)}, {"items": map(room_of_pod, pods)}, its, cpus)
 
 
 def test_a_node_with_what_is_needed_is_room() -> None:
@@ -144,6 +146,12 @@ def test_requests_of_init_containers_and_sidecars_count_as_the_scheduler_counts_
     sidecar = init | {"restartPolicy": "Always"}
     assert room([node("a")], [running("a", "1", initContainers=[sidecar])], spec(), 1) is not None  # their sum
     assert room([node("a")], [running("a", "3", overhead={"cpu": "500m"})], spec(), 1) is not None
+
+
+def test_requests_of_a_whole_pod_count_in_place_of_its_containers() -> None:
+    whole = {"requests": {"cpu": "3500m"}}
+    assert room([node("a")], [running("a", "1", resources=whole)], spec(), 0.5) is None
+    assert room([node("a")], [running("a", "1", resources=whole)], spec(), 1) is not None
 
 
 def test_other_containers_of_the_pod_need_room_too() -> None:

@@ -29,7 +29,7 @@ POLICY = Policy(
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with mock.patch.multiple(sizing_module, LOOK_SECONDS=0.1, _POLL_SECONDS=0.05):
+    with mock.patch.multiple(sizing_module, LOOK_SECONDS=0.1, _POLL_SECONDS=0.05, PAGE_OBJECTS=2):
         yield
 
 
