@@ -16,6 +16,7 @@ import pytest
 from tests.kubernetes.client import Access, Client
 from tests.kubernetes.cluster import TESTS_LABEL
 from tests.kubernetes.double.resources import Object
+from tests.processes import until
 
 _GROUP = "/apis/admissionregistration.k8s.io/v1"
 _NAME = "azureml-fe-tests.example.com"
@@ -71,6 +72,7 @@ def kept_out(admin: Path) -> Iterator[None]:
         (f"{_GROUP}/validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", _binding()),
     )
     try:
+        until(lambda: client.ask("GET", "/readyz").status == 200, "an API server that is ready")
         for path, kind, thing in kinds:
             typed = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, **thing}
             reply = client.ask("POST", path, typed, fieldValidation="Strict")

@@ -9,6 +9,7 @@ import json
 import ssl
 import tempfile
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 TIMEOUT_SECONDS = 20.0
+_IDLE_SECONDS = 30.0  # a server ends a connection that has been idle for 90 seconds
 
 
 class Reply(NamedTuple):
@@ -127,6 +129,9 @@ class Client:
         self, method: str, path: str, body: Any = None, content_type: str = "application/json", **query: Any
     ) -> Reply:
         """One request."""
+        if time.monotonic() - getattr(self._local, "used", 0.0) > _IDLE_SECONDS:
+            self.close()
+        self._local.used = time.monotonic()
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._connect()

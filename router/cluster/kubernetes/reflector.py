@@ -36,6 +36,7 @@ WATCH_SECONDS = (240.0, 480.0)
 _SLACK_SECONDS = 15.0  # for the server to end a watch as asked
 PAUSES = (0.2, 10.0)
 """Seconds: the first pause after a failure, which doubles up to the second. Each is cut by up to a half, by chance."""
+_TOO_NEW = "Too large resource version"  # than the server's: its store was put back to an earlier state
 _LIVED_SECONDS = 5.0  # a watch that lived so long was none of a row of failures
 
 T = TypeVar("T", bound=Thing)
@@ -224,7 +225,7 @@ class Reflector(Generic[T]):
             except Gone:
                 self._start_over()
             except ApiError as error:
-                if error.status == 410:
+                if error.status == 410 or _TOO_NEW in error.message:
                     self._start_over()
                 else:
                     self._failed(str(error))

@@ -1,13 +1,17 @@
 """What a reflector asks next, and what it then knows. The bytes are in `tests/kubernetes`."""
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, cast
+from unittest import mock
 
 import orjson
 import pytest
 
-from router.cluster.kubernetes.client import ApiError, ApiUnreachable, resource_of
+from router.cluster.kubernetes import reflector as module
+from router.cluster.kubernetes.client import Api, ApiError, ApiUnreachable, resource_of
 from router.cluster.kubernetes.objects import DEPLOYMENTS, Deployment
-from router.cluster.kubernetes.reflector import PAUSES, Backoff, Gone, Reflection
+from router.cluster.kubernetes.reflector import PAUSES, Backoff, Gone, Reflection, Reflector
 from tests.cluster.kubernetes.things import raw_deployment
 
 
@@ -142,6 +146,44 @@ def test_a_watch_that_lived_is_none_of_a_row_of_failures_however_it_ended() -> N
     assert pauses.ended(0.1, is_failure=False) == 2 * first  # ended at once, without a word
     assert pauses.ended(200.0, is_failure=False) == 0.0
     assert pauses.ended(200.0, is_failure=False, least=3.0) == 3.0
+
+
+class PutBack:
+    """A server whose store was put back to an earlier state: its versions begin anew below those that it has told."""
+
+    def __init__(self) -> None:
+        self.lists = 0
+        self.watched: list[str] = []
+        self.followed = asyncio.Event()
+
+    async def request(self, method: str, path: str, *, params: Mapping[str, str]) -> Any:
+        self.lists += 1
+        version = "90" if self.lists == 1 else "5"
+        return {"metadata": {"resourceVersion": version}, "items": [raw_deployment("a")]}
+
+    async def watch(self, path: str, params: Mapping[str, str], seconds: float) -> AsyncGenerator[bytes]:
+        self.watched.append(params["resourceVersion"])
+        if params["resourceVersion"] == "90":
+            raise ApiError(504, "Timeout", "Timeout: Too large resource version: 90, current: 5")
+        yield b""
+        self.followed.set()
+        await asyncio.Event().wait()
+
+
+def test_a_server_that_was_put_back_is_listed_anew() -> None:
+    async def story() -> None:
+        server = PutBack()
+        follows = Reflector(cast(Api, server), Scene().reflection)
+        with mock.patch.object(module, "PAUSES", (0.01, 0.01)):
+            task = asyncio.ensure_future(follows.run())
+            async with asyncio.timeout(10):
+                await server.followed.wait()
+        assert server.watched == ["90", "5"]
+        assert follows.restarts == 1
+        task.cancel()
+        await asyncio.wait((task,))
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize(
