@@ -189,6 +189,16 @@ def test_a_kubeconfig_is_let_in(cluster: Cluster, account: Path) -> None:
     with_api(given, story)
 
 
+def test_a_kubeconfig_of_an_administrator_is_let_in(cluster: Cluster) -> None:
+    """Mostly with a certificate of a client."""
+
+    async def story(api: Api) -> None:
+        await api.request("GET", path_of("nodes"))
+        assert await pods(api, cluster) == []
+
+    with_api(asyncio.run(credentials(cluster.admin)), story)
+
+
 @pytest.mark.parametrize("text", ["", "no: kubeconfig", "]["])
 def test_a_kubeconfig_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "kubeconfig"

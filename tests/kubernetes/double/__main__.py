@@ -10,17 +10,21 @@ from pathlib import Path
 import trustme
 
 from tests.kubernetes.double.running import kubeconfig, write
-from tests.kubernetes.double.server import MASTER_TOKEN, Double, Options
+from tests.kubernetes.double.server import Double, Options
 
 
 async def _serve(words: argparse.Namespace) -> None:
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_OPTIONAL  # a client shows a certificate or a token
+    master = authority.issue_cert(common_name="kubernetes-admin", organization_name="system:masters")
     double = Double(Options(words.history, words.bookmark_seconds, words.watch_seconds))
     port = await double.start(context, words.port)
     url = f"https://127.0.0.1:{port}"
-    write(words.kubeconfig, kubeconfig(url, authority.cert_pem.bytes(), MASTER_TOKEN))
+    certificate, key = master.cert_chain_pems[0].bytes(), master.private_key_pem.bytes()
+    write(words.kubeconfig, kubeconfig(url, authority.cert_pem.bytes(), certificate=certificate, key=key))
     print(f"serves {url}; KUBECONFIG={words.kubeconfig}", flush=True)
     try:
         if words.until_stdin_ends:

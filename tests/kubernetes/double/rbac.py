@@ -2,8 +2,9 @@
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.kubernetes.double.errors import ApiError, unauthorized
 from tests.kubernetes.double.resources import Object
@@ -62,10 +63,6 @@ class Tokens:
 
     _tokens: dict[str, _Token] = field(default_factory=dict)
 
-    def add_master(self, token: str) -> None:
-        """Somebody who may do everything."""
-        self._tokens[token] = _Token(User("kubernetes-admin", ("system:masters", "system:authenticated")))
-
     def issue(self, account: Object, seconds: float) -> tuple[str, float]:
         """A token of a service account, and when it ends."""
         namespace, name = account["metadata"]["namespace"], account["metadata"]["name"]
@@ -89,6 +86,14 @@ class Tokens:
             if account is None or account["metadata"]["uid"] != known.uid:
                 raise unauthorized()
         return known.user
+
+
+def user_of(certificate: Mapping[str, Any]) -> User:
+    """Whose a client certificate is, as `ssl` tells it: a name and groups, as Kubernetes reads its subject."""
+    subject = [pair for part in certificate["subject"] for pair in part]
+    (name,) = [value for key, value in subject if key == "commonName"]
+    groups = tuple(value for key, value in subject if key == "organizationName")
+    return User(name, (*groups, "system:authenticated"))
 
 
 def user_named(name: str, groups: tuple[str, ...]) -> User:

@@ -13,14 +13,20 @@ from tests.kubernetes.double.resources import Object
 ROOT = Path(__file__).parents[3]
 
 
-def kubeconfig(url: str, authority: bytes, token: str, namespace: str = "default") -> Object:
-    """A kubeconfig of one server and one user."""
+def kubeconfig(
+    url: str, authority: bytes, token: str = "", namespace: str = "default", certificate: bytes = b"", key: bytes = b""
+) -> Object:
+    """A kubeconfig of one server and one user, who has a token or a certificate."""
+    user = {"token": token} if token else {}
+    for name, data in (("certificate", certificate), ("key", key)):
+        if data:
+            user[f"client-{name}-data"] = base64.b64encode(data).decode()
     cluster = {"server": url, "certificate-authority-data": base64.b64encode(authority).decode()}
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "cluster", "cluster": cluster}],
-        "users": [{"name": "user", "user": {"token": token}}],
+        "users": [{"name": "user", "user": user}],
         "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": "user", "namespace": namespace}}],
         "current-context": "context",
     }

@@ -20,15 +20,15 @@ from tests.kubernetes.double.errors import (
     no_such_resource,
     unsupported_media_type,
 )
-from tests.kubernetes.double.rbac import Request, Tokens, User, authorize
+from tests.kubernetes.double.rbac import Request, Tokens, User, authorize, user_of
 from tests.kubernetes.double.resources import Object, Resource, find
 from tests.kubernetes.double.rules import Writer, created
 from tests.kubernetes.double.selectors import field_requirements
 from tests.kubernetes.double.store import Change, Store
 
-MASTER_TOKEN = "master-of-the-double"
 _MOST_BYTES = 3 << 20  # of a body, as the real server has it
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_IDLE_SECONDS = 90.0  # of a connection, before it is closed
 _LONG_BYTES = 128 << 10  # from which on answers are compressed
 _BEFORE_THE_END_SECONDS = 2.0  # when a watch that ends gets its last bookmark
 
@@ -49,7 +49,6 @@ class Double:
         self._options = options
         self.store = Store(options.history_length)
         self.tokens = Tokens()
-        self.tokens.add_master(MASTER_TOKEN)
         self._api = Api(self.store, self.tokens)
         self._runner: web.AppRunner | None = None
         for name in ("default", "kube-system"):
@@ -65,7 +64,9 @@ class Double:
         """Listen on 127.0.0.1; the port."""
         app = web.Application(client_max_size=_MOST_BYTES)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, keepalive_timeout=_IDLE_SECONDS
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=context)
         await site.start()
@@ -79,7 +80,7 @@ class Double:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:
-            user = self.tokens.user(request.headers.get("Authorization", ""), self.store)
+            user = self._user(request)
             asked = _request(request)
             authorize(self.store, user, asked)
             if asked.path:
@@ -97,6 +98,14 @@ class Double:
             if "retryAfterSeconds" in refusal.status.get("details", {}):
                 headers["Retry-After"] = str(refusal.status["details"]["retryAfterSeconds"])
             return _json(refusal.status, refusal.code, headers)
+
+    def _user(self, request: web.Request) -> User:
+        certificate = request.get_extra_info("peercert")
+        return (
+            user_of(certificate)
+            if certificate
+            else self.tokens.user(request.headers.get("Authorization", ""), self.store)
+        )
 
     async def _carry_out(self, request: web.Request, resource: Resource, asked: Request, user: User) -> web.Response:
         query = request.query
