@@ -20,7 +20,13 @@ from router.cluster.local.file import is_router_file, load_local, load_router_fi
 from router.cluster.local.keys import KeyStore
 from router.cluster.local.summary import router_summary, summary
 from router.cluster.local.token_keys import TokenKeyFile
-from router.settings import ROUTER_SETTINGS, environment_name, flag_name, load_settings, parse_router_values
+from router.settings import (
+    CONFIG_VARIABLE,
+    ROUTER_SETTINGS,
+    flag_name,
+    load_settings,
+    parse_router_values,
+)
 from router.values import Kind, SettingsError
 
 EXIT_DONE = 0
@@ -288,8 +294,12 @@ def _check_cluster(arguments: argparse.Namespace) -> int:
 
     from router.cluster.kubernetes.commands import check_cluster
 
-    own = os.environ.get(environment_name("pod_namespace"))
-    lines, wrong = check_cluster(arguments.namespaces, own, arguments.kubeconfig)
+    named = os.environ.get(CONFIG_VARIABLE)
+    file, _ = load_router_file(Path(named)) if named else ({}, {})
+    settings = load_settings(environ=os.environ, file=file)
+    lines, wrong = check_cluster(
+        arguments.namespaces, settings.pod_namespace, arguments.kubeconfig, sizes_itself=settings.self_scaling_enabled
+    )
     for line in lines:
         print(line)
     for line in wrong:

@@ -181,4 +181,4 @@ def test_a_changed_command_replaces_replicas_and_no_request_fails(router: Router
         router.serve({"free": open_echo(delay=0.01, num_replicas=2, max_request_wait_time=10_000)})
         load.goes_on()
     assert load.all_well, load
-    assert all_gone(before)
+    until(lambda: all_gone(before), "end of the former replicas")

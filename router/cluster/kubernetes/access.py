@@ -38,7 +38,7 @@ from router.cluster.kubernetes.objects import ROUTER_NAME
 class Access:
     """Verbs on one resource. `scope` is where: the namespaces of models, the router's own, or all of the cluster.
     `needs_keys`: only where missing keys are generated. `name`: only the object of this name, where the verb is not
-    create, which has no name that could be granted."""
+    create, which has no name that could be granted. `lack`: what follows where it is not granted."""
 
     scope: Literal["models", "own", "cluster"]
     group: str
@@ -46,6 +46,7 @@ class Access:
     verbs: tuple[str, ...]
     needs_keys: bool = False
     name: str = ""
+    lack: str = ""
 
 
 LEASE_NAME = "azureml-fe"
@@ -66,12 +67,15 @@ ACCESS: tuple[Access, ...] = (
     Access("own", "", "secrets", ("create",)),
 )
 
+_UNSIZED = "the router cannot size itself"
+_UNKNOWN_ROOM = "the router finds no room for more pods of its own"
+
 SIZING_ACCESS: tuple[Access, ...] = (
-    Access("own", "", "pods/resize", ("patch",)),
-    Access("own", "apps", "deployments", ("get", "patch"), name=ROUTER_NAME),
-    Access("own", "apps", "deployments/scale", ("patch",), name=ROUTER_NAME),
-    Access("own", "", "events", ("create", "patch")),
-    Access("cluster", "", "nodes", ("list",)),
-    Access("cluster", "", "pods", ("list",)),
+    Access("own", "", "pods/resize", ("patch",), lack="the router's pods roll when their CPU changes"),
+    Access("own", "apps", "deployments", ("get", "patch"), name=ROUTER_NAME, lack=_UNSIZED),
+    Access("own", "apps", "deployments/scale", ("patch",), name=ROUTER_NAME, lack=_UNSIZED),
+    Access("own", "", "events", ("create", "patch"), lack="the router's Deployment has no Events about its size"),
+    Access("cluster", "", "nodes", ("list",), lack=_UNKNOWN_ROOM),
+    Access("cluster", "", "pods", ("list",), lack=_UNKNOWN_ROOM),
 )
 """What else it uses where it sizes itself."""

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from router.cluster.kubernetes.access import ACCESS, TOKEN_KEYS_NAME
+from router.cluster.kubernetes.access import ACCESS, SIZING_ACCESS, TOKEN_KEYS_NAME, Access
 from router.cluster.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Api, ApiError
 from router.cluster.kubernetes.credentials import credentials
 from router.cluster.kubernetes.finder import Found
@@ -75,10 +75,11 @@ def cluster_token(
 
 
 def check_cluster(
-    namespaces: Sequence[str], own_namespace: str | None, kubeconfig: Path | None
+    namespaces: Sequence[str], own_namespace: str | None, kubeconfig: Path | None, *, sizes_itself: bool
 ) -> tuple[list[str], list[str]]:
-    """What the cluster sets up, in lines for people, and what is wrong there. Raises `SettingsError`, OSError."""
-    return asyncio.run(_check(namespaces, own_namespace, kubeconfig))
+    """What the cluster sets up, in lines for people, and what is wrong there. `sizes_itself`: the router needs the
+    rights for that, too. Raises `SettingsError`, OSError."""
+    return asyncio.run(_check(namespaces, own_namespace, kubeconfig, sizes_itself))
 
 
 @asynccontextmanager
@@ -165,10 +166,12 @@ async def _regenerate(service: str, which: str, namespaces: Sequence[str], kubec
 
 
 async def _check(
-    namespaces: Sequence[str], own_namespace: str | None, kubeconfig: Path | None
+    namespaces: Sequence[str], own_namespace: str | None, kubeconfig: Path | None, sizes_itself: bool
 ) -> tuple[list[str], list[str]]:
     async with _api(kubeconfig) as (api, namespace):
-        wrong = await _refused(api, namespaces, own_namespace or namespace)
+        wrong = await _refused(api, ACCESS, namespaces, own_namespace or namespace)
+        if sizes_itself:
+            wrong += await _refused(api, SIZING_ACCESS, namespaces, own_namespace or namespace)
         models = Models()
         for deployment in await _listed(api, DEPLOYMENTS, namespaces):
             models.deployment_changed(None, deployment)
@@ -236,11 +239,12 @@ def _authentication(found: Found) -> str:
     return f"keys in Secret {found.keys[1]}" if found.service.auth_enabled else "no authentication"
 
 
-async def _refused(api: Api, namespaces: Sequence[str], own_namespace: str) -> list[str]:
+async def _refused(api: Api, needed: Sequence[Access], namespaces: Sequence[str], own_namespace: str) -> list[str]:
     """What the router needs and whoever asks may not do."""
     refused = []
-    for access in ACCESS:
-        for namespace in (own_namespace,) if access.scope == "own" else tuple(namespaces) or ("",):
+    where = {"own": (own_namespace,), "models": tuple(namespaces) or ("",), "cluster": ("",)}
+    for access in needed:
+        for namespace in where[access.scope]:
             for verb in access.verbs:
                 resource, _, subresource = access.resource.partition("/")
                 attributes = {
@@ -258,6 +262,7 @@ async def _refused(api: Api, namespaces: Sequence[str], own_namespace: str) -> l
                 }
                 answer = await api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=body)
                 if not answer.get("status", {}).get("allowed"):
-                    where = f"namespace {namespace}" if namespace else "all namespaces"
-                    refused.append(f"not allowed: {verb} {access.resource} in {where}")
+                    place = f"namespace {namespace}" if namespace else "all namespaces"
+                    means = f": {access.lack}" if access.lack else ""
+                    refused.append(f"not allowed: {verb} {access.resource} in {place}{means}")
     return refused

@@ -17,7 +17,8 @@ import pytest
 from router.cli import main
 from router.cluster.kubernetes.commands import unreachable
 from router.services import Replica, ReplicaState
-from tests.kubernetes.cluster import Cluster
+from tests.cluster.kubernetes.sized import rules
+from tests.kubernetes.cluster import ROUTER, Cluster
 from tests.routers import Start, open_echo
 
 _PODS = "/api/v1/namespaces/azureml/pods"
@@ -39,6 +40,28 @@ def test_check_names_a_model_that_something_else_scales(
     assert "service iris: Deployment iris is scaled by HorizontalPodAutoscaler by-cpu, so the router leaves" in errors
     assert "service resnet: Deployment" not in errors
     assert "Secret azureml-fe-keys-resnet is missing" in errors
+
+
+@pytest.mark.parametrize("sizes_itself", [True, False])
+def test_check_names_rights_that_self_scaling_lacks(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sizes_itself: bool
+) -> None:
+    cluster.account(ROUTER)
+    cluster.allow(ROUTER, rules("own", withheld="pods/resize"))
+    monkeypatch.setenv("AZUREML_FE_POD_NAMESPACE", cluster.namespace)
+    monkeypatch.setenv("AZUREML_FE_SELF_SCALING_ENABLED", str(sizes_itself).lower())
+    account = str(cluster.kubeconfig(ROUTER))
+    assert main(["check", "--kubeconfig", account, "--namespace", cluster.namespace]) == (2 if sizes_itself else 0)
+    lacks = {line.rpartition("not allowed: ")[2] for line in capsys.readouterr().err.splitlines()}
+    assert lacks == (
+        {
+            f"patch pods/resize in namespace {cluster.namespace}: the router's pods roll when their CPU changes",
+            "list nodes in all namespaces: the router finds no room for more pods of its own",
+            "list pods in all namespaces: the router finds no room for more pods of its own",
+        }
+        if sizes_itself
+        else set()
+    )
 
 
 def test_ready_replica_that_accepts_nothing_is_named() -> None:
