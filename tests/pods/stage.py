@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.processes import PATIENCE_SECONDS, descendants, until, workers_of
+from tests.processes import PATIENCE_SECONDS, descendants, processes, until, workers_of
 from tests.routers import environment
 
 REPLICAS = Path(__file__).parents[1] / "servers" / "counting_replicas.py"
@@ -148,6 +148,7 @@ class Pod:
         file = folder / f"{self.id}.json"
         file.write_text(json.dumps(facts))
         self._errors = folder / f"{self.id}.txt"
+        self._workers: set[int] = set()  # those that have been sent a signal
         with self._errors.open("a") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.pods.pod", str(file)],
@@ -182,9 +183,13 @@ class Pod:
         return self.metric("peers", 'standing="live"') == count
 
     def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to the supervisor and all its workers."""
-        for pid in (self.process.pid, *descendants(self.process.pid)):
-            os.kill(pid, number)
+        """Send a signal to the supervisor and all its workers, also those that it has left behind."""
+        there = {process.pid for process in processes() if "router.gateway.worker" in process.words}
+        self._workers = (self._workers & there) | descendants(self.process.pid)
+        self.process.send_signal(number)  # which does nothing once it has ended
+        for pid in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def is_to_end(self) -> None:
         """Tell it, as Kubernetes would."""
@@ -193,18 +198,8 @@ class Pod:
 
     def end(self) -> None:
         """Wait for its end; what it must not have said, it has not."""
-        family = {self.process.pid, *descendants(self.process.pid)}
         self.is_to_end()
-        try:
-            self.process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            for pid in family:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            raise
-        finally:
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+        self.process.wait(PATIENCE_SECONDS)
         assert "leases out of step" not in self.said, self.said
         assert "Traceback" not in self.said, self.said
 
@@ -310,13 +305,23 @@ class Stage:
             clients.end()
 
     def end(self) -> None:
+        """End all as Kubernetes would; whatever went wrong, also in the test, nobody is left."""
         for pod in self.pods.values():
-            if pod.process.poll() is None:
-                assert pod.metric("slot_leaks_repaired_total") == 0
-        for pod in self.pods.values():
-            pod.is_to_end()
-        for pod in self.pods.values():
-            pod.end()
+            pod.signal_all(signal.SIGCONT)
+        try:
+            for pod in self.pods.values():
+                if pod.process.poll() is None:
+                    assert pod.metric("slot_leaks_repaired_total") == 0
+            for pod in self.pods.values():
+                pod.is_to_end()
+            for pod in self.pods.values():
+                pod.end()
+        finally:
+            for pod in self.pods.values():
+                pod.signal_all(signal.SIGKILL)
+                pod.process.wait()
+                assert pod.process.stdout is not None
+                pod.process.stdout.close()
 
 
 def _host(name: str) -> str:
