@@ -26,6 +26,7 @@ def _tell(cluster: Cluster, story: Story) -> None:
         await config.load_kube_config(str(cluster.admin), client_configuration=configuration)
         async with client.ApiClient(configuration) as api:
             await story(api, cluster)
+        await asyncio.sleep(0.05)  # TLS of a watch that was broken off ends in turns of the loop
 
     asyncio.run(run())
 
