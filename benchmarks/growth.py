@@ -1,7 +1,11 @@
-"""Cost as load grows: throughput and memory of the router with 1 to 1,000 services and with 1 to 1,000 replicas.
+"""Cost as load grows: throughput and memory of the router with 1 to 1,000 services and with 1 to 1,000 replicas, and
+throughput of HAProxy and nginx that have as many back-ends and servers.
 
 wrk sends to every service in turn over 32 connections. Each replica is a loopback address of its own, all served by one
 nginx, so that the work behind the router is the same in every cell. Rounds are interleaved.
+
+A thousand services are a thousand connections to replicas. Each request finds another one, whose state, in the kernel
+and in the engine, has left the CPU's caches since its last request: the peers show what that costs anyone.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,7 +16,7 @@ from benchmarks.harness.engines import Running, Target, running
 from benchmarks.harness.session import Session, parser, session
 from benchmarks.harness.wrk import measure, script, verify
 
-ENGINES: Final = ("router",)
+ENGINES: Final = ("haproxy", "nginx", "router")
 CONNECTIONS: Final = 32
 
 
@@ -29,8 +33,8 @@ QUICK_SHAPES: Final = (Shape(1, 1), Shape(10, 1), Shape(1, 10))
 
 
 def memory(engine: Running) -> dict[str, int]:
-    """Bytes of the main process (the supervisor) and of all it started (the workers); nothing on the direct path."""
-    if engine.child is None:
+    """Bytes of the router's main process (the supervisor) and of all it started (the workers)."""
+    if engine.child is None or engine.name != "router":
         return {}
     main, *others = [process.memory_full_info() for process in engine.child.tree()]
     return {
@@ -42,27 +46,38 @@ def memory(engine: Running) -> dict[str, int]:
     }
 
 
-def measure_shape(name: str, shape: Shape, port: int, current: Session) -> dict[str, object]:
+def shape(text: str) -> Shape:
+    """What is written as 1000x1. Raises ValueError for anything else."""
+    services, _, replicas = text.partition("x")
+    return Shape(int(services), int(replicas))
+
+
+def measure_shape(name: str, wanted: Shape, port: int, current: Session) -> dict[str, object]:
     """One engine in one shape, one round."""
-    hosts = loopback_addresses(shape.replicas)
+    hosts = loopback_addresses(wanted.replicas)
     target = Target(
         backends=tuple(f"{host}:{port}" for host in hosts),
         key=current.key,
-        services=tuple(f"bench{number}" for number in range(shape.services)),
+        services=tuple(f"bench{number}" for number in range(wanted.services)),
+        by_service=True,
     )
     lua = script(current.directory, target, cycle=True)
     with running(name, target, cpus=current.cpus, directory=current.directory) as engine:
         verify(engine, target)
         measure(engine, target, lua=lua, connections=CONNECTIONS, seconds=1, cpus=current.cpus)
         rate = measure(engine, target, lua=lua, connections=CONNECTIONS, seconds=current.seconds, cpus=current.cpus)
-        return {**asdict(shape), "ready_seconds": engine.ready_seconds, **asdict(rate), **memory(engine)}
+        return {**asdict(wanted), "ready_seconds": engine.ready_seconds, **asdict(rate), **memory(engine)}
 
 
 def main() -> None:
     """Command line."""
-    parsed = parser(__doc__, engines=ENGINES, rounds=3, seconds=3).parse_args()
-    shapes = QUICK_SHAPES if parsed.quick else SHAPES
-    hosts = loopback_addresses(max(shape.replicas for shape in shapes))
+    arguments = parser(__doc__, engines=ENGINES, rounds=3, seconds=3)
+    arguments.add_argument(
+        "--shapes", nargs="+", type=shape, metavar="SERVICESxREPLICAS", help="instead of all, such as 1x1 1000x1"
+    )
+    parsed = arguments.parse_args()
+    shapes = parsed.shapes or (QUICK_SHAPES if parsed.quick else SHAPES)
+    hosts = loopback_addresses(max(each.replicas for each in shapes))
     with (
         session("growth", parsed) as current,
         nginx_backend(cpus=current.cpus, directory=current.directory, hosts=hosts) as port,
@@ -71,11 +86,11 @@ def main() -> None:
         for number in range(1, current.rounds + 1):
             current.say(f"round {number} of {current.rounds}")
             for name in current.engines:
-                for shape in shapes:
-                    found = measure_shape(name, shape, port, current)
+                for each in shapes:
+                    found = measure_shape(name, each, port, current)
                     cells.append({"round": number, "engine": name, **found})
                     current.say(
-                        f"  {name:8} {shape.services:5} services, {shape.replicas:5} replicas each: "
+                        f"  {name:8} {each.services:5} services, {each.replicas:5} replicas each: "
                         f"{found['requests_per_second']:9,.0f} requests/s"
                     )
         current.store(cells)

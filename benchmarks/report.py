@@ -219,7 +219,29 @@ def growth(document: Document) -> str:
     header = ["services x replicas", "requests/s", "of the first row", "ready after, s"]
     header += ["supervisor RSS / PSS, MiB", "worker RSS / PSS, MiB"]
     text = f"32 connections, {rounds(document)} (lowest to highest):\n\n"
-    return text + table(header, rows)
+    return text + table(header, rows) + peers_growth(document, shapes)
+
+
+def peers_growth(document: Document, shapes: list[tuple[int, int]]) -> str:
+    """Throughput of each engine in each shape, beside its own in the first one."""
+    names = engines(document)
+    if names == ["router"]:
+        return ""
+
+    def rate(name: str, shape: tuple[int, int]) -> float:
+        services, replicas = shape
+        return median(values(document, "requests_per_second", engine=name, services=services, replicas=replicas))
+
+    rows = [
+        [
+            f"{shape[0]:,} x {shape[1]:,}",
+            *(f"{rate(name, shape):,.0f} ({rate(name, shape) / rate(name, shapes[0]):.2f})" for name in names),
+        ]
+        for shape in shapes
+    ]
+    header = ["services x replicas", *(ENGINES[name].title for name in names)]
+    text = "\n\nThe same beside others; requests/s, and in brackets the share of the engine's own first row:\n\n"
+    return text + table(header, rows) + "\n\n" + disturbance(document)
 
 
 def profile(document: Document) -> str:

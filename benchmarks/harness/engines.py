@@ -30,6 +30,7 @@ class Target:
     key: str = field(repr=False)
     services: tuple[str, ...] = ("bench",)
     streaming: bool = False  # large bodies: nginx must not buffer them
+    by_service: bool = False  # HAProxy and nginx have each service, with all of its replicas, as the router has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +84,27 @@ def scoring_path(service: str = "bench") -> str:
 
 
 def _haproxy(directory: Path, port: int, target: Target) -> Launch:
+    if target.by_service:
+        servers = "\n".join(f"    server replica{n} {backend}" for n, backend in enumerate(target.backends))
+        backends = "\n".join(f"backend {service}\n{servers}\n" for service in target.services)
+        path = render("haproxy-services.cfg", directory, PORT=port, DEFAULT=target.services[0], BACKENDS=backends)
+        return Launch(argv=("haproxy", "-db", "-f", str(path)), ready=(port, "/"))
     path = render("haproxy.cfg", directory, PORT=port, BACKEND=target.backends[0])
     return Launch(argv=("haproxy", "-db", "-f", str(path)), ready=(port, "/"))
 
 
 def _nginx(directory: Path, port: int, target: Target) -> Launch:
+    if target.by_service:
+        servers = "\n".join(f"        server {backend};" for backend in target.backends)
+        lines = f"        least_conn;\n{servers}\n        keepalive 1024;\n        keepalive_requests 1000000000;"
+        upstreams = "\n".join(f"    upstream {service} {{\n{lines}\n    }}" for service in target.services)
+        locations = "\n".join(
+            f"        location = {scoring_path(service)} {{ proxy_pass http://{service}; }}"
+            for service in target.services
+        )
+        values = {"DIR": directory, "PORT": port, "UPSTREAMS": upstreams, "LOCATIONS": locations}
+        path = render("nginx-services.conf", directory, **values, **owner())
+        return Launch(argv=("nginx", "-e", "stderr", "-c", str(path)), ready=(port, "/"))
     buffering = "off" if target.streaming else "on"
     values = {"DIR": directory, "PORT": port, "BACKEND": target.backends[0], "BUFFERING": buffering}
     path = render("nginx.conf", directory, **values, **owner())
