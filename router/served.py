@@ -143,7 +143,7 @@ class Served:
 
     def scale(self, now: float) -> None:
         """Do what the control loop finds due."""
-        for key in tuple(self.versions):
+        for key in self._loop.due(now):
             try:
                 step = self._loop.step(key, now, self._in_flight)
                 if step is not None:

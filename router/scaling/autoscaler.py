@@ -44,6 +44,9 @@ _LONGEST_SILENCE_SECONDS = 5.0
 _LARGEST = 1e9
 """Bound on what `replicas_for` is asked, so that nothing overflows."""
 
+_LASTING = frozenset({"demand", "minimum", "fixed"})
+"""What bounds a decision and does not pass with time."""
+
 HISTORY_LENGTH = 256
 """Observations kept per version, of those that differ from the one before: about 60 kB when full, next to nothing for
 a service at rest."""
@@ -156,6 +159,14 @@ class Autoscaler:
         self._desired = desired
         self._record(now, demand, replicas, decision)
         return decision
+
+    def rests(self, decision: Decision) -> bool:
+        """Whether neither time nor another `observe` changes the last decision, as long as no request comes."""
+        return decision.desired == self._clamp(0) and decision.bound in _LASTING
+
+    def still_at_rest(self, now: float) -> None:
+        """The same as to `observe` an interval up to `now` in which no request came, while it `rests`."""
+        self._seen = now
 
     def _hold_over_silence(self, start: float, before: int) -> None:
         """The interval begins at `start`; if nobody watched what precedes it, the count stays at `before`, or above."""

@@ -6,6 +6,7 @@ each its demand when its refresh is due, and hands the resulting actions to whoe
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -34,8 +35,8 @@ class _Scaled:
     """One version under control."""
 
     __slots__ = (
-        "cordoned", "covered", "decisions", "due", "left_alone", "replicas", "scaler", "seen", "since", "started",
-        "version",
+        "cordoned", "covered", "decisions", "due", "left_alone", "replicas", "rests_with", "scaler", "seen", "since",
+        "started", "version",
     )  # fmt: skip
 
     def __init__(self, version: Version, now: float, covered: Mapping[str, float]) -> None:
@@ -46,6 +47,7 @@ class _Scaled:
         self.covered = dict(covered)  # by front-end, at that moment
         self.due = now + self.refresh
         self.replicas: tuple[Replica, ...] | None = None  # not known yet
+        self.rests_with: tuple[Replica, ...] | None = None  # with these nothing is to be done while no request comes
         self.started: dict[str, float] = {}
         self.cordoned: frozenset[str] = frozenset()
         self.left_alone = False
@@ -64,6 +66,14 @@ class _Scaled:
         """Seconds between two looks."""
         return max(self.version.autoscale_refresh_seconds, SHORTEST_REFRESH_SECONDS)
 
+    def rests_until(self, now: float, covered: Mapping[str, float]) -> bool:
+        """Whether a look at a version that was at rest would find nothing new. If so, the next interval begins."""
+        if self.seen or self.cordoned or self.replicas is None or self.rests_with is not self.replicas:
+            return False
+        self.scaler.autoscaler.still_at_rest(now)
+        self._begin(now, covered)
+        return True
+
     def demand_until(self, now: float, covered: Mapping[str, float]) -> Demand:
         """End the interval: what was seen in it. The next one begins.
 
@@ -76,11 +86,14 @@ class _Scaled:
             reported = covered.get(front_end, 0.0) - self.covered.get(front_end, 0.0)
             stayed = front_end in self.covered and front_end in covered
             total += _demand(seen, seconds / reported if stayed and reported > 0 else 1.0)
+        self._begin(now, covered)
+        return total
+
+    def _begin(self, now: float, covered: Mapping[str, float]) -> None:
         self.seen = {}
         self.covered = dict(covered)
         self.since = now
         self.due = max(self.due + self.refresh, now + self.refresh / 2)
-        return total
 
 
 class ControlLoop:
@@ -89,6 +102,9 @@ class ControlLoop:
     def __init__(self) -> None:
         self._scaled: dict[VersionKey, _Scaled] = {}
         self._covered: dict[str, float] = {}  # seconds that a front-end has reported on
+        # A heap with each version once, not later than it is due. Most are not, most of the time.
+        self._agenda: list[tuple[float, VersionKey]] = []
+        self._draining: set[VersionKey] = set()  # they have a cordoned replica
 
     def services_changed(self, services: Mapping[str, Service], now: float) -> None:
         """Make the versions of `services` the complete set."""
@@ -105,6 +121,10 @@ class ControlLoop:
                 scaled.version = version
                 scaled.scaler.update(version)
                 scaled.due = min(scaled.due, now + scaled.refresh)
+                scaled.rests_with = None
+        self._agenda = [(scaled.due, key) for key, scaled in self._scaled.items()]
+        heapq.heapify(self._agenda)
+        self._draining &= self._scaled.keys()
 
     def replicas_changed(self, key: VersionKey, replicas: tuple[Replica, ...], now: float) -> None:
         """Take in the complete set of a version's replicas."""
@@ -113,12 +133,14 @@ class ControlLoop:
             scaled.replicas = replicas
             scaled.started = {replica.id: scaled.started.get(replica.id, now) for replica in replicas}
             scaled.cordoned &= scaled.started.keys()
+            self._note_cordons(key, scaled)
 
     def count_set(self, key: VersionKey, replicas: int) -> None:
         """Somebody else has set the number of replicas that a version is to have."""
         scaled = self._scaled.get(key)
         if scaled is not None:
             scaled.scaler.asked_by_other(replicas)
+            scaled.rests_with = None
 
     def leave_alone(self, key: VersionKey, now: float, *, alone: bool) -> None:
         """Scale a version no more; or again, as if it were new."""
@@ -149,6 +171,15 @@ class ControlLoop:
         """Note which replicas of a version get no new request from now on; those it has not are ignored."""
         scaled = self._scaled[key]
         scaled.cordoned = frozenset(replica_ids) & scaled.started.keys()
+        if scaled.cordoned:
+            scaled.rests_with = None
+        self._note_cordons(key, scaled)
+
+    def _note_cordons(self, key: VersionKey, scaled: _Scaled) -> None:
+        if scaled.cordoned:
+            self._draining.add(key)
+        else:
+            self._draining.discard(key)
 
     def add_seen(self, front_end: str, seconds: float, reports: Mapping[VersionKey, Seen]) -> None:
         """Add what a front-end saw in the `seconds` since it told last; a version not among `reports` was at rest."""
@@ -163,11 +194,25 @@ class ControlLoop:
         """A front-end has ended; what it saw still counts."""
         self._covered.pop(front_end, None)
 
+    def due(self, now: float) -> list[VersionKey]:
+        """The versions that `step` is to be called for now; it finds nothing to do for any other."""
+        keys = set(self._draining)
+        while self._agenda and self._agenda[0][0] <= now:
+            key = self._agenda[0][1]
+            scaled = self._scaled[key]
+            if scaled.due <= now:
+                keys.add(key)
+            # After the look it is due at another time, which is seen when its turn comes next.
+            heapq.heapreplace(self._agenda, (max(scaled.due, now + SHORTEST_REFRESH_SECONDS / 4), key))
+        return sorted(keys)
+
     def step(self, key: VersionKey, now: float, in_flight: InFlight) -> Step | None:
         """What a version needs done now, if anything. `in_flight` tells the requests at a replica; of a cordoned one it
         must not say 0 while a request may be on its way there."""
         scaled = self._scaled.get(key)
         if scaled is None or scaled.replicas is None or scaled.left_alone or not (now >= scaled.due or scaled.cordoned):
+            return None
+        if now >= scaled.due and scaled.rests_until(now, self._covered):
             return None
         facts = [
             ReplicaFacts(r.id, r.state, in_flight(key, r.id), r.id in scaled.cordoned, scaled.started[r.id])
@@ -180,7 +225,11 @@ class ControlLoop:
         if step.changed and step.decision is not None:
             kind = step.changed, step.decision.bound
             scaled.decisions[kind] = scaled.decisions.get(kind, 0) + 1
-        return step if actions or step.changed else None
+        if actions or step.changed:
+            return step
+        if demand is not None and demand.is_nothing and scaled.scaler.is_at_rest:
+            scaled.rests_with = scaled.replicas
+        return None
 
     def decision(self, key: VersionKey) -> Decision | None:
         """The last decision about a version."""

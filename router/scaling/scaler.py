@@ -128,6 +128,13 @@ class VersionScaler:
         """The number of replicas that the cluster was last asked for: the desired ones and those that drain."""
         return self._asked
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether, as long as no request comes and the replicas stay as they are, no `tick` has anything to do: to be
+        asked after one that had nothing to do."""
+        decision = self._decision
+        return decision is not None and not self._cordons and not self._leaving and self.autoscaler.rests(decision)
+
     def update(self, version: Version) -> None:
         """Takes changed settings. Raises `ValueError` as `Autoscaler` does, and then keeps those it has."""
         self.autoscaler.update(version)

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.scaling.demand import Demand
 from router.scaling.loop import SHORTEST_REFRESH_SECONDS, ControlLoop, Step
-from router.scaling.scaler import Cordon, SetReplicas, Uncordon
+from router.scaling.scaler import Cordon, SetReplicas, Uncordon, VersionScaler
 from router.services import Replica, ReplicaState, Service, VersionKey, parse_service
 
 IRIS: VersionKey = ("iris", "default")
@@ -413,3 +415,104 @@ def test_who_begins_to_lead_counts_replicas_that_are_on_their_way() -> None:
     step = scene.step(1.0)
     assert step is None
     assert scene.desired == 5
+
+
+# Not to look is as good as to look.
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("saw"), st.sampled_from([0.0, 0.4, 2.5])),
+        st.tuples(st.just("have"), st.integers(0, 4)),
+        st.tuples(st.just("count"), st.integers(0, 4)),
+        st.tuples(st.just("minimum"), st.integers(0, 3)),
+        st.tuples(st.just("refresh"), st.sampled_from([0.1, 1.0, 7.0])),
+        st.tuples(st.just("rest"), st.integers(1, 40)),
+    ),
+    max_size=25,
+)
+
+
+def told(events: list[tuple[str, float]], *, by_agenda: bool) -> list[tuple[float, Step | None, str]]:
+    """What the loop said, and its last words on why, at each moment of a history of three services."""
+    names = ("a", "b", "c")
+    settings: dict[str, object] = {"autoscale_min_replicas": 1, "autoscale_scale_down_seconds": 3.0}
+    scene = Scene()
+    scene.change(*names, **settings)
+    said: list[tuple[float, Step | None, str]] = []
+
+    def look() -> None:
+        scene.now = round(scene.now + 0.1, 3)
+        due = scene.loop.due(scene.now)
+        for name in names:
+            key = (name, "default")
+            step = scene.step(key=key) if key in due or not by_agenda else None
+            if step is not None:
+                scene.carry_out(step)
+            decision = scene.loop.decision(key)
+            said.append((scene.now, step, decision.reason if decision is not None else ""))
+
+    for number, (event, value) in enumerate(events):
+        key = (names[number % 3], "default")
+        match event:
+            case "saw":
+                scene.saw("w0", value, 0.1, key)
+            case "have":
+                scene.have(*(f"{key[0]}{n}" for n in range(int(value))), key=key)
+            case "count":
+                scene.loop.count_set(key, int(value))
+            case "minimum":
+                settings["autoscale_min_replicas"] = int(value)
+                scene.change(*names, **settings)
+            case "refresh":
+                settings["autoscale_refresh_seconds"] = value
+                scene.change(*names, **settings)
+            case _:
+                for _ in range(int(value)):
+                    scene.loop.add_seen("w0", 0.1, {})
+                    look()
+        look()
+    return said
+
+
+@given(EVENTS)
+def test_versions_that_are_not_due_have_nothing_to_do(events: list[tuple[str, float]]) -> None:
+    assert told(events, by_agenda=True) == told(events, by_agenda=False)
+
+
+@given(EVENTS)
+def test_a_version_at_rest_is_decided_on_as_if_it_were_looked_at(events: list[tuple[str, float]]) -> None:
+    passed_over = told(events, by_agenda=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VersionScaler, "is_at_rest", False)
+        assert passed_over == told(events, by_agenda=False)
+
+
+def test_a_version_at_rest_costs_no_look_until_a_request_comes() -> None:
+    scene = Scene("a")
+    scene.steady(0.0, seconds=3)
+    asked: list[str] = []
+    for _ in range(20):
+        scene.now += 1.0
+        scene.loop.add_seen("w0", 1.0, {})
+        assert scene.loop.due(scene.now) == [IRIS]
+        scene.loop.step(IRIS, scene.now, lambda _, name: asked.append(name) or 0)  # type: ignore[func-returns-value]
+    assert asked == []
+    scene.saw("w0", 2.0, 1.0)
+    step = scene.step(1.0)
+    assert step is not None
+    assert step.actions == (SetReplicas(2),)  # of the last second alone, not of all that it rested
+    scene.carry_out(step)
+    scene.have("a", "b")
+    scene.steady(0.0, seconds=3)
+    assert scene.desired == 1  # and down again
+
+
+def test_a_version_with_a_cordoned_replica_is_always_due() -> None:
+    scene = Scene("a", "b")
+    scene.steady(0.0, seconds=3)
+    assert scene.loop.cordoned(IRIS) == {"a"}
+    assert scene.loop.due(scene.now) == [IRIS]
+    scene.have("b")
+    scene.steady(0.0)
+    assert scene.loop.due(scene.now + 0.1) == []
