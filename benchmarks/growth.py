@@ -28,7 +28,7 @@ class Shape:
     replicas: int
 
 
-SHAPES: Final = (Shape(1, 1), Shape(10, 1), Shape(1000, 1), Shape(1, 10), Shape(1, 100), Shape(1, 1000))
+SHAPES: Final = (Shape(1, 1), Shape(10, 1), Shape(100, 1), Shape(1000, 1), Shape(1, 10), Shape(1, 100), Shape(1, 1000))
 QUICK_SHAPES: Final = (Shape(1, 1), Shape(10, 1), Shape(1, 10))
 
 
