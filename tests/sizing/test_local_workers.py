@@ -1,5 +1,7 @@
 """`azureml-fe local` with workers that follow the load: real processes, and a load that keeps one of them busy."""
 
+from typing import Any
+
 import pytest
 
 from tests.processes import until
@@ -20,8 +22,12 @@ def router(start: Start) -> Router:
     return start({"echo": open_echo()}, "--min-workers", "1", "--max-workers", "2", **QUICK)
 
 
-def decisions(router: Router) -> list[tuple[str, str, float]]:
-    return [(line["action"], line["outcome"], line["workers"]) for line in router.log("self-scaling decision")]
+def outcomes(router: Router) -> dict[str, dict[str, Any]]:
+    """The first word of each action, in order: a machine that is busy otherwise may lead to more than one."""
+    said: dict[str, dict[str, Any]] = {}
+    for line in router.log("self-scaling decision"):
+        said.setdefault(line["action"], line)
+    return said
 
 
 def test_workers_follow_the_load_and_no_request_notices(router: Router) -> None:
@@ -32,14 +38,16 @@ def test_workers_follow_the_load_and_no_request_notices(router: Router) -> None:
             until(lambda: router.metric("self_scaling_at_limit") == 1, "the limit")
         until(lambda: len(router.workers) == 1, "the end of the second worker")
     assert load.all_well, load
-    made, limited, given_back = router.log("self-scaling decision")
-    assert (made["action"], made["outcome"], made["workers"]) == ("cpu-up", "done", 2)
-    assert "1 to 2 workers" in made["reason"]
-    assert (limited["action"], limited["outcome"]) == ("limited", "not done")
-    assert "2 workers are the most" in limited["reason"]
-    assert (given_back["action"], given_back["outcome"], given_back["workers"]) == ("cpu-down", "done", 1)
-    assert router.metric("self_scaling_actions_total", action="cpu-up") == 1
-    assert router.metric("self_scaling_actions_total", action="cpu-down") == 1
+    until(lambda: "cpu-down" in outcomes(router), "the word of it")  # the worker may have been quicker
+    said = outcomes(router)
+    assert next(iter(said)) == "cpu-up"
+    assert (said["cpu-up"]["outcome"], said["cpu-up"]["workers"]) == ("done", 2)
+    assert "1 to 2 workers" in said["cpu-up"]["reason"]
+    assert said["limited"]["outcome"] == "not done"
+    assert "2 workers are the most" in said["limited"]["reason"]
+    assert (said["cpu-down"]["outcome"], said["cpu-down"]["workers"]) == ("done", 1)
+    assert router.metric("self_scaling_actions_total", action="cpu-up") >= 1
+    assert router.metric("self_scaling_actions_total", action="cpu-down") >= 1
     assert not router.log("worker ended unasked")
 
 
