@@ -6,7 +6,7 @@ No I/O: `deliver` functions carry messages to front-ends, whether they live in t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from router.services import VersionKey
 from router.slots.ledger import Leak, Outbox, VersionLedger
@@ -18,10 +18,14 @@ Deliver = Callable[[VersionKey, ToHolder], None]
 class Coordinator:
     """Routes messages between front-ends and the ledgers of the versions."""
 
-    __slots__ = ("_deliver", "_known", "_ledgers", "_recording", "_replicas", "_stale", "leaks_repaired", "messages")
+    __slots__ = (
+        "_deliver", "_known", "_ledgers", "_recording", "_replicas", "_stale", "_versions", "leaks_repaired",
+        "messages",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._ledgers: dict[VersionKey, VersionLedger] = {}
+        self._versions: dict[str, set[VersionKey]] = {}  # those that have ledgers, by service
         # Slots, cordoned, reserved.
         self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str], frozenset[str]]] = {}
         self._deliver: dict[str, Deliver] = {}
@@ -90,7 +94,7 @@ class Coordinator:
         """Forget all that front-ends hold of a service and only keep record: somebody else grants from now on."""
         self._recording.add(service)
         for key, _ in self._of(service):
-            del self._ledgers[key]
+            self._drop(key)
             self._get(key)
 
     def has_told_all(self, front_ends: Collection[str], service: str) -> None:
@@ -134,7 +138,7 @@ class Coordinator:
         """
         former, self._known = self._known, frozenset(keys)
         for key in former - self._known:
-            self._ledgers.pop(key, None)
+            self._drop(key)
         self._recording.intersection_update({service for service, _ in keys})
         self._replicas = {key: known for key, known in self._replicas.items() if key in self._known}
 
@@ -142,16 +146,24 @@ class Coordinator:
         """Forget versions that are not known here and of which no front-end has spoken since the last sweep."""
         for key in self._stale:
             if key not in self._known:
-                self._ledgers.pop(key, None)
+                self._drop(key)
         self._stale = self._ledgers.keys() - self._known
 
-    def _of(self, service: str) -> Iterator[tuple[VersionKey, VersionLedger]]:
-        return iter([(key, ledger) for key, ledger in self._ledgers.items() if key[0] == service])
+    def _of(self, service: str) -> list[tuple[VersionKey, VersionLedger]]:
+        return [(key, self._ledgers[key]) for key in self._versions.get(service, ())]
+
+    def _drop(self, key: VersionKey) -> None:
+        if self._ledgers.pop(key, None) is not None:
+            versions = self._versions[key[0]]
+            versions.remove(key)
+            if not versions:
+                del self._versions[key[0]]
 
     def _get(self, key: VersionKey) -> VersionLedger:
         ledger = self._ledgers.get(key)
         if ledger is None:
             ledger = self._ledgers[key] = VersionLedger()
+            self._versions.setdefault(key[0], set()).add(key)
             if key[0] in self._recording:
                 ledger.close()
             if key in self._replicas:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from router.slots.coordinator import Coordinator
 from router.slots.ledger import VersionLedger
 from router.slots.messages import Grant, Hello, Return, Wants
 from tests.slots.holders import Holder, Request
@@ -130,3 +131,23 @@ def test_contention_costs_a_few_lines_per_front_end(front_ends: int) -> None:
     for number in range(front_ends):
         ledger.handle(f"f{number}", Wants(10, 0))
     assert lines_run(lambda: ledger.handle("f0", Return("r0", 1))) < 150 + 30 * front_ends
+
+
+def test_a_change_of_owner_does_not_look_at_other_services() -> None:
+    def change_of_owner(services: int) -> Callable[[], object]:
+        coordinator = Coordinator()
+        coordinator.attach("pod/worker", lambda key, message: None)
+        keys = [(f"s{number}", "default") for number in range(services)]
+        coordinator.set_versions(keys)
+        for service, version in keys:
+            coordinator.set_replicas((service, version), {f"{service}-r": 1})
+
+        def change() -> None:
+            coordinator.stop_granting("s1")
+            coordinator.start_over("s1")
+            coordinator.has_told_all(["pod/worker"], "s1")
+            coordinator.begin_granting("s1")
+
+        return change
+
+    assert lines_run(change_of_owner(1000)) == lines_run(change_of_owner(2))
