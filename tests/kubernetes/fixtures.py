@@ -16,6 +16,13 @@ from tests.kubernetes.proxy import Proxy, proxying
 REAL = os.environ.pop("AZUREML_FE_TEST_KUBECONFIG", None)
 
 
+def needs_admission(plugin: str, is_on: bool) -> None:
+    """Skip a test of an admission plugin that a real API server runs without; the double has those that are on by
+    default."""
+    if REAL and not is_on:
+        pytest.skip(f"this API server runs without the admission plugin {plugin}")
+
+
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A kubeconfig of its master."""

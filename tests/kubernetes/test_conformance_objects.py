@@ -5,6 +5,7 @@ import pytest
 from tests.kubernetes.client import MERGE, STRATEGIC, path_of
 from tests.kubernetes.cluster import Cluster, running_status
 from tests.kubernetes.double.resources import Object
+from tests.kubernetes.fixtures import needs_admission
 
 # Pods.
 
@@ -13,6 +14,7 @@ def test_pod_needs_its_account(cluster: Cluster) -> None:
     spec = {"serviceAccountName": "nobody", "containers": [{"name": "m", "image": "m:1"}]}
     thing = {"metadata": {"name": "p"}, "spec": spec}
     reply = cluster.client.ask("POST", path_of("pods", cluster.namespace), thing)
+    needs_admission("ServiceAccount", reply.status != 201)
     assert (reply.status, reply.body["reason"]) == (403, "Forbidden")
     assert 'serviceaccount "nobody" not found' in reply.body["message"]
 

@@ -14,6 +14,7 @@ from tests.kubernetes.client import JSON_PATCH, MERGE, STRATEGIC, Reply, path_of
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.double.resources import Object
 from tests.kubernetes.double.schemas import canonical
+from tests.kubernetes.fixtures import needs_admission
 
 
 def _causes(reply: Reply) -> list[tuple[str, str]]:
@@ -127,11 +128,15 @@ def test_addresses_of_a_pod_agree(cluster: Cluster) -> None:
 def test_pod_gets_what_admission_adds(cluster: Cluster) -> None:
     pod = cluster.pod("p", {})
     spec = pod["spec"]
-    assert (spec["serviceAccountName"], spec["priority"]) == ("default", 0)
+    needs_admission("Priority", "priority" in spec)
+    assert spec["priority"] == 0
+    needs_admission("DefaultTolerationSeconds", "tolerations" in spec)
     assert {each["key"] for each in spec["tolerations"]} == {
         "node.kubernetes.io/not-ready",
         "node.kubernetes.io/unreachable",
     }
+    needs_admission("ServiceAccount", "serviceAccountName" in spec)
+    assert spec["serviceAccountName"] == "default"
     (mount,) = spec["containers"][0]["volumeMounts"]
     assert mount["mountPath"] == "/var/run/secrets/kubernetes.io/serviceaccount"
     (volume,) = spec["volumes"]
@@ -147,6 +152,7 @@ def test_new_node_takes_no_pods_before_it_is_ready(cluster: Cluster) -> None:
     name = f"fresh-{cluster.namespace}"
     try:
         node = cluster.client.create("nodes", "", {"metadata": {"name": name}})
+        needs_admission("TaintNodesByCondition", "taints" in node["spec"])
         assert [(each["key"], each["effect"]) for each in node["spec"]["taints"]] == [
             ("node.kubernetes.io/not-ready", "NoSchedule")
         ]
