@@ -20,6 +20,11 @@ NO_BODY, LENGTH, CHUNKED, UNTIL_CLOSE = range(4)
 _STATUS_OK = b"HTTP/1.1 200 OK"
 _TIMING = b"Server-Timing: auth;dur=%.2f, queue;dur=%.2f, connect;dur=%.2f, replica;dur=%.2f, router;dur=%.2f"
 _SERVER_TIMING = b"\r\n" + _TIMING + b"\r\n\r\n"
+# Of a request that neither waited nor needed a new connection, and whose answer has a length: as nearly all are.
+_USUAL_TAIL = (
+    b"\r\nContent-Length: %d\r\nServer-Timing: auth;dur=%.2f, queue;dur=0.00, connect;dur=0.00, replica;dur=%.2f, "
+    b"router;dur=%.2f\r\n\r\n"
+)
 _TRACEPARENT = frozenset((b"traceparent",))
 _TRACE_FIELDS = _TRACEPARENT | {b"tracestate"}
 _CORS_ANSWER_HEADERS = frozenset((b"access-control-allow-origin", b"access-control-expose-headers"))
@@ -87,21 +92,28 @@ def answer_head(
         parts = without_fields(parts, named)
     if request.is_cross_origin:
         parts = without_fields(parts, _CORS_ANSWER_HEADERS)
-    if framing == LENGTH and request.keep_alive and request.http11:  # as nearly all are
-        tail = b"\r\nContent-Length: %d" % length
-    else:
-        tail = _frame(request, status, framing, length)
-    if request.gateway.settings.server_timing:
-        began, sent, queued = request.began, request.sent, request.queued_seconds
-        tail += _SERVER_TIMING % (
+    timed = request.gateway.settings.server_timing
+    began, sent, queued = request.began, request.sent, request.queued_seconds
+    usual = framing == LENGTH and request.keep_alive and request.http11
+    if usual and timed and not queued and request.connected_at == request.granted:
+        tail = _USUAL_TAIL % (
+            length,
             (request.checked - began) * 1e3,
-            queued * 1e3,
-            (request.connected_at - request.granted) * 1e3,
             (request.answered - sent) * 1e3,
-            (sent - began - queued) * 1e3,
+            (sent - began) * 1e3,
         )
     else:
-        tail += b"\r\n\r\n"
+        tail = b"\r\nContent-Length: %d" % length if usual else _frame(request, status, framing, length)
+        if timed:
+            tail += _SERVER_TIMING % (
+                (request.checked - began) * 1e3,
+                queued * 1e3,
+                (request.connected_at - request.granted) * 1e3,
+                (request.answered - sent) * 1e3,
+                (sent - began - queued) * 1e3,
+            )
+        else:
+            tail += b"\r\n\r\n"
     line = _STATUS_OK if status == 200 and reason == b"OK" else b"HTTP/1.1 %d %b" % (status, reason)
     return b"\r\n".join((line, *parts)) + request.answer_lines + tail
 
