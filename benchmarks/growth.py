@@ -1,14 +1,15 @@
 """Cost as load grows: throughput and memory of the router with 1 to 1,000 services and with 1 to 1,000 replicas, and
 throughput of HAProxy and nginx that have as many back-ends and servers.
 
-wrk sends to every service in turn over 32 connections. Each replica is a loopback address of its own, all served by one
-nginx, so that the work behind the router is the same in every cell. Rounds are interleaved.
+wrk sends to every service in turn over 32 connections, or to some of them while the rest are idle. Each replica is a
+loopback address of its own, all served by one nginx, so that the work behind the router is the same in every cell.
+Rounds are interleaved.
 
 A thousand services are a thousand connections to replicas. Each request finds another one, whose state, in the kernel
 and in the engine, has left the CPU's caches since its last request: the peers show what that costs anyone.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from benchmarks.harness.backends import loopback_addresses, nginx_backend
@@ -22,14 +23,18 @@ CONNECTIONS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many services the router knows, and how many replicas each has."""
+    """How many services the router knows, how many replicas each has, and how many services are asked."""
 
     services: int
     replicas: int
+    asked: int
 
 
-SHAPES: Final = (Shape(1, 1), Shape(10, 1), Shape(100, 1), Shape(1000, 1), Shape(1, 10), Shape(1, 100), Shape(1, 1000))
-QUICK_SHAPES: Final = (Shape(1, 1), Shape(10, 1), Shape(1, 10))
+SHAPES: Final = (
+    Shape(1, 1, 1), Shape(10, 1, 10), Shape(100, 1, 100), Shape(1000, 1, 1), Shape(1000, 1, 100), Shape(1000, 1, 1000),
+    Shape(1, 10, 1), Shape(1, 100, 1), Shape(1, 1000, 1),
+)  # fmt: skip
+QUICK_SHAPES: Final = (Shape(1, 1, 1), Shape(10, 1, 10), Shape(1, 10, 1))
 
 
 def memory(engine: Running) -> dict[str, int]:
@@ -47,9 +52,9 @@ def memory(engine: Running) -> dict[str, int]:
 
 
 def shape(text: str) -> Shape:
-    """What is written as 1000x1. Raises ValueError for anything else."""
-    services, _, replicas = text.partition("x")
-    return Shape(int(services), int(replicas))
+    """What is written as 1000x1, or 1000x1x10 where only ten are asked. Raises ValueError for anything else."""
+    services, replicas, *asked = map(int, text.split("x"))
+    return Shape(services, replicas, *(asked or [services]))
 
 
 def measure_shape(name: str, wanted: Shape, port: int, current: Session) -> dict[str, object]:
@@ -61,7 +66,8 @@ def measure_shape(name: str, wanted: Shape, port: int, current: Session) -> dict
         services=tuple(f"bench{number}" for number in range(wanted.services)),
         by_service=True,
     )
-    lua = script(current.directory, target, cycle=True)
+    asked = replace(target, services=target.services[: wanted.asked])
+    lua = script(current.directory, asked, cycle=True)
     with running(name, target, cpus=current.cpus, directory=current.directory) as engine:
         verify(engine, target)
         measure(engine, target, lua=lua, connections=CONNECTIONS, seconds=1, cpus=current.cpus)
@@ -73,7 +79,11 @@ def main() -> None:
     """Command line."""
     arguments = parser(__doc__, engines=ENGINES, rounds=3, seconds=3)
     arguments.add_argument(
-        "--shapes", nargs="+", type=shape, metavar="SERVICESxREPLICAS", help="instead of all, such as 1x1 1000x1"
+        "--shapes",
+        nargs="+",
+        type=shape,
+        metavar="SERVICESxREPLICAS[xASKED]",
+        help="instead of all, such as 1x1 1000x1",
     )
     parsed = arguments.parse_args()
     shapes = parsed.shapes or (QUICK_SHAPES if parsed.quick else SHAPES)
@@ -90,7 +100,7 @@ def main() -> None:
                     found = measure_shape(name, each, port, current)
                     cells.append({"round": number, "engine": name, **found})
                     current.say(
-                        f"  {name:8} {each.services:5} services, {each.replicas:5} replicas each: "
+                        f"  {name:8} {each.services:5} services ({each.asked} asked), {each.replicas:5} replicas each: "
                         f"{found['requests_per_second']:9,.0f} requests/s"
                     )
         current.store(cells)

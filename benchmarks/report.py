@@ -199,14 +199,13 @@ def tls(document: Document) -> str:
 
 
 def growth(document: Document) -> str:
-    """Throughput and memory by services and replicas."""
+    """Throughput and memory by services, those of them that are asked, and replicas."""
     cells = [cell for cell in document["cells"] if cell["engine"] == "router"]
-    shapes = list(dict.fromkeys((cell["services"], cell["replicas"]) for cell in cells))
-    services, replicas = shapes[0]
-    first = median(values(document, "requests_per_second", engine="router", services=services, replicas=replicas))
+    shapes = list(dict.fromkeys((cell["services"], cell["replicas"], cell["asked"]) for cell in cells))
+    first = median(values(document, "requests_per_second", engine="router", **_shape(shapes[0])))
     rows = []
-    for services, replicas in shapes:
-        where: dict[str, object] = {"engine": "router", "services": services, "replicas": replicas}
+    for shape in shapes:
+        where: dict[str, object] = {"engine": "router", **_shape(shape)}
         rates = values(document, "requests_per_second", **where)
         ready = median(values(document, "ready_seconds", **where))
         memory = [
@@ -214,7 +213,7 @@ def growth(document: Document) -> str:
             f"{median(values(document, f'{who}_pss', **where)) / MIB:.0f}"
             for who in ("main", "workers")
         ]
-        row = [f"{services:,} x {replicas:,}", spread(rates), f"{median(rates) / first:.2f}", f"{ready:.1f}", *memory]
+        row = [_shape_text(shape), spread(rates), f"{median(rates) / first:.2f}", f"{ready:.1f}", *memory]
         rows.append(row)
     header = ["services x replicas", "requests/s", "of the first row", "ready after, s"]
     header += ["supervisor RSS / PSS, MiB", "worker RSS / PSS, MiB"]
@@ -222,19 +221,27 @@ def growth(document: Document) -> str:
     return text + table(header, rows) + peers_growth(document, shapes)
 
 
-def peers_growth(document: Document, shapes: list[tuple[int, int]]) -> str:
+def _shape(shape: tuple[int, int, int]) -> dict[str, object]:
+    return dict(zip(("services", "replicas", "asked"), shape, strict=True))
+
+
+def _shape_text(shape: tuple[int, int, int]) -> str:
+    services, replicas, asked = shape
+    return f"{services:,} x {replicas:,}" + (f", {asked:,} asked" if asked != services else "")
+
+
+def peers_growth(document: Document, shapes: list[tuple[int, int, int]]) -> str:
     """Throughput of each engine in each shape, beside its own in the first one."""
     names = engines(document)
     if names == ["router"]:
         return ""
 
-    def rate(name: str, shape: tuple[int, int]) -> float:
-        services, replicas = shape
-        return median(values(document, "requests_per_second", engine=name, services=services, replicas=replicas))
+    def rate(name: str, shape: tuple[int, int, int]) -> float:
+        return median(values(document, "requests_per_second", engine=name, **_shape(shape)))
 
     rows = [
         [
-            f"{shape[0]:,} x {shape[1]:,}",
+            _shape_text(shape),
             *(f"{rate(name, shape):,.0f} ({rate(name, shape) / rate(name, shapes[0]):.2f})" for name in names),
         ]
         for shape in shapes
