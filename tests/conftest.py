@@ -1,5 +1,6 @@
 """Fixtures that tests of more than one folder use."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,12 @@ import pytest
 
 from tests.kubernetes.fixtures import api_server, cluster, controller, proxy  # noqa: F401
 from tests.routers import Start, starting_in
+
+
+def pytest_configure() -> None:
+    """Shells start what is in the background with SIGINT ignored, and all processes of the tests would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
