@@ -219,6 +219,8 @@ class ControlLoop:
             for r in scaled.replicas
         ]
         demand = scaled.demand_until(now, self._covered) if now >= scaled.due else None
+        if demand is not None:
+            scaled.rests_with = None  # until this look has found it at rest
         before = scaled.wanted
         actions = scaled.scaler.tick(now, demand, facts)
         step = Step(key, actions, scaled.scaler.decision, _direction(before, scaled.scaler.decision))

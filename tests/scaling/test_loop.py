@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from router.scaling.demand import Demand
@@ -481,6 +481,13 @@ def test_versions_that_are_not_due_have_nothing_to_do(events: list[tuple[str, fl
 
 
 @given(EVENTS)
+@example([("saw", 0.0)] * 10 + [("saw", 0.4), ("rest", 3)])  # at rest, some load that changes nothing, at rest again
+@example(
+    [("saw", 0.0)] * 3
+    + [("have", 0)]
+    + [("saw", 0.0)] * 6
+    + [("refresh", 0.1), ("saw", 0.0), ("saw", 0.4), ("rest", 3)]
+)
 def test_a_version_at_rest_is_decided_on_as_if_it_were_looked_at(events: list[tuple[str, float]]) -> None:
     passed_over = told(events, by_agenda=False)
     with pytest.MonkeyPatch.context() as patch:
