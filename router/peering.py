@@ -396,7 +396,7 @@ class Peering:
             message = (
                 "not all pods reach each other, those that all reach own the services"
                 if partly_cut
-                else ("all pods reach each other again")
+                else "all pods reach each other again"
             )
             pods = ",".join(sorted(preferred or ()))
             event(_log, logging.WARNING if partly_cut else logging.INFO, message, owners=pods)

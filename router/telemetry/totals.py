@@ -91,9 +91,9 @@ class Totals:
         """Drop versions and services that are not among `keys` (the complete set), as each worker does."""
         self._keys = keys = frozenset(keys)
         self._services = services = {service for service, _ in keys}
-        self._ended = _retained(self._ended, keys)
+        self._ended = _retained(self._ended, keys, services)
         for worker in self._live.values():
-            worker.process = _retained(worker.process, keys)
+            worker.process = _retained(worker.process, keys, services)
             worker.versions = {k: packed for k, packed in worker.versions.items() if is_kept(k, keys, services)}
 
     def total(self) -> GatewaySnapshot:
@@ -105,8 +105,7 @@ class Totals:
         return total
 
 
-def _retained(snapshot: GatewaySnapshot, keys: Collection[VersionKey]) -> GatewaySnapshot:
-    services = {service for service, _ in keys}
+def _retained(snapshot: GatewaySnapshot, keys: Collection[VersionKey], services: set[str]) -> GatewaySnapshot:
     versions = {
         service: {name: counted for name, counted in by_name.items() if is_kept((service, name), keys, services)}
         for service, by_name in snapshot["versions"].items()
