@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -51,6 +52,26 @@ class Cpus:
 
 def _join(cpus: Sequence[int]) -> str:
     return ",".join(map(str, cpus))
+
+
+@contextmanager
+def kept_awake() -> Iterator[bool]:
+    """Keep idle CPUs polling instead of asleep until the end; False where that is not possible (it takes root).
+
+    To wake a CPU that sleeps costs whoever writes to a socket a few microseconds, in a virtual machine more than ten.
+    A fast engine keeps the load's CPU busy and never pays that, a slower one pays it for each of its writes: there is a
+    cliff between them that is not of their making. See https://docs.kernel.org/power/pm_qos_interface.html.
+    """
+    try:
+        request = os.open("/dev/cpu_dma_latency", os.O_WRONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        os.write(request, struct.pack("i", 0))  # microseconds; holds for as long as the file is open
+        yield True
+    finally:
+        os.close(request)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.engines import ENGINES, TEMPLATES, nginx_version, wrk_version
-from benchmarks.harness.processes import ROOT, BenchmarkError, Cpus, leave_in_order
+from benchmarks.harness.processes import ROOT, BenchmarkError, Cpus, kept_awake, leave_in_order
 
 DEFAULT_OUT: Final = ROOT / "benchmarks" / "results"
 
@@ -32,12 +32,17 @@ class Session:
     engines: tuple[str, ...]
     out: Path
     cpus: Cpus
+    awake: bool
     directory: Path
     key: str = field(repr=False)
 
     def say(self, message: str) -> None:
         """Progress, for who watches."""
         print(message, flush=True)
+
+    def circumstances(self) -> str:
+        """What was done with the CPUs."""
+        return f"{self.cpus}; idle CPUs {'kept awake' if self.awake else 'may sleep'}"
 
     def store(self, cells: Sequence[object], **more: object) -> Path:
         """Write ``cells`` and what the report must know about the run to ``<out>/<benchmark>.json``."""
@@ -48,7 +53,7 @@ class Session:
             "quick": self.quick,
             "rounds": self.rounds,
             "seconds": self.seconds,
-            "cpus": str(self.cpus),
+            "cpus": self.circumstances(),
             "machine": machine(self.cpus),
             "tools": {"back-end": nginx_version(), "load": wrk_version()},
             "versions": {name: ENGINES[name].version() for name in self.engines},
@@ -99,6 +104,7 @@ def parser(description: str, *, engines: Sequence[str], rounds: int, seconds: in
     result.add_argument("--seconds", type=int, default=seconds, help="duration of one measurement")
     result.add_argument("--engines", nargs="+", default=list(engines), choices=list(ENGINES), help="what to measure")
     result.add_argument("--no-pin", action="store_true", help="do not give the engine a CPU of its own")
+    result.add_argument("--let-sleep", action="store_true", help="let idle CPUs sleep, as they must without root")
     return result
 
 
@@ -109,7 +115,10 @@ def session(benchmark: str, arguments: argparse.Namespace) -> Iterator[Session]:
     cpus = Cpus.choose(pin=not arguments.no_pin)
     os.sched_setaffinity(0, cpus.load)
     try:
-        with tempfile.TemporaryDirectory(prefix="azureml-fe-benchmark-") as directory:
+        with (
+            tempfile.TemporaryDirectory(prefix="azureml-fe-benchmark-") as directory,
+            nullcontext(False) if arguments.let_sleep else kept_awake() as awake,
+        ):
             current = Session(
                 benchmark=benchmark,
                 quick=arguments.quick,
@@ -118,10 +127,11 @@ def session(benchmark: str, arguments: argparse.Namespace) -> Iterator[Session]:
                 engines=tuple(arguments.engines),
                 out=arguments.out,
                 cpus=cpus,
+                awake=awake,
                 directory=Path(directory),
                 key=secrets.token_urlsafe(24),
             )
-            current.say(f"{benchmark}: {cpus}")
+            current.say(f"{benchmark}: {current.circumstances()}")
             yield current
     except BenchmarkError as error:
         sys.exit(f"{benchmark}: {error}")
