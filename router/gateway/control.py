@@ -144,7 +144,7 @@ class Report(NamedTuple):
     versions: Mapping[VersionKey, Row]
     counted: Counted  # of each version once a second
     access_log_dropped: int
-    connections_idle: int = 0  # to replicas
+    connections_idle: int = 0  # to replicas, counted once a second
     leases: Mapping[VersionKey, Holds] = MappingProxyType({})  # of some versions: of each once a second
 
 

@@ -73,6 +73,7 @@ class Worker:
         self._routes = _Routes()
         self._heard = 0
         self._reports = 0
+        self._connections_idle = 0
         self._reported_at = time.monotonic()
         self._drain = _AT_ONCE
         self._ending = asyncio.Event()
@@ -188,8 +189,9 @@ class Worker:
         if part == 0:
             gateway.counters.cpu_seconds = time.process_time()
             gateway.authentication.count(gateway.counters)
+            self._connections_idle = gateway.connections_idle
         counted = gateway.counters.report(part, parts)
-        dropped, idle = gateway.access_log.dropped, gateway.connections_idle
+        dropped, idle = gateway.access_log.dropped, self._connections_idle
         self._channel.send(Report(now - self._reported_at, self._heard, changed, counted, dropped, idle, leases))
         self._reported_at = now
         if gateway.tracer is not None and (traced := gateway.tracer.take()):
@@ -212,12 +214,12 @@ class _Routes:
 
     def changed(self, gateway: Gateway, now: float) -> dict[VersionKey, Row]:
         """What is new of the versions since the last call."""
-        told, resting, rows = self._told, {}, {}
+        told = self._told
+        rows: dict[VersionKey, Row] = {}
         retired = {route.key for route in self._retired}
         for key, route in gateway.versions.items():
-            if key in told and key not in retired and self._rests(route, told[key]):
-                resting[key] = told[key]
-            else:
+            before = told.get(key)
+            if before is None or not self._rests(route, before) or key in retired:
                 rows[key] = self._look(route, now)
         for route in self._retired:
             row = self._look(route, now)
@@ -225,10 +227,13 @@ class _Routes:
         for route in [route for route in self._retired if not route.holder.busy]:
             self._retired.remove(route)
             del self._totals[route]
-        self._told = resting | rows
-        return {
+        news = {
             key: row for key, row in rows.items() if row[0] != _NOTHING or key not in told or told[key][1:] != row[1:]
         }
+        told |= rows
+        if len(told) > len(gateway.versions):
+            self._told = {key: row for key, row in told.items() if key in gateway.versions or key in rows}
+        return news
 
     def _rests(self, route: VersionRoute, told: Row) -> bool:
         """Whether nothing has happened since `told`: a look costs five times as much, and most versions rest."""

@@ -111,10 +111,15 @@ class VersionHolder(Generic[W, T]):
     @property
     def idle(self) -> int:
         """Leases in hand that no request uses."""
+        if self._sole is not None:
+            return self._sole.idle
         return sum(replica.idle for replica in self._replicas.values())
 
     def busy_by_replica(self) -> dict[str, int]:
         """Requests in flight, by replica, where there are any; also at replicas that are not in the set any more."""
+        sole = self._sole
+        if sole is not None and not self._departed:
+            return {sole.id: sole.busy} if sole.busy else {}
         busy: dict[str, int] = {}
         for replica in (*self._replicas.values(), *self._departed):
             if replica.busy:
@@ -321,9 +326,11 @@ class VersionHolder(Generic[W, T]):
 
     def totals(self, now: float) -> Totals:
         """What this holder has counted since it was made."""
-        self._advance(now)
-        # Floats are not exact, and what only grows must not seem to shrink.
-        self._busy_seconds = max(self._busy_seconds, self.service_seconds + self.busy * now - self._starts)
+        if self.waiters:
+            self._advance(now)
+        busy_seconds = self.service_seconds + self.busy * now - self._starts
+        if busy_seconds > self._busy_seconds:  # floats are not exact, and what only grows must not seem to shrink
+            self._busy_seconds = busy_seconds
         integrals = self._busy_seconds, self.queued_seconds
         return Totals(*integrals, self.arrivals, self.refused, self.completed, self.service_seconds)
 
