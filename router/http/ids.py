@@ -9,8 +9,8 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 _CLIENT_ID_LENGTH = 40
 
 
-# The last three digits of an id, made once: to format a number costs more than all the rest of an id.
-_LAST_DIGITS = tuple(b"%03x" % number for number in range(4096))
+# The last two digits of an id, made once: to format a number costs more than all the rest of an id.
+_LAST_DIGITS = tuple(b"%02x" % number for number in range(256))
 
 
 class RequestIds:
@@ -25,16 +25,16 @@ class RequestIds:
         digits = (entropy or os.urandom(16)).hex()
         variant = "89ab"[int(digits[15], 16) & 3]
         self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-{variant}{digits[16:19]}-".encode()
-        self._high, self._low = divmod(int(digits[19:30], 16) + 1, 4096)
-        self._most = self._prefix + b"%09x" % self._high
+        self._high, self._low = divmod(int(digits[19:30], 16) + 1, 256)
+        self._most = self._prefix + b"%010x" % self._high
 
     def next(self) -> bytes:
         """The next id."""
         low = self._low
-        if low == 4096:
+        if low == 256:
             low = 0
-            self._high = self._high + 1 & 0xFFFFFFFFF
-            self._most = self._prefix + b"%09x" % self._high
+            self._high = self._high + 1 & 0xFFFFFFFFFF
+            self._most = self._prefix + b"%010x" % self._high
         self._low = low + 1
         return self._most + _LAST_DIGITS[low]
 
