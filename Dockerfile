@@ -1,16 +1,21 @@
 # The router as an image: built in one stage, run in another that has neither pip's downloads nor the sources.
-#   docker build -t azureml-fe .                                       the router alone
+#   docker build -t azureml-fe .                                       the router alone, its hot path compiled
+#   docker build -t azureml-fe --build-arg COMPILE=0 .                 all of it interpreted
 #   docker build -t azureml-fe --build-arg EXTRAS='[otel]' .           with traces by OTLP
 #   docker build -t azureml-fe --build-arg EXTRAS='[example]' .        with what runs entry scripts
 
 FROM python:3.13-slim-bookworm AS build
 ARG EXTRAS=""
+ARG COMPILE=1
+RUN if [ "$COMPILE" = 1 ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 WORKDIR /src
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md setup.py ./
 COPY router ./router
 # The environment needs no pip of its own: the image's installs into it.
 RUN python -m venv --without-pip /opt/azureml-fe \
-    && pip --python /opt/azureml-fe/bin/python install --no-cache-dir ".${EXTRAS}"
+    && AZUREML_FE_COMPILE="$COMPILE" pip --python /opt/azureml-fe/bin/python install --no-cache-dir ".${EXTRAS}"
 
 FROM python:3.13-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/azureml-fe --shell /usr/sbin/nologin azureml-fe \

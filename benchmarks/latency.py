@@ -10,12 +10,12 @@ import sys
 from typing import Final
 
 from benchmarks.harness.backends import nginx_backend
-from benchmarks.harness.engines import Running, Target, running, scoring_path
+from benchmarks.harness.engines import Running, Target, routers, running, scoring_path
 from benchmarks.harness.processes import BenchmarkError, run_json
 from benchmarks.harness.session import Session, parser, session
 from benchmarks.harness.wrk import BODY, verify
 
-ENGINES: Final = ("direct", "haproxy", "nginx", "envoy", "aiohttp", "bare", "router")
+ENGINES: Final = ("direct", "haproxy", "nginx", "envoy", "aiohttp", "bare")
 WARM_UP_SECONDS: Final = 1.0
 CONNECTIONS: Final = 16
 
@@ -45,7 +45,7 @@ def generate(engine: Running, current: Session, rate: int) -> dict[str, float]:
 
 def main() -> None:
     """Command line."""
-    arguments = parser(__doc__, engines=ENGINES, rounds=5, seconds=5)
+    arguments = parser(__doc__, engines=(*ENGINES, *routers()), rounds=5, seconds=5)
     arguments.add_argument("--rate", type=int, default=1_000, help="requests per second")
     parsed = arguments.parse_args()
     if "direct" not in parsed.engines:

@@ -85,12 +85,14 @@ def throughput(document: Document) -> str:
         header += [f"router/engine at {n}" for n in connections]
     text = f"Requests per second, {rounds(document)} (lowest to highest):\n\n" + table(header, rows)
     if "router" in names and FLOOR_CONNECTIONS in connections:
+        routers = [name for name in ("router", "compiled") if name in names]
         floors = [
-            [ENGINES[name].title, f"{floor:.2f}", f"{rate('router', 32) / rate(name, 32):.2f}"]
+            [ENGINES[name].title, f"{floor:.2f}", *(f"{rate(router, 32) / rate(name, 32):.2f}" for router in routers)]
             for name, floor in FLOORS.items()
             if name in names
         ]
-        text += "\n\n" + table(["router against", "floor", "measured at 32 connections"], floors)
+        measured = {"router": "measured at 32 connections", "compiled": "compiled"}
+        text += "\n\n" + table(["router against", "floor", *(measured[name] for name in routers)], floors)
     return text + "\n\n" + disturbance(document)
 
 
@@ -306,7 +308,7 @@ def draw(document: Document, path: Path) -> None:
     names = engines(document)
     connections = sorted({cell["connections"] for cell in document["cells"]})
     width = 0.8 / len(names)
-    colours = {"router": "#d1495b", "bare": "#e8a5ad", "direct": "#bbbbbb"}
+    colours = {"router": "#d1495b", "compiled": "#8f1d2c", "bare": "#e8a5ad", "direct": "#bbbbbb"}
     others = iter(("#1f4e79", "#2e86ab", "#66a5c9", "#a9cce3"))
     figure, axes = pyplot.subplots(figsize=(10, 5))
     for index, name in enumerate(names):

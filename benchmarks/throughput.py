@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Final
 
 from benchmarks.harness.backends import nginx_backend
-from benchmarks.harness.engines import Target, running
+from benchmarks.harness.engines import Target, routers, running
 from benchmarks.harness.session import Session, parser, session
 from benchmarks.harness.wrk import measure, script, verify
 
-ENGINES: Final = ("direct", "haproxy", "nginx", "envoy", "aiohttp", "bare", "router")
+ENGINES: Final = ("direct", "haproxy", "nginx", "envoy", "aiohttp", "bare")
 CONNECTIONS: Final = (1, 32, 256)
 WARM_UP_CONNECTIONS: Final = 32
 
@@ -36,7 +36,7 @@ def measure_engine(name: str, target: Target, current: Session, connections: lis
 
 def main() -> None:
     """Command line."""
-    arguments = parser(__doc__, engines=ENGINES, rounds=5, seconds=3)
+    arguments = parser(__doc__, engines=(*ENGINES, *routers()), rounds=5, seconds=3)
     arguments.add_argument("--connections", nargs="+", type=int, default=list(CONNECTIONS), help="open connections")
     parsed = arguments.parse_args()
     with (

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from router import __version__
 from router.argument import address, count, percent, positive, url
+from router.build import hot_path
 from router.cluster.local.file import is_router_file, load_local, load_router_file
 from router.cluster.local.keys import KeyStore
 from router.cluster.local.summary import router_summary, summary
@@ -80,7 +81,7 @@ def _complain(message: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="azureml-fe", description="An inference router in front of deployed models.")
-    parser.add_argument("--version", action="version", version=f"azureml-fe {__version__}")
+    parser.add_argument("--version", action="version", version=f"azureml-fe {__version__} ({hot_path()})")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_local(commands)
     _add_serve(commands)

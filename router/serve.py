@@ -23,6 +23,7 @@ from pathlib import Path
 import uvloop
 
 from router.auth.issuers import Issuer
+from router.build import hot_path
 from router.cluster.kubernetes.client import Api
 from router.cluster.kubernetes.cluster import KubernetesCluster
 from router.cluster.kubernetes.credentials import Kubeconfig, PodAccount, credentials
@@ -183,7 +184,7 @@ class Serve:
             self._sizing = asyncio.ensure_future(self._sizer.run())
         log.event(
             _log, logging.INFO, "serving", host=self._settings.host, port=self._supervisor.port,
-            https_port=self._supervisor.https_port, admin_port=self._supervisor.admin_port,
+            https_port=self._supervisor.https_port, admin_port=self._supervisor.admin_port, hot_path=hot_path(),
         )  # fmt: skip
 
     async def _join(self) -> None:

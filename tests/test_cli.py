@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from router import __version__
+from router.build import hot_path
 from router.cli import main
 from router.values import SettingsError
 
@@ -224,4 +225,4 @@ def test_module_runs_as_the_command_and_loads_no_event_loop() -> None:
     program = "import runpy, sys; sys.argv[1:] = ['--version']\ntry: runpy.run_module('router', run_name='__main__')\n"
     program += "finally: assert not {'asyncio', 'uvloop', 'aiohttp'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"azureml-fe {__version__}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"azureml-fe {__version__} ({hot_path()})\n", "")

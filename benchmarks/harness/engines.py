@@ -16,6 +16,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Final
 
+from benchmarks.harness.compiled import can_compile, compiled_package
 from benchmarks.harness.processes import ROOT, Child, Cpus, free_port, started, wait_until
 
 TEMPLATES: Final = ROOT / "benchmarks" / "engines"
@@ -149,6 +150,11 @@ def router_launch(directory: Path, port: int, admin: int, target: Target, *flags
     return Launch(argv=(sys.executable, "-m", "router", "local", str(path), *words), ready=(admin, "/readyz"))
 
 
+def _compiled(directory: Path, port: int, target: Target) -> Launch:
+    launch = _router(directory, port, target)
+    return Launch(argv=("env", "-C", str(compiled_package()), *launch.argv), ready=launch.ready)
+
+
 def _said(*argv: str) -> str:
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return next(line for line in done.stdout.splitlines() if line.strip()).strip()
@@ -221,8 +227,20 @@ ENGINES: Final[Mapping[str, Engine]] = {
             version=_router_version,
             launch=_router,
         ),
+        Engine(
+            name="compiled",
+            title="azureml-fe compiled, 1 worker (the same on)",
+            settings=("router.yaml",),
+            version=_router_version,
+            launch=_compiled,
+        ),
     )
 }
+
+
+def routers() -> tuple[str, ...]:
+    """The engines that are the router: compiled as well, where that is possible."""
+    return ("router", "compiled") if can_compile() else ("router",)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ that comes after the slot (`exchange`).
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.gateway.authentication import refusal
 from router.gateway.request import HELD, NEW, QUEUED, Request
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from router.gateway.table import ServiceRoute, VersionRoute
     from router.slots.holder import HeldReplica
 
-_METHODS = (b"POST", b"GET")
-_CORS_PREFLIGHT = (
+_METHODS: Final = frozenset((b"POST", b"GET"))
+_CORS_PREFLIGHT: Final = (
     b"\r\nAccess-Control-Allow-Methods: GET, POST\r\nAccess-Control-Allow-Headers: Authorization, "
     b"Content-Type, azureml-model-deployment, traceparent, tracestate, x-ms-client-request-id"
     b"\r\nAccess-Control-Max-Age: 600"
@@ -38,11 +38,18 @@ class Admission(Request):
 
     __slots__ = ()
 
-    if TYPE_CHECKING:  # what it leads to
+    # What it leads to: see `Exchange`.
 
-        def start(self, lease: HeldReplica[ReplicaPool], now: float) -> None: ...
-        def refuse(self, answer: Answer) -> None: ...
-        def fault(self, error: Exception) -> None: ...
+    def start(self, lease: HeldReplica[ReplicaPool], now: float) -> None:
+        raise NotImplementedError
+
+    def refuse(self, answer: Answer) -> None:
+        raise NotImplementedError
+
+    def fault(self, error: Exception) -> None:
+        raise NotImplementedError
+
+    # The way to a slot.
 
     def begin(self) -> None:
         """Decide what becomes of the request, now that its head is read."""

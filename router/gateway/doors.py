@@ -168,9 +168,9 @@ class Doors:
 
     # Who comes in.
 
-    def _client(self) -> ClientConnection:
+    def _client(self) -> asyncio.Protocol:
         self._count()
-        return ClientConnection(self._gateway)
+        return cast(asyncio.Protocol, ClientConnection(self._gateway))
 
     def _newcomer(self) -> Newcomer:
         self._count()
@@ -194,7 +194,7 @@ class Doors:
         if transport.get_extra_info("ssl_object").session_reused:
             counters.tls_sessions_resumed += 1
         client = ClientConnection(self._gateway, secure=True)
-        cast(asyncio.Transport, transport).set_protocol(client)
+        cast(asyncio.Transport, transport).set_protocol(cast(asyncio.Protocol, client))
         client.connection_made(transport)
 
     def handshake_failed(self) -> None:

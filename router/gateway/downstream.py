@@ -11,7 +11,7 @@ import asyncio
 import socket
 import struct
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
@@ -25,18 +25,18 @@ from router.http.answers import Answer
 if TYPE_CHECKING:
     from router.gateway.gateway import Gateway
 
-_WRITE_BUFFER_BYTES = 262144
+_WRITE_BUFFER_BYTES: Final = 262144
 # A refused request's rest of body up to this size is read and dropped, so that the connection can be kept.
-_DRAINED_BYTES = 65536
+_DRAINED_BYTES: Final = 65536
 # A client that still sends when it has its answer is read and ignored for a while: a socket that is closed with unread
 # data in it is reset, and a reset can destroy an answer that the client has not read yet (RFC 9112 section 9.6).
 # A client that has not read its last answer after so long never will.
-_LINGER_SECONDS = 30.0
-_LINGER_SILENCE_SECONDS = 5.0
-_TCP_ESTABLISHED = 1  # <netinet/tcp.h>
-_FORWARDED_HTTP = b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: "
-_FORWARDED_HTTPS = b"\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: "
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7)
+_LINGER_SECONDS: Final = 30.0
+_LINGER_SILENCE_SECONDS: Final = 5.0
+_TCP_ESTABLISHED: Final = 1  # <netinet/tcp.h>
+_FORWARDED_HTTP: Final = b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: "
+_FORWARDED_HTTPS: Final = b"\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: "
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7)
 
 
 class ClientConnection(RequestReader):
@@ -103,6 +103,9 @@ class ClientConnection(RequestReader):
         if current is not None:
             current.client_gone()
 
+    def eof_received(self) -> bool:
+        return False  # nor is a client answered that says nothing more
+
     def pause_writing(self) -> None:
         self.stalled_since = monotonic()
         if self._current is not None:
@@ -129,13 +132,13 @@ class ClientConnection(RequestReader):
 
     def data_received(self, data: bytes) -> None:
         try:
-            if (
+            at_rest = (
                 self._current is None
                 and self._parsing is None
                 and self._rest is None
-                and len(data) <= SLICE_BYTES
                 and not (self._broken or self.stalled_since)
-            ):  # nothing is under way: most likely a whole small request
+            )
+            if at_rest and len(data) <= SLICE_BYTES:  # most likely a whole small request
                 self._head_bytes += len(data)
                 self._parse(data)
                 current = self._current

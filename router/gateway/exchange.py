@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.gateway.admission import Admission
 from router.gateway.heads import answer_head, body_end, framed, request_head, timing_of_own_answer
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from router.slots.holder import HeldReplica
 
 # A whole body up to this size is kept until the answer begins, so that the request can be sent once more.
-_REPLAYABLE_BYTES = 262144
+_REPLAYABLE_BYTES: Final = 262144
 # Before it can be sent on, this much of a body is read, so that a client that leaves is noticed.
-_HELD_BODY_BYTES = 65536
-_MOST_ATTEMPTS = 3
+_HELD_BODY_BYTES: Final = 65536
+_MOST_ATTEMPTS: Final = 3
 # Of this process or machine, when a connection cannot be made: no descriptor, no memory, no local port.
-_OUT_OF_MEANS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+_OUT_OF_MEANS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 
 
 class Exchange(Admission):

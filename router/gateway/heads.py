@@ -6,7 +6,7 @@ that no byte of one side's framing ever reaches the other. The router's own answ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.gateway.request import CHUNKED_BODY
 from router.http.headers import fields_named_by, without_fields
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from router.gateway.request import Request
 
 # How the end of a replica's answer is told.
-NO_BODY, LENGTH, CHUNKED, UNTIL_CLOSE = range(4)
+NO_BODY: Final = 0
+LENGTH: Final = 1
+CHUNKED: Final = 2
+UNTIL_CLOSE: Final = 3
 
-_STATUS_OK = b"HTTP/1.1 200 OK"
-_TIMING = b"Server-Timing: auth;dur=%.2f, queue;dur=%.2f, connect;dur=%.2f, replica;dur=%.2f, router;dur=%.2f"
-_SERVER_TIMING = b"\r\n" + _TIMING + b"\r\n\r\n"
+_STATUS_OK: Final = b"HTTP/1.1 200 OK"
+_TIMING: Final = b"Server-Timing: auth;dur=%.2f, queue;dur=%.2f, connect;dur=%.2f, replica;dur=%.2f, router;dur=%.2f"
+_SERVER_TIMING: Final = b"\r\n" + _TIMING + b"\r\n\r\n"
 # Of a request that neither waited nor needed a new connection, and whose answer has a length: as nearly all are.
-_USUAL_TAIL = b"\r\nContent-Length: %d" + _SERVER_TIMING.replace(
+_USUAL_TAIL: Final = b"\r\nContent-Length: %d" + _SERVER_TIMING.replace(
     b"queue;dur=%.2f, connect;dur=%.2f", b"queue;dur=0.00, connect;dur=0.00"
 )
-_TRACEPARENT = frozenset((b"traceparent",))
-_TRACE_FIELDS = _TRACEPARENT | {b"tracestate"}
-_CORS_ANSWER_HEADERS = frozenset((b"access-control-allow-origin", b"access-control-expose-headers"))
+_TRACEPARENT: Final = frozenset((b"traceparent",))
+_TRACE_FIELDS: Final = _TRACEPARENT | {b"tracestate"}
+_CORS_ANSWER_HEADERS: Final = frozenset((b"access-control-allow-origin", b"access-control-expose-headers"))
 
 
 def request_head(request: Request) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from router.gateway.upstream import ReplicaConnection
 from router.http.headers import HeaderKinds
@@ -71,9 +71,9 @@ class ReplicaPool:
     async def _connect(self, exchange: Exchange) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                _, connection = await self._loop.create_connection(
-                    lambda: ReplicaConnection(self), self.host, self.port
-                )
+                connection = ReplicaConnection(self)
+                protocol = cast(asyncio.Protocol, connection)
+                await self._loop.create_connection(lambda: protocol, self.host, self.port)
         except (OSError, TimeoutError) as error:
             exchange.connect_failed(self, error)
             return

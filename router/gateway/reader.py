@@ -7,10 +7,9 @@ Lives here: the callbacks of llhttp, in the order in which data arrives, and the
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import httptools
 
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
     from router.gateway.gateway import Gateway
 
 # Of what a client sends ahead, this much is parsed at a time: bounds the requests that one read can bring.
-SLICE_BYTES = 16384
+SLICE_BYTES: Final = 16384
 # Headers of which there can be only one: with two, who reads which would be a matter of taste.
-_SINGLE = frozenset((b"host", b"authorization", b"content-length", b"transfer-encoding"))
+_SINGLE: Final = frozenset((b"host", b"authorization", b"content-length", b"transfer-encoding"))
 
 # While a body comes in chunks: what follows it is no header but a trailer, whatever its name.
-_NONE_KNOWN: dict[bytes, bytes] = {}
+_NONE_KNOWN: Final[dict[bytes, bytes]] = {}
 
 
 class Refusal(Exception):
@@ -50,7 +49,7 @@ class Refusal(Exception):
         self.answer = answer
 
 
-class RequestReader(asyncio.Protocol):
+class RequestReader:
     """What a client connection knows of the requests that it has read and those that it is reading."""
 
     __slots__ = (
@@ -94,9 +93,9 @@ class RequestReader(asyncio.Protocol):
         self._fruitful_bytes = 0  # of a body in chunks, when last looked at
         self._barren_bytes = 0  # that came since it grew
 
-    if TYPE_CHECKING:  # what it leads to
-
-        def malformed(self, answer: Answer) -> None: ...
+    def malformed(self, answer: Answer) -> None:
+        """What it leads to: see `ClientConnection`."""
+        raise NotImplementedError
 
     def _parse(self, data: bytes) -> None:
         try:

@@ -12,7 +12,7 @@ HELD: waits for the key that its token names. QUEUED: waits for a slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.telemetry.access_log import AccessRecord
 from router.telemetry.counters import NO_VERSION
@@ -30,9 +30,16 @@ if TYPE_CHECKING:
     from router.http.answers import Answer
     from router.slots.holder import HeldReplica
 
-NEW, HELD, QUEUED, CONNECTING, SENT, ANSWERING, TUNNEL, DONE = range(8)
+NEW: Final = 0
+HELD: Final = 1
+QUEUED: Final = 2
+CONNECTING: Final = 3
+SENT: Final = 4
+ANSWERING: Final = 5
+TUNNEL: Final = 6
+DONE: Final = 7
 
-CHUNKED_BODY = -1  # the length of a request whose body comes in chunks
+CHUNKED_BODY: Final = -1  # the length of a request whose body comes in chunks
 
 
 class Request:

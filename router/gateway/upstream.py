@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
     from router.gateway.pool import ReplicaPool
 
 # A body with a length of at least this is counted instead of parsed: llhttp would copy each piece once more.
-RAW_BODY_BYTES = 65536
-_WRITE_BUFFER_BYTES = 262144
+RAW_BODY_BYTES: Final = 65536
+_WRITE_BUFFER_BYTES: Final = 262144
 # A head, or what stands between two pieces of a body, is no longer than this: bounds what a replica can heap up here.
-_MOST_BYTES_WITHOUT_BODY = 262144
+_MOST_BYTES_WITHOUT_BODY: Final = 262144
 # What was said last through a tunnel is given this long to be read by the replica.
-_LAST_WORDS_SECONDS = 5.0
+_LAST_WORDS_SECONDS: Final = 5.0
 # What a replica said last is read up to a megabyte; who waits for the client to take it is not asked any more.
-_LAST_WORDS_READS = 16
-_READ_BYTES = 65536
+_LAST_WORDS_READS: Final = 16
+_READ_BYTES: Final = 65536
 
 # While a body comes in chunks: what follows it is no header but a trailer, whatever its name.
-_NONE_KNOWN: dict[bytes, bytes] = {}
+_NONE_KNOWN: Final[dict[bytes, bytes]] = {}
 
 
 class InvalidAnswer(ValueError):
     """Raised in the parser's callbacks: the replica breaks the rules of HTTP in a way that the parser does not see."""
 
 
-class ReplicaConnection(asyncio.Protocol):
+class ReplicaConnection:
     """One connection to a replica. Serves one exchange at a time, and rests in its pool in between."""
 
     __slots__ = (

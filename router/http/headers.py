@@ -9,23 +9,28 @@ Sources: RFC 9110 section 7.6.1 (hop-by-hop fields), RFC 9112 sections 6 and 7 (
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
-PASS = b""
-DROP = b"-"
-UNDERSCORE = b"_"  # less than any letter
-READ = b"+"  # stands before the name: passed on, and read by the router as well
-FIRST_NAME = b"a"  # a kind from here on is a name, all others are less
+PASS: Final = b""
+DROP: Final = b"-"
+UNDERSCORE: Final = b"_"  # less than any letter
+READ: Final = b"+"  # stands before the name: passed on, and read by the router as well
+FIRST_NAME: Final = b"a"  # a kind from here on is a name, all others are less
 
 # Hop-by-hop by definition, whether or not Connection names them.
-_HOP_BY_HOP = frozenset((b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te"))
-_FRAMING = frozenset((b"connection", b"content-length", b"transfer-encoding", b"upgrade"))
+_HOP_BY_HOP: Final = frozenset(
+    (b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te")
+)
+_FRAMING: Final = frozenset((b"connection", b"content-length", b"transfer-encoding", b"upgrade"))
 
 # The router makes these itself; what a client or a replica says in them would be taken for the router's word.
-_REQUEST_KEPT = _FRAMING | {b"authorization", b"expect", b"host", b"x-forwarded-for", b"x-ms-client-request-id"}
-_REQUEST_READ = frozenset((b"access-control-request-method", b"azureml-model-deployment", b"origin", b"traceparent"))
-_REQUEST_DROPPED = _HOP_BY_HOP | {b"x-forwarded-host", b"x-forwarded-proto", b"x-ms-request-id", b"x-request-id"}
-_ANSWER_KEPT = _FRAMING
-_ANSWER_DROPPED = _HOP_BY_HOP | {
+_REQUEST_KEPT: Final = _FRAMING | {b"authorization", b"expect", b"host", b"x-forwarded-for", b"x-ms-client-request-id"}
+_REQUEST_READ: Final = frozenset(
+    (b"access-control-request-method", b"azureml-model-deployment", b"origin", b"traceparent")
+)
+_REQUEST_DROPPED: Final = _HOP_BY_HOP | {b"x-forwarded-host", b"x-forwarded-proto", b"x-ms-request-id", b"x-request-id"}
+_ANSWER_KEPT: Final = _FRAMING
+_ANSWER_DROPPED: Final = _HOP_BY_HOP | {
     b"azureml-fe-error",
     b"azureml-model-deployment",
     b"x-ms-client-request-id",
@@ -34,7 +39,7 @@ _ANSWER_DROPPED = _HOP_BY_HOP | {
 }
 
 # Fields that must never arrive after the body (RFC 9110 section 6.5.1): framing, routing, authentication, and ours.
-_NOT_IN_TRAILERS = (
+_NOT_IN_TRAILERS: Final = (
     _FRAMING
     | _REQUEST_KEPT
     | _REQUEST_DROPPED
@@ -50,7 +55,7 @@ _NOT_IN_TRAILERS = (
     }
 )
 
-_REMEMBERED_NAMES = 4096  # bounds the memory that clients with ever new header names could claim
+_REMEMBERED_NAMES: Final = 4096  # bounds the memory that clients with ever new header names could claim
 
 
 class HeaderKinds:
@@ -97,7 +102,7 @@ def answer_kinds() -> HeaderKinds:
     return HeaderKinds(_ANSWER_KEPT, _ANSWER_DROPPED)
 
 
-_CONTROLS = bytes((*range(9), *range(10, 32), 127))
+_CONTROLS: Final = bytes((*range(9), *range(10, 32), 127))
 
 
 def is_reason(text: bytes) -> bool:
@@ -115,7 +120,7 @@ def connection_options(value: bytes) -> frozenset[bytes]:
     return frozenset(option for part in value.split(b",") if (option := part.strip().lower()))
 
 
-_NAMES_NO_FIELD = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade", b"Upgrade"))
+_NAMES_NO_FIELD: Final = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close", b"upgrade", b"Upgrade"))
 
 
 def fields_named_by(connection: bytes) -> frozenset[bytes]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Final
 
-_UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
-_CLIENT_ID_LENGTH = 40
+_UNSAFE: Final = re.compile(rb"[^A-Za-z0-9_-]")
+_CLIENT_ID_LENGTH: Final = 40
 
 
 # The last two digits of an id, made once: to format a number costs more than all the rest of an id.
-_LAST_DIGITS = tuple(b"%02x" % number for number in range(256))
+_LAST_DIGITS: Final = tuple(b"%02x" % number for number in range(256))
 
 
 class RequestIds:

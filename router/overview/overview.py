@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from router import __version__
+from router.build import hot_path
 from router.cpu import available_cpus, cpu_quota
 from router.overview.history import History
 from router.overview.rates import Rates
@@ -178,6 +179,7 @@ class Overview:
         counters = self.counters.total()
         return MetricsView(
             router_version=__version__,
+            hot_path=hot_path(),
             counters=counters,
             versions={key: self.facts(key) for key in self.served.versions},
             lag={process: lag.snapshot() for process, lag in self._lag.items()} | {"worker": counters["loop_lag"]},

@@ -70,6 +70,7 @@ LABELS = {
     "certificate": "`server`, `client-ca`, `peer` or `peer-ca`",
     "issuer": "a token issuer that is configured, or `router` itself",
     "result": "`hit` or `miss`; `ok` or `failed`",
+    "hot_path": "`compiled` or `interpreted`, see architecture.md",
     "action": "`cpu-up`, `cpu-down`, `pods-up` or `pods-down`",
 }
 """What each label's values are, and so how many there can be."""
@@ -150,7 +151,7 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
                    "then left alone.", _VERSION),
     ),
     "The router's processes": (
-        MetricSpec("build", Kind.INFO, "Release of the router.", ("version",)),
+        MetricSpec("build", Kind.INFO, "Release of the router, and how its hot path runs.", ("version", "hot_path")),
         MetricSpec("workers", _GAUGE, "Worker processes that serve clients."),
         MetricSpec("worker_restarts", _COUNTER, "Workers that ended unasked."),
         MetricSpec("worker_cpu_seconds", _COUNTER, "CPU time of all workers there were."),

@@ -52,6 +52,7 @@ class MetricsView:
     """All that one scrape tells."""
 
     router_version: str
+    hot_path: str
     counters: GatewaySnapshot
     versions: Mapping[VersionKey, VersionFacts]
     lag: Mapping[str, HistogramSnapshot] = field(default_factory=dict)
@@ -71,7 +72,7 @@ def exposition(view: MetricsView, accept: str) -> tuple[bytes, str]:
 
 
 def _lines(view: MetricsView, format_: Format) -> Iterator[str]:
-    by_metric: dict[str, list[Sample]] = {"build": [Sample("build", 1, (view.router_version,))]}
+    by_metric: dict[str, list[Sample]] = {"build": [Sample("build", 1, (view.router_version, view.hot_path))]}
     for sample in _samples(view):
         by_metric.setdefault(sample.metric, []).append(sample)
     for spec in METRICS.values():

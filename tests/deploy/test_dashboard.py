@@ -56,7 +56,13 @@ class Exposed(BaseHTTPRequestHandler):
         counters = GatewayCounters()
         counters.version(("slow", "default")).retry_causes["stale"] += 1
         counters.version(("slow", "default")).connect_failures["refused"] += 1
-        view = MetricsView(router_version="1.2.3", counters=counters.snapshot(), versions={}, samples=OF_A_CLUSTER)
+        view = MetricsView(
+            router_version="1.2.3",
+            hot_path="interpreted",
+            counters=counters.snapshot(),
+            versions={},
+            samples=OF_A_CLUSTER,
+        )
         body, content_type = exposition(view, self.headers.get("Accept", ""))
         self.send_response(200)
         self.send_header("Content-Type", content_type)

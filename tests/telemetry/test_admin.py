@@ -19,6 +19,7 @@ def a_view() -> MetricsView:
     counters.version(("iris", "default")).count(200, "")
     return MetricsView(
         router_version="1.2.3",
+        hot_path="interpreted",
         counters=counters.snapshot(),
         versions={},
     )

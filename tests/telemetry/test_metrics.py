@@ -38,6 +38,7 @@ FACTS = VersionFacts(
 def view(counters: GatewayCounters, versions: Mapping[VersionKey, VersionFacts] | None = None) -> MetricsView:
     return MetricsView(
         router_version="1.2.3",
+        hot_path="compiled",
         counters=counters.snapshot(),
         versions={BLUE: FACTS} if versions is None else versions,
         lag={"supervisor": {"counts": [1] * 13, "sum": 12.0}},
@@ -201,7 +202,7 @@ def test_the_process_is_told_without_labels() -> None:
         "workers": 2,
     }
     assert {name: value(families, name) for name in expected} == expected
-    assert value(families, "build_info", version="1.2.3") == 1
+    assert value(families, "build_info", version="1.2.3", hot_path="compiled") == 1
     assert "process_resident_memory_bytes" in families
 
 

@@ -1,0 +1,13 @@
+"""What this installation is: whether its hot path was compiled when it was built (`setup.py`)."""
+
+from __future__ import annotations
+
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+
+
+def hot_path() -> str:
+    """`compiled` or `interpreted`."""
+    spec = find_spec("router.gateway.exchange")
+    compiled = spec is not None and spec.origin is not None and spec.origin.endswith(tuple(EXTENSION_SUFFIXES))
+    return "compiled" if compiled else "interpreted"
