@@ -33,7 +33,7 @@ HOT_PATH = (
 """What a request passes on its way through a worker, where nothing is out of the ordinary."""
 
 # Types are checked with all that the project needs at hand, and strictly, by its own check of types. Here neither is.
-_MYPY_FLAGS = ("--config-file=", "--ignore-missing-imports", "--follow-imports=silent")
+_MYPY_FLAGS = ("--config-file=", "--explicit-package-bases", "--ignore-missing-imports", "--follow-imports=silent")
 
 
 class _Distribution(Distribution):
