@@ -483,5 +483,5 @@ class Supervisor:
             return ["the router is about to stop"]
         missing = [condition for tell in self.conditions for condition in tell()]
         if self._workers is None or not self._workers.accepting:
-            missing.append("no worker accepts clients yet")
+            missing.append("no worker accepts clients")
         return missing or list(self.sizing.missing())

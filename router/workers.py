@@ -4,7 +4,8 @@ A worker is replaced when it ends unasked, after a pause that doubles for as lon
 
 Listening sockets belong to the supervisor, and each worker has all of them, so that a connection which waits in an
 accept queue outlives any worker. Each worker accepts from its share of them alone, as connections spread unevenly over
-processes that wait for the same socket. Who ends, or says nothing for a while, is relieved of its share by the others.
+processes that wait for the same socket. Who ends, or says nothing for a while, is relieved of its share by the others;
+who goes on saying nothing is killed, as it holds slots and connections that nobody else can serve.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ _UNHURRIED_FAREWELL_SECONDS = 10.0
 _START_SECONDS = 30.0  # a worker that does not accept clients by then never will; it takes less than one
 _ANSWER_SECONDS = 1.0  # for a worker to tell what it remembers of a request
 _STUCK_SECONDS = 1.0  # of silence, until others accept the connections of a worker
+_MUTE_SECONDS = 5.0  # of silence, until a worker does not count as one that accepts clients
+# Of silence, until a worker is killed. Reports come several times a second, so it is none that a load explains; what it
+# has in flight is lost, but would be so without an end, and its slots with it.
+_DEAD_SECONDS = 30.0
+_LONGEST_LOOK_SECONDS = 0.5  # that one look counts for: who was not awake itself has not heard that others were silent
 _LAST_WORDS_SECONDS = 1.0  # for what a worker said before it ended to arrive
 
 
@@ -93,7 +99,8 @@ class _Worker:
     ) -> None:
         self.name = name
         self.accepts_from: frozenset[int] = frozenset()  # numbers of sockets
-        self.heard_at = time.monotonic()
+        self.spoke = True  # since the last look
+        self.silence = 0.0  # seconds that were looked at and in which it said nothing
         self.stuck = False
         self._is_ready = is_ready
         self.process = process
@@ -106,6 +113,7 @@ class _Worker:
         self.longest_silence: float | None = None
         """Seconds after which it is killed unless it speaks; None where that is not looked at."""
         self._listener = listener
+        self._given_up = False
         self._bound: asyncio.TimerHandle | None = None
 
     def kill(self) -> None:
@@ -119,6 +127,12 @@ class _Worker:
         self.spare()
         self._bound = asyncio.get_running_loop().call_later(seconds, self._give_up, message)
 
+    def give_up(self) -> None:
+        """Kill it, as it says nothing any more."""
+        if not self._given_up:
+            self._given_up = True
+            self._give_up("worker says nothing, it is killed")
+
     def spare(self) -> None:
         """Let it live as long as it likes."""
         if self._bound is not None:
@@ -129,7 +143,7 @@ class _Worker:
         self.kill()
 
     def _received(self, message: object) -> None:
-        self.heard_at = time.monotonic()
+        self.spoke = True
         if isinstance(message, Ready):
             self.ready.set()
             if not self.leaving:
@@ -166,6 +180,13 @@ class _Worker:
             self.questions.pop(question, None)
 
 
+def _tell_of_silence(worker: _Worker) -> None:
+    if worker.stuck:
+        event(_log, logging.WARNING, "worker says nothing, others accept clients in its place", worker=worker.name)
+    else:
+        event(_log, logging.INFO, "worker speaks again", worker=worker.name)
+
+
 def share_of_sockets(place: int, workers: int, sockets: int) -> frozenset[int]:
     """The numbers of the sockets that the worker in a place accepts from: about as many for each, and each of them for
     some worker. Where there are fewer sockets than workers, several workers share one."""
@@ -182,6 +203,7 @@ class WorkerFacts(NamedTuple):
     age: float
     ready: bool
     leaving: bool
+    stuck: bool
 
 
 class Workers:
@@ -215,6 +237,7 @@ class Workers:
         self._stopping = asyncio.Event()
         self._complete = True
         self._parting = False
+        self._looked_at = time.monotonic()
         self.ended_unasked = 0  # workers that did
 
     def __len__(self) -> int:
@@ -227,8 +250,13 @@ class Workers:
 
     @property
     def accepting(self) -> bool:
-        """Whether a worker accepts clients."""
-        return any(worker.ready.is_set() for worker in self._staying())
+        """Whether a worker accepts clients, and gives signs of life."""
+        return any(worker.ready.is_set() and worker.silence < _MUTE_SECONDS for worker in self._staying())
+
+    @property
+    def stuck(self) -> Mapping[str, float]:
+        """The workers for which others accept clients now, as they say nothing, and for how many seconds."""
+        return {worker.name: worker.silence for worker in self._staying() if worker.stuck}
 
     def send(self, name: str, message: object) -> None:
         """Say something to one worker, if it is still there."""
@@ -259,7 +287,9 @@ class Workers:
         """The workers there are."""
         now = time.monotonic()
         return [
-            WorkerFacts(name, worker.process.pid, now - worker.started, worker.ready.is_set(), worker.leaving)
+            WorkerFacts(
+                name, worker.process.pid, now - worker.started, worker.ready.is_set(), worker.leaving, worker.stuck
+            )
             for name, worker in self._workers.items()
         ]
 
@@ -288,11 +318,18 @@ class Workers:
 
     def look(self, now: float) -> None:
         """See who says nothing, though workers report several times a second; call ten times a second."""
+        looked_for = min(now - self._looked_at, _LONGEST_LOOK_SECONDS)
+        self._looked_at = now
         changed = False
         for worker in self._staying():
-            stuck = worker.ready.is_set() and now - worker.heard_at >= _STUCK_SECONDS
-            changed |= stuck is not worker.stuck
-            worker.stuck = stuck
+            worker.silence = 0.0 if worker.spoke else worker.silence + looked_for
+            worker.spoke = False
+            stuck = worker.ready.is_set() and worker.silence >= _STUCK_SECONDS
+            if stuck is not worker.stuck:
+                worker.stuck, changed = stuck, True
+                _tell_of_silence(worker)
+            if stuck and worker.silence >= _DEAD_SECONDS:
+                worker.give_up()
         if changed:
             self._spread()
 

@@ -5,6 +5,7 @@ import functools
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -113,3 +114,38 @@ def is_answered(line: socket.socket) -> bool:
         return False
     assert answer.startswith(b"HTTP/1.1 200"), answer
     return True
+
+
+def test_a_worker_that_goes_on_saying_nothing_is_killed_and_replaced(ports: dict[str, int]) -> None:
+    """It holds slots that nobody else can use, and clients that nobody else can answer."""
+
+    async def story() -> None:
+        async with stage(ports, 1) as scene:
+            (stuck,) = scene.pids
+            os.kill(stuck, signal.SIGSTOP)
+            await scene.looking(lambda: scene.workers.stuck)  # what it said before is heard
+            assert [facts.stuck for facts in scene.workers.facts()] == [True]
+            assert scene.workers.accepting  # for so short a time
+            scene.look_for(6.0)
+            assert not scene.workers.accepting
+            scene.look_for(20.0)
+            assert scene.ended == []
+            scene.look_for(6.0)
+            await scene.until(lambda: scene.ended == ["worker-0"] and scene.workers.accepting)
+            assert await scene.ask() == 200
+            assert scene.workers.ended_unasked == 1
+
+    uvloop.run(story())
+
+
+def test_a_supervisor_that_slept_takes_nobody_for_silent(ports: dict[str, int]) -> None:
+    """As after a pause of the whole machine: the workers slept, too."""
+
+    async def story() -> None:
+        async with stage(ports, 1) as scene:
+            scene.workers.look(time.monotonic())
+            scene.workers.look(time.monotonic() + 3600.0)
+            assert not scene.workers.stuck
+            assert scene.workers.accepting
+
+    uvloop.run(story())

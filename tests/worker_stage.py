@@ -28,6 +28,7 @@ class Stage:
         self.ports_of_clients = open_ports(settings)
         self.port = self.ports_of_clients.port
         self.workers = Workers(settings, self, self.ports_of_clients.plain, human_log=True)
+        self.now = time.monotonic()  # of the last look
         self.started: list[str] = []
         self.ended: list[str] = []
         self.answered: dict[str, int] = {}  # by worker
@@ -70,10 +71,17 @@ class Stage:
         """Wait until something holds, while the supervisor looks at its workers now and then."""
 
         def holds_now() -> object:
-            self.workers.look(time.monotonic())
+            self.now = time.monotonic()
+            self.workers.look(self.now)
             return holds()
 
         await self.until(holds_now)
+
+    def look_for(self, seconds: float) -> None:
+        """Look at the workers as a supervisor would within this time, in none."""
+        for _ in range(round(seconds * 10)):
+            self.now += 0.1
+            self.workers.look(self.now)
 
     async def ask(self, path: str = ECHO) -> int:
         return (await asyncio.to_thread(ask, self.port, path, b"[1]")).status

@@ -15,6 +15,7 @@ from router import __version__
 from router.overview.capacity import VersionCapacity, of_service
 from router.overview.overview import Overview
 from router.services import ReplicaState, Service, Version, VersionKey
+from router.workers import WorkerFacts
 
 _REPLICAS_SHOWN = 256
 """Of one version; beyond that only their number is told, which keeps the document of a large cluster readable."""
@@ -206,11 +207,19 @@ def _workers(overview: Overview) -> Iterator[dict[str, Any]]:
         yield {
             "name": worker.name,
             "pid": worker.pid,
-            "state": "leaving" if worker.leaving else "accepting" if worker.ready else "starting",
+            "state": _state(worker),
             "age_seconds": round(worker.age, 1),
             "in_flight": in_flight,
             "queued": queued,
         }
+
+
+def _state(worker: WorkerFacts) -> str:
+    if worker.leaving:
+        return "leaving"
+    if not worker.ready:
+        return "starting"
+    return "stuck" if worker.stuck else "accepting"
 
 
 def _peers(overview: Overview) -> list[dict[str, Any]]:

@@ -99,6 +99,7 @@ class Overview:
         """What else has something to tell at each scrape; see `catalogue` for the names."""
         self.problems: list[Callable[[], Iterable[str]]] = []
         """Each tells what an operator should know is wrong now, in a line each."""
+        self.problems.append(self._stuck_workers)
         self.config_errors: deque[ConfigError] = deque(maxlen=_ERRORS_KEPT)
         self.decisions: deque[Changed] = deque(maxlen=_DECISIONS_KEPT)
         self.rates = Rates()
@@ -138,6 +139,11 @@ class Overview:
         self._lag[process].observe(max(seconds, 0.0))
 
     # What is so.
+
+    def _stuck_workers(self) -> Iterator[str]:
+        stuck = self.workers.stuck if self.workers is not None else {}
+        for name, seconds in stuck.items():
+            yield f"{name} has said nothing for {seconds:.0f} s: its clients wait"
 
     @staticmethod
     def log_level() -> str:
@@ -196,6 +202,7 @@ class Overview:
     def _of_processes(self) -> Iterator[Sample]:
         workers = self.workers
         yield Sample("workers", len(workers) if workers is not None else 0)
+        yield Sample("workers_stuck", len(workers.stuck) if workers is not None else 0)
         yield Sample("worker_restarts", workers.ended_unasked if workers is not None else 0)
         if workers is not None:
             yield Sample("worker_resident_memory_bytes", sum(_resident_bytes(worker.pid) for worker in workers.facts()))
