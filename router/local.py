@@ -260,6 +260,7 @@ class _Local(_Run):
             drain=self._supervisor.drained,
             busy=self._supervisor.is_busy,
         )
+        self._supervisor.overview.problems.append(self._cluster.problems)
 
     async def _start(self) -> None:
         self._supervisor.set_token_issuers(self._config.token_issuers)

@@ -153,8 +153,8 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
     "The router's processes": (
         MetricSpec("build", Kind.INFO, "Release of the router, and how its hot path runs.", ("version", "hot_path")),
         MetricSpec("workers", _GAUGE, "Worker processes that serve clients."),
-        MetricSpec("workers_stuck", _GAUGE, "Worker processes that say nothing though they should, several times a second. "
-                   "Others accept clients in their place; after 30 s they are killed."),
+        MetricSpec("workers_stuck", _GAUGE, "Worker processes that say nothing, though they report several times a "
+                   "second: others accept clients in their place, and after 30 s they are killed."),
         MetricSpec("worker_restarts", _COUNTER, "Workers that ended unasked."),
         MetricSpec("worker_cpu_seconds", _COUNTER, "CPU time of all workers there were."),
         MetricSpec("worker_resident_memory_bytes", _GAUGE, "Resident memory of all workers together."),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from router.cluster.local.around import Around
 from router.cluster.local.file import Launch
-from router.cluster.local.probe import Watch
+from router.cluster.local.probe import Watch, authority
 from router.services import Replica, ReplicaState, Version, VersionKey
 
 NOT_READY_INTERVAL = 1.0
@@ -25,6 +25,8 @@ class _Member:
     address: Address
     watching: asyncio.Task[None] | None = None
     state: ReplicaState = ReplicaState.STARTING
+    silence: str | None = None
+    """Why it does not count as ready, where that is no mere beginning."""
 
 
 class Addresses:
@@ -47,6 +49,14 @@ class Addresses:
         """All there are, in the order of the file; those no longer in it come last, while they drain."""
         members = (*self._members.values(), *self._leaving)
         return tuple(Replica(member.id, *member.address, member.state) for member in members)
+
+    def problems(self) -> list[str]:
+        """What keeps replicas from being ready, in a line each."""
+        return [
+            f"{member.id} at {authority(*member.address)} does not answer: {member.silence}"
+            for member in self._members.values()
+            if member.silence is not None
+        ]
 
     def update(self, version: Version, launch: Launch) -> None:
         """Go by other settings and addresses from now on."""
@@ -82,6 +92,7 @@ class Addresses:
             version=lambda: self._version,
             busy=lambda: self._around.busy(member.id),
             turned=lambda ready, reason: self._turned(member, ready, reason),
+            silent=lambda reason: self._is_silent(member, reason),
             interval=NOT_READY_INTERVAL,
         )
         member.watching = self._around.tasks.begin(watch.run())
@@ -89,6 +100,7 @@ class Addresses:
 
     def _turned(self, member: _Member, ready: bool, reason: str) -> None:
         member.state = ReplicaState.READY if ready else ReplicaState.STARTING
+        member.silence = None if ready else reason
         if ready:
             self._around.notice(self._key, logging.INFO, "replica is ready", replica=member.id)
         else:
@@ -96,6 +108,14 @@ class Addresses:
                 self._key, logging.WARNING, "replica no longer answers", replica=member.id, reason=reason
             )
         self._changed()
+
+    def _is_silent(self, member: _Member, reason: str) -> None:
+        if member.silence is None:
+            where = authority(*member.address)
+            self._around.notice(
+                self._key, logging.WARNING, "replica does not answer", replica=member.id, address=where, reason=reason
+            )
+        member.silence = reason
 
     def _let_go(self, member: _Member) -> None:
         if member.watching is not None:

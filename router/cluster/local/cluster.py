@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +115,13 @@ class LocalCluster:
         if key in self._versions and not self._stopping:
             self._versions[key].scale(replicas, remove)
 
+    def problems(self) -> Iterator[str]:
+        """What keeps replicas from being ready, in a line each."""
+        for (service, version), replicas in self._versions.items():
+            place = f"service {service}" if version == DEFAULT_VERSION_NAME else f"service {service}, version {version}"
+            for problem in replicas.problems():
+                yield f"{place}: {problem}"
+
     async def stop(self) -> None:
         """Stop all processes at once, without draining; on return none is left of any of their groups. When this is
         cancelled, as by an impatient user, all are killed."""
@@ -212,6 +219,10 @@ class _LocalVersion:
         self._addresses.retire()
         self._processes.want(0)
         self._changed()
+
+    def problems(self) -> list[str]:
+        """What keeps replicas from being ready, in a line each."""
+        return [] if self.retired else [*self._addresses.problems(), *self._processes.problems()]
 
     def cut_logs(self) -> None:
         """Bound the logs of its processes."""

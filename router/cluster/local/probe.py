@@ -73,10 +73,12 @@ class Watch:
         version: Callable[[], Version],
         busy: Callable[[], bool],
         turned: Callable[[bool, str], None],
+        silent: Callable[[str], None],
         interval: float = STARTING_INTERVAL,
     ) -> None:
         """`path` and `version` are asked before each probe, as they may change. `busy` says whether requests are in
-        flight there. `turned` is called with the new readiness and, when lost, the reason. `interval` is the time
+        flight there. `turned` is called with the new readiness and, when lost, the reason; `silent` with the reason
+        of each further failure while not ready, once there were `failure_threshold` in a row. `interval` is the time
         between probes while not ready, in seconds."""
         self._host = host
         self._port = port
@@ -84,11 +86,13 @@ class Watch:
         self._version = version
         self._busy = busy
         self._turned = turned
+        self._silent = silent
         self._interval = interval
 
     async def run(self) -> None:
         """Probe until cancelled."""
         health = Health()
+        failures = 0
         while True:
             version = self._version()
             reason = await probe(self._host, self._port, self._path(), self.patience(version))
@@ -97,8 +101,11 @@ class Watch:
                 success_threshold=version.success_threshold,
                 failure_threshold=version.failure_threshold,
             )
+            failures = 0 if reason is None else failures + 1
             if turned:
                 self._turned(health.ready, reason or "")
+            elif reason is not None and not health.ready and failures >= version.failure_threshold:
+                self._silent(reason)
             await asyncio.sleep(version.period_seconds if health.ready else self._interval)
 
     def patience(self, version: Version) -> float:

@@ -22,6 +22,9 @@ from router.cluster.local.program import program_of
 from router.cluster.local.replica import ReplicaProcess
 from router.services import Replica, ReplicaState, Version, VersionKey
 
+SLOW_START_SECONDS = 30.0
+"""After which it is told that a replica is not ready yet: large models do take minutes, a wrong port takes for ever."""
+
 
 @dataclass(slots=True, eq=False)
 class _Member:
@@ -32,6 +35,8 @@ class _Member:
     state: ReplicaState = ReplicaState.STARTING
     ready_at: float | None = None
     too_slow: bool = False
+    silence: str | None = None
+    """Why a slow start is none yet."""
     watching: asyncio.Task[None] | None = None
     draining: asyncio.Future[bool] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -60,6 +65,7 @@ class Processes:
         self._members: dict[str, _Member] = {}
         self._backoff = Backoff()
         self._held_until: list[float] = []
+        self._cannot_start: str | None = None  # how the last start ended that came to nothing
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -70,6 +76,16 @@ class Processes:
     def replicas(self) -> tuple[Replica, ...]:
         """All there are, in the order of their start."""
         return tuple(member.facts() for member in self._members.values())
+
+    def problems(self) -> list[str]:
+        """What keeps replicas from being ready, in a line each."""
+        failed = [f"replicas cannot start: {self._cannot_start}"] if self._cannot_start and self._wanted else []
+        now = self._around.clock()
+        return failed + [
+            f"{member.id} is not ready after {now - member.started_at:.0f} s: {member.silence}"
+            for member in self._members.values()
+            if member.silence is not None and member.state is ReplicaState.STARTING
+        ]
 
     def want(self, replicas: int, remove: Collection[str] = ()) -> None:
         """Start or stop some, so that there are `replicas`; when some must go, those in `remove` (already drained)
@@ -85,6 +101,7 @@ class Processes:
             # What kept the former program from starting says nothing of this one.
             self._backoff = Backoff()
             self._held_until.clear()
+            self._cannot_start = None
 
     def cut_logs(self) -> None:
         """Bound the log of each replica."""
@@ -178,6 +195,7 @@ class Processes:
             version=lambda: self._version,
             busy=lambda: self._around.busy(member.id),
             turned=lambda ready, reason: self._turned(member, ready, reason),
+            silent=lambda reason: self._is_silent(member, reason),
         )
 
     def _turned(self, member: _Member, ready: bool, reason: str) -> None:
@@ -187,11 +205,24 @@ class Processes:
         if ready:
             member.state = ReplicaState.READY
             member.ready_at = now
+            if member.launch == self._launch:
+                self._cannot_start = None
             self._tell(logging.INFO, "replica is ready", member, seconds=round(now - member.started_at, 2))
         else:
             self._tell(logging.WARNING, "replica no longer answers", member, reason=reason)
             self._let_go(member, drained=False)
         self._go_on()
+
+    def _is_silent(self, member: _Member, reason: str) -> None:
+        seconds = self._around.clock() - member.started_at
+        if member.state is not ReplicaState.STARTING or seconds < SLOW_START_SECONDS:
+            return
+        if member.silence is None:
+            self._tell(
+                logging.WARNING, "replica is not ready yet", member, seconds=round(seconds, 1), reason=reason,
+                port=member.process.port,
+            )  # fmt: skip
+        member.silence = reason
 
     def _give_up_start(self, member: _Member) -> None:
         if member.state is ReplicaState.STARTING:
@@ -238,6 +269,7 @@ class Processes:
             self._held_until.append(now + delay)
         fields = {"replica": replica_id, "how": how, "retry_seconds": round(delay, 2)}
         if ready_for is None:
+            self._cannot_start = how
             self._around.notice(self._key, logging.WARNING, "replica cannot start", **fields, output=output)
         else:
             self._around.notice(self._key, logging.WARNING, "replica died", **fields, ready_seconds=round(ready_for, 2))

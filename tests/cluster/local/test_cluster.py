@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -233,6 +234,56 @@ def test_one_that_cannot_start_is_retried_later_and_its_output_is_shown(read: Re
         }
         assert (second["replica"], second["retry_seconds"]) == ("echo-2", 1.0)
         assert {level for _, level, text, _ in seen.notices if text == "replica cannot start"} == {logging.WARNING}
+
+    run(scenario())
+
+
+def test_a_slow_start_is_told_once_with_its_reason(read: Read, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        now = [0.0]
+        config = read("num_replicas: 1", fail_readiness_for=60)
+        async with running(config, tmp_path / "state", clock=lambda: now[0]) as (cluster, seen):
+            await seen.until(lambda: seen.told("replica starts"))
+            assert list(cluster.problems()) == []
+            now[0] = 31.0
+            await seen.until(lambda: seen.told("replica is not ready yet"))
+            now[0] = 99.0
+            (told,) = seen.told("replica is not ready yet")
+            assert (told["replica"], told["seconds"], told["reason"]) == ("echo-1", 31.0, "status 503")
+            assert list(cluster.problems()) == ["service echo: echo-1 is not ready after 99 s: status 503"]
+
+    run(scenario())
+
+
+def test_what_cannot_start_is_a_problem_until_it_does(read: Read, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(read("num_replicas: 1", exit_after_start=3), tmp_path / "state") as (cluster, seen):
+            await seen.until(lambda: seen.told("replica cannot start"))
+            assert list(cluster.problems()) == ["service echo: replicas cannot start: exit code 3"]
+            cluster.apply(read("num_replicas: 1"))
+            assert list(cluster.problems()) == []
+            await seen.until(lambda: seen.ready("echo"))
+            assert list(cluster.problems()) == []
+
+    run(scenario())
+
+
+def test_an_address_that_never_answers_is_told_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with socket.socket() as nobody:  # bound, and not listened on
+            nobody.bind(("127.0.0.1", 0))
+            where = f"127.0.0.1:{nobody.getsockname()[1]}"
+            config = config_of(
+                tmp_path, f"services: {{far: {{addresses: ['{where}'], failure_threshold: 1, auth_enabled: false}}}}"
+            )
+            async with running(config, tmp_path / "state") as (cluster, seen):
+                await seen.until(lambda: seen.told("replica does not answer"))
+                assert seen.told("replica does not answer") == [
+                    {"replica": "far-1", "address": where, "reason": "Connection refused"}
+                ]
+                assert list(cluster.problems()) == [
+                    f"service far: far-1 at {where} does not answer: Connection refused"
+                ]
 
     run(scenario())
 

@@ -98,13 +98,32 @@ def version_of(folder: Path) -> Version:
     return config_of(folder, text).services["s"].default_version
 
 
-def watch(version: Version, port: int, turns: list[tuple[bool, str]], turned: asyncio.Event, busy: bool) -> Watch:
+def watch(
+    version: Version,
+    port: int,
+    turns: list[tuple[bool, str]],
+    turned: asyncio.Event,
+    busy: bool,
+    silences: list[str] | None = None,
+) -> Watch:
     def note(ready: bool, reason: str) -> None:
         turns.append((ready, reason))
         turned.set()
 
+    def note_silence(reason: str) -> None:
+        if silences is not None:
+            silences.append(reason)
+            turned.set()
+
     return Watch(
-        host=HOST, port=port, path=lambda: "/", version=lambda: version, busy=lambda: busy, turned=note, interval=0.001
+        host=HOST,
+        port=port,
+        path=lambda: "/",
+        version=lambda: version,
+        busy=lambda: busy,
+        turned=note,
+        silent=note_silence,
+        interval=0.001,
     )
 
 
@@ -125,6 +144,27 @@ def test_it_is_told_once_each_time_that_readiness_turns(tmp_path: Path) -> None:
             watching.cancel()
         assert turns == [(True, ""), (False, "status 503")]
         assert len(requests) == 9
+
+    run(scenario())
+
+
+def test_it_is_told_why_it_does_not_become_ready(tmp_path: Path) -> None:
+    """But not of the first failures, which each start has."""
+    no, yes = b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+    async def scenario() -> None:
+        version = replace(version_of(tmp_path), success_threshold=1, failure_threshold=3)
+        turns: list[tuple[bool, str]] = []
+        silences: list[str] = []
+        turned = asyncio.Event()
+        async with answering(no, no, no, no, yes) as (port, _):
+            watching = asyncio.create_task(watch(version, port, turns, turned, False, silences).run())
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not turns:
+                    turned.clear()
+                    await turned.wait()
+            watching.cancel()
+        assert silences == ["status 503"] * 2
 
     run(scenario())
 
