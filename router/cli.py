@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 from router import __version__
 from router.argument import address, count, percent, positive, url
 from router.build import hot_path
-from router.cluster.local.file import is_router_file, load_local, load_router_file
+from router.cluster.local.file import is_router_file, load_router_file
 from router.cluster.local.keys import KeyStore
-from router.cluster.local.summary import router_summary, summary
+from router.cluster.local.summary import router_summary
 from router.cluster.local.token_keys import TokenKeyFile
+from router.cluster_settings import POD_DEFAULTS
 from router.settings import (
     CONFIG_VARIABLE,
     ROUTER_SETTINGS,
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return EXIT_USAGE
     except OSError as error:
-        _complain(str(error))
+        _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return EXIT_FAILED
     except KeyboardInterrupt:  # before, or without, a part that has its own way to end
         return EXIT_FAILED
@@ -132,7 +133,8 @@ def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check",
         help="validate settings",
-        description="Validate FILE, or what is in a cluster, and say what it sets up; nothing is started or changed.",
+        description="Validate FILE, or what is in a cluster, and say what it sets up; nothing is started or changed. "
+        "Addresses of FILE that do not answer are named on standard error, and are no fault of it.",
     )
     check.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the services, or settings for `serve`")
     _add_cluster_flags(check)
@@ -241,6 +243,8 @@ def _add_shared_flags(parser: argparse.ArgumentParser, *, in_cluster: bool = Fal
     for setting in ROUTER_SETTINGS:
         if setting.flag and (in_cluster or setting.name not in _IN_CLUSTER):
             default = setting.default_means.replace("`", "") or setting.default
+            if in_cluster:
+                default = POD_DEFAULTS.get(setting.name, default)
             flags.add_argument(
                 flag_name(setting.name),
                 dest=setting.name,
@@ -282,10 +286,15 @@ def _check(arguments: argparse.Namespace) -> int:
         given, issuers = load_router_file(arguments.file)
         load_settings(environ=os.environ, file=given)  # for the rules between settings
         lines = router_summary(given, issuers)
+        silent: list[str] = []
     else:
-        lines = summary(load_local(arguments.file, environ=os.environ))
+        from router.checking import check_local
+
+        lines, silent = check_local(arguments.file, os.environ)
     for line in lines:
         print(line)
+    for line in silent:
+        _complain(line)
     return EXIT_DONE
 
 

@@ -12,6 +12,9 @@ def _router(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
     return Setting(name=name, kind=kind, scope=Scope.ROUTER, about=about, **facts)
 
 
+POD_DEFAULTS = {"host": "0.0.0.0", "admin_host": "0.0.0.0", "state_dir": "/var/lib/azureml-fe"}
+"""Where a pod, which is what `serve` runs in, differs from `local`."""
+
 CLUSTER_SETTINGS: tuple[Setting, ...] = (
     _router(
         "namespaces",

@@ -31,6 +31,7 @@ from router.cluster.local.keys import KeyStore
 from router.cluster.local.secret import peer_secret
 from router.cluster.local.token_keys import TokenKeyFile
 from router.console import Console, addresses
+from router.listening import cannot_listen
 from router.overview.logging import WhatIsLogged
 from router.peer_tls import peer_tls
 from router.peers.accepting import listening_socket
@@ -325,8 +326,7 @@ def _peer_socket(host: str, port: int) -> socket.socket:
     try:
         return listening_socket(host, port)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"peer_port: {port} cannot be listened on at {host}: {reason}; allowed: a free port") from error
+        raise cannot_listen("peer_port", port, host, error) from error
 
 
 def _identity(path: Path) -> _Identity:

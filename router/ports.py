@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.gateway.doors import BACKLOG
+from router.listening import cannot_listen
 from router.settings import RouterSettings
 from router.values import SettingsError
 
@@ -92,8 +93,7 @@ def _listen(setting: str, host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for sock in sockets:
             sock.close()
-        reason = error.strerror or str(error)
-        raise OSError(f"{setting}: {port} cannot be listened on at {host}: {reason}; allowed: a free port") from error
+        raise cannot_listen(setting, port, host, error) from error
     for sock in sockets:
         sock.listen(BACKLOG)
         sock.setblocking(False)

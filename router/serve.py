@@ -34,6 +34,8 @@ from router.cluster.kubernetes.sizing import PodsSizer
 from router.cluster.kubernetes.token_keys import TokenKeySecret
 from router.cluster.kubernetes.view import samples
 from router.cluster.local.file import load_router_file
+from router.cluster_settings import POD_DEFAULTS
+from router.listening import cannot_listen
 from router.peer_tls import peer_tls
 from router.peers.accepting import listening_socket
 from router.peers.handshake import SECRET_BYTES, Party
@@ -51,8 +53,6 @@ from router.telemetry.catalogue import Sample
 
 _log = logging.getLogger("router.serve")
 
-DEFAULTS = {"host": "0.0.0.0", "admin_host": "0.0.0.0", "state_dir": "/var/lib/azureml-fe"}
-"""Where a pod differs from `local`."""
 _MOST_SECRET_BYTES = 4096
 
 
@@ -60,7 +60,7 @@ def run_serve(config: Path | None, flags: Mapping[str, object]) -> int:
     """Run until a signal ends it. Returns the exit code. Raises `SettingsError` and OSError before anything runs."""
     named = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     file, issuers = load_router_file(named) if named is not None else ({}, {})
-    settings = load_settings(environ=os.environ, file=file, flags=flags, defaults=DEFAULTS)
+    settings = load_settings(environ=os.environ, file=file, flags=flags, defaults=POD_DEFAULTS)
     log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
     secret = _peer_secret(Path(settings.peer_secret_file))
     peer_socket = _peer_socket(settings)
@@ -279,7 +279,5 @@ def _peer_socket(settings: RouterSettings) -> socket.socket:
     try:
         return listening_socket(host, settings.peer_port)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            f"peer_port: {settings.peer_port} cannot be listened on at {host}: {reason}; allowed: a free port"
-        ) from error
+        name = "pod_ip" if settings.pod_ip else "host"
+        raise cannot_listen("peer_port", settings.peer_port, host, error, host_setting=name) from error

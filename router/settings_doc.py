@@ -13,6 +13,7 @@ from router.cluster.kubernetes.annotations import (
     annotation_name,
 )
 from router.cluster.local.file import LAUNCH_SETTINGS
+from router.cluster_settings import POD_DEFAULTS
 from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
 from router.settings import ROUTER_SETTINGS, environment_name, flag_name
 from router.values import LARGEST_NUMBER, Setting
@@ -66,10 +67,13 @@ have, too. Each setting of a service and of a version is an annotation of the De
 - A wrong annotation is a Warning Event `SettingsRefused` of the Deployment; the settings stay as they were.
 """
 
-_ROUTER_RULES = """\
+_ROUTER_RULES = f"""\
 A flag overrides the environment, which overrides the `router:` section of the file. Variables that Kubernetes makes
 for a Service called `azureml-fe` (`AZUREML_FE_SERVICE_HOST`, `AZUREML_FE_PORT=tcp://...`) are passed over; another
 unknown `AZUREML_FE_` variable is an error.
+
+Defaults are those of `local`; `serve` has others for
+{", ".join(f"`{name}` (`{value}`)" for name, value in POD_DEFAULTS.items())}.
 """
 
 

@@ -22,6 +22,7 @@ LARGEST_NUMBER = 2**31 - 1
 
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _DECIMAL = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?", re.ASCII)
+_HUGE = re.compile(r"[1-9][0-9]{9,}(?:\.[0-9]+)?", re.ASCII)
 _SHOWN_CHARACTERS = 80
 
 
@@ -140,8 +141,15 @@ def parse_value(setting: Setting, raw: object, where: str = "") -> Any:
             value = _parse_mapping(raw)
     if value is None or not _within_limits(setting, value):
         given = "" if raw is None else raw
-        raise SettingsError(setting.name, None if setting.secret else given, setting.allowed, where)
+        raise SettingsError(setting.name, None if setting.secret else given, _allowed(setting, raw), where)
     return value
+
+
+def _allowed(setting: Setting, raw: object) -> str:
+    """What is allowed; of the limit that hardly anybody meets only to who does."""
+    has_no_other = setting.kind in (Kind.INT, Kind.FLOAT) and setting.maximum == LARGEST_NUMBER
+    huge = raw > LARGEST_NUMBER if isinstance(raw, int) else isinstance(raw, str) and _HUGE.fullmatch(raw)
+    return f"{setting.allowed}, at most {LARGEST_NUMBER}" if has_no_other and huge else setting.allowed
 
 
 def unknown_name(name: str, known: Iterable[str], where: str = "") -> SettingsError:

@@ -21,7 +21,7 @@ FILE = """
 services:
   iris: {entry_script: score.py, autoscale_max_replicas: 4, primary_key: s3cret}
   remote: {addresses: ["127.0.0.1:9001", "127.0.0.1:9002"], auth_enabled: false, replica_max_concurrent_requests: 0}
-  tokens: {command: [serve, "--secret=s3cret", "{port}"], token_auth_enabled: true, num_replicas: 2}
+  tokens: {command: [sh, "--secret=s3cret", "{port}"], token_auth_enabled: true, num_replicas: 2}
   ab:
     versions:
       blue: {entry_script: score.py}
@@ -154,16 +154,21 @@ def test_bad_usage_is_one_line(
 
 def test_check_says_what_the_file_sets_up_and_no_secret(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(file)]) == 0
+    said = capsys.readouterr()
     script = f"entry script {file.parent / 'score.py'}"
     one, many = "at most 1 request at a time each", "at most 8 requests at a time each"
     any_number = "any number of requests at a time each"
-    assert capsys.readouterr().out.splitlines() == [
+    assert [line.rpartition(":")[0] for line in said.err.splitlines()] == [
+        f"azureml-fe: service remote, version default: 127.0.0.1:{port} does not answer GET / now"
+        for port in (9001, 9002)
+    ]
+    assert said.out.splitlines() == [
         "service iris: keys (primary given, secondary generated)",
         f"  version default: 100 % of traffic; 1 to 4 replicas at 70 % utilization; {one}; {script}",
         "service remote: no authentication",
         f"  version default: 100 % of traffic; 2 replicas, not scaled; {any_number}; at 127.0.0.1:9001, 127.0.0.1:9002",
         "service tokens: tokens of the router",
-        f"  version default: 100 % of traffic; 2 replicas, fixed; {one}; command serve",
+        f"  version default: 100 % of traffic; 2 replicas, fixed; {one}; command sh",
         "service ab: keys (primary generated, secondary generated)",
         f"  version blue: 90 % of traffic; 1 to 10 replicas at 70 % utilization; {one}; {script}",
         f"  version green: 10 % of traffic; 1 to 10 replicas at 70 % utilization; {many}; {script}",
@@ -219,6 +224,14 @@ def test_help_and_version_end_well(words: list[str], capsys: pytest.CaptureFixtu
         main(words)
     assert caught.value.code == 0
     assert "azureml-fe" in capsys.readouterr().out
+
+
+def test_help_of_serve_has_the_defaults_of_a_pod(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "an address or a host name; default: 0.0.0.0" in said
+    assert "default: /var/lib/azureml-fe" in said
 
 
 def test_module_runs_as_the_command_and_loads_no_event_loop() -> None:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from router.cluster.local.file import load_router_file
+from router.cluster_settings import POD_DEFAULTS
 from router.peer_tls import peer_tls
-from router.serve import DEFAULTS
 from router.service_settings import VERSION_SETTINGS
 from router.settings import ENVIRONMENT_PREFIX, ROUTER_SETTINGS, environment_name, load_settings
 from tests.deploy.chart import (
@@ -124,7 +124,7 @@ def test_the_router_takes_what_it_is_given(objects: Any, tmp_path: Path) -> None
         entry["name"]: entry["value"] if "value" in entry else fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
         for entry in container_of(objects)["env"]
     }
-    taken = load_settings(environ=environment, file=file, defaults=DEFAULTS)
+    taken = load_settings(environ=environment, file=file, defaults=POD_DEFAULTS)
     told = router_yaml(objects)
     assert taken.drain_seconds == told["router"]["drain_seconds"]
     assert taken.plain_http is told["router"]["allow_insecure_connections"]
@@ -136,7 +136,7 @@ def test_the_router_takes_what_it_is_given(objects: Any, tmp_path: Path) -> None
 
 def test_links_between_pods_are_encrypted(objects: Any) -> None:
     told = router_yaml(objects)["router"]
-    settings = load_settings(environ={}, file=told, defaults=DEFAULTS)
+    settings = load_settings(environ={}, file=told, defaults=POD_DEFAULTS)
     mounted = settings.peer_tls_cert_file is not None
     assert mounted is ("peers-tls" in [volume["name"] for volume in pod_of(objects)["volumes"]])
     assert settings.peer_tls == "preferred"
@@ -153,7 +153,7 @@ def test_every_setting_that_may_be_off_is_written_as_a_word() -> None:
 
 def test_links_may_have_to_be_encrypted() -> None:
     told = router_yaml(render(smallest(router={"peer_tls": "required"})))["router"]
-    own = peer_tls(load_settings(environ={}, file=told, defaults=DEFAULTS), 0.0).own
+    own = peer_tls(load_settings(environ={}, file=told, defaults=POD_DEFAULTS), 0.0).own
     assert own is not None
     assert own.required
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.cluster.local.around import Around
-from router.cluster.local.file import Launch
-from router.cluster.local.probe import Watch, authority
+from router.cluster.local.file import Launch, authority
+from router.cluster.local.probe import Watch
 from router.services import Replica, ReplicaState, Version, VersionKey
 
 NOT_READY_INTERVAL = 1.0

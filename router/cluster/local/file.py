@@ -48,7 +48,7 @@ LAUNCH_SETTINGS: tuple[Setting, ...] = (
     _launch(
         "readiness_path",
         Kind.TEXT,
-        "A replica is ready when GET of this path answers 200.",
+        "A replica is ready when GET of this path is answered with a status below 500.",
         default="/",
         pattern=r"/[!-~]*",
         pattern_means="a path that begins with '/'",
@@ -266,6 +266,11 @@ class _ServiceLoader:
         if not script.is_file():
             raise SettingsError("entry_script", raw, f"must be a file, there is none at {script}", where)
         return script
+
+
+def authority(host: str, port: int) -> str:
+    """`host:port` as a URL and the Host header have it (RFC 3986 section 3.2.2: an IPv6 address in brackets)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _command(raw: object, where: str) -> tuple[str, ...]:

@@ -49,8 +49,10 @@ class KeyStore:
 
     def existing(self, service: str) -> Mapping[Which, str]:
         """The keys that a service has, none made. Raises `SettingsError` for a service that has none."""
-        with self._file.locked():
-            services = self._read()
+        services: _Keys = {}
+        if self._file.identity() is not None:  # to look at nothing is no reason to make a folder
+            with self._file.locked():
+                services = self._read()
         if service not in services:
             known = ", ".join(sorted(services)) or "none yet"
             raise SettingsError("SERVICE", service, f"must be a service with generated keys: {known}", str(self.path))

@@ -15,6 +15,14 @@ from pathlib import Path
 from router.values import SettingsError
 
 
+def make_folder(state_dir: Path) -> None:
+    """Make the state folder, for its user only, where there is none. Raises OSError that names its setting."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"state_dir: {state_dir} cannot be made: {error.strerror}; allowed: a folder") from error
+
+
 class PrivateFile:
     """One such file. Every method raises OSError when the folder cannot be used."""
 
@@ -27,7 +35,7 @@ class PrivateFile:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep others from replacing it meanwhile."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
         try:

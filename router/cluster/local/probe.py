@@ -5,8 +5,10 @@ Lives here: how a replica is asked and how often. Must not live here: what readi
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 
+from router.cluster.local.file import authority
 from router.cluster.local.health import Health
 from router.services import Version
 
@@ -17,11 +19,6 @@ _LONGEST_HEAD = 16_384
 _FAREWELL_SECONDS = 0.1
 
 
-def authority(host: str, port: int) -> str:
-    """`host:port` as a URL and the Host header have it (RFC 3986 section 3.2.2: an IPv6 address in brackets)."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 async def probe(host: str, port: int, path: str, timeout_seconds: float) -> str | None:
     """GET `path`; None when it is answered with a status below 500 in time, else why it counts as a failure."""
     try:
@@ -30,7 +27,10 @@ async def probe(host: str, port: int, path: str, timeout_seconds: float) -> str 
     except TimeoutError:
         return f"no answer within {timeout_seconds:g} s"
     except OSError as error:
-        return error.strerror or type(error).__name__
+        # asyncio's own text would repeat the address; that of a name which is not found has a negative number.
+        number = error.errno or 0
+        known = os.strerror(number) if number > 0 else error.strerror
+        return known or type(error).__name__
     except (EOFError, ValueError, asyncio.LimitOverrunError):
         return "no HTTP answer"
     return None if status < 500 else f"status {status}"

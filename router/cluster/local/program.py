@@ -6,6 +6,7 @@ Lives here: command line and environment of a replica. Must not live here: how a
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,19 @@ def check_can_run(key: VersionKey, launch: Launch) -> None:
     if launch.entry_script is not None and importlib.util.find_spec(_SERVER_MODULE) is None:
         allowed = "needs azureml-inference-server-http: pip install 'azureml-fe[example]'"
         raise SettingsError("entry_script", str(launch.entry_script), allowed, f"service {key[0]}, version {key[1]}")
+
+
+def check_program(key: VersionKey, launch: Launch) -> None:
+    """Raise `SettingsError` when there is no such program as the launch's command names."""
+    if not launch.command or launch.command[0] == "python":
+        return
+    program = launch.command[0]
+    places = launch.environment.get("PATH", os.environ.get("PATH"))
+    # As execvp(3) has it: a name with a slash is a path, here from the file's folder.
+    found = shutil.which(str(launch.folder / program) if "/" in program else program, path=places)
+    if found is None:
+        allowed = "must be a program that can be run; there is none of this name"
+        raise SettingsError("command", program, allowed, f"service {key[0]}, version {key[1]}")
 
 
 def program_of(key: VersionKey, launch: Launch, *, host: str, port: int, model_dir: Path) -> Program:

@@ -10,6 +10,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from router.cluster.local.private import make_folder
 from router.values import SettingsError
 
 _BYTES = 32
@@ -19,7 +20,7 @@ def peer_secret(state_dir: Path) -> bytes:
     """The secret in `state_dir`, made now if there is none. Raises `SettingsError` for a file that others can read or
     that holds too little, OSError when the folder cannot be used."""
     path = state_dir / "peer-secret"
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(state_dir)
     if not path.exists():
         # Whole or not at all, and never replaced: of two routers that start at once the first one's file stays.
         temporary = path.with_suffix(f".{os.getpid()}.{secrets.token_hex(4)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from router.auth.issuers import Issuer
-from router.cluster.local.file import Launch, LocalConfig
+from router.cluster.local.file import Launch, LocalConfig, authority
 from router.services import Service, Version
 
 
@@ -42,11 +42,15 @@ def _authentication(service: Service, config: LocalConfig) -> str:
 
 def _scaling(version: Version, launch: Launch) -> str:
     if launch.addresses:
-        return f"{len(launch.addresses)} replicas, not scaled"
+        return f"{_replicas(len(launch.addresses))}, not scaled"
     if not version.autoscale_enabled:
-        return f"{version.num_replicas} replicas, fixed"
+        return f"{_replicas(version.num_replicas or 0)}, fixed"
     least, most = version.autoscale_min_replicas, version.autoscale_max_replicas
     return f"{least} to {most} replicas at {version.autoscale_target_utilization} % utilization"
+
+
+def _replicas(count: int) -> str:
+    return f"{count} replica{'' if count == 1 else 's'}"
 
 
 def _concurrency(version: Version) -> str:
@@ -61,4 +65,4 @@ def _launching(launch: Launch) -> str:
         return f"entry script {launch.entry_script}"
     if launch.command:
         return f"command {launch.command[0]}"
-    return "at " + ", ".join(f"{host}:{port}" for host, port in launch.addresses)
+    return "at " + ", ".join(authority(host, port) for host, port in launch.addresses)
