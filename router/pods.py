@@ -17,7 +17,18 @@ from typing import Protocol
 from router.auth.issuers import Issuer
 from router.cluster.joined import JoinedCluster
 from router.peering import Peering
-from router.peers.messages import Cordons, Demand, Felt, Message, PodSize, Replicas, Services, TokenIssuers
+from router.peers.messages import (
+    Cordons,
+    Demand,
+    Explain,
+    Explained,
+    Felt,
+    Message,
+    PodSize,
+    Replicas,
+    Services,
+    TokenIssuers,
+)
 from router.scaling import demand
 from router.scaling.load import Load
 from router.services import VersionKey
@@ -59,8 +70,18 @@ class Pod(Protocol):
         """Another pod is gone."""
 
 
+class Inquiries(Protocol):
+    """Questions of one pod to another about requests (`overview.inquiries`)."""
+
+    def heard(self, pod: str, message: Explain | Explained) -> None:
+        """Another pod asks, or answers."""
+
+    def lost(self, pod: str) -> None:
+        """The link of a pod is down."""
+
+
 class Pods:
-    """The listener of this pod's links."""
+    """The listener of this pod's links. Questions are passed over as long as there are no `inquiries`."""
 
     def __init__(self, pod: Pod, peering: Peering, joined: JoinedCluster | None, *, by_election: bool = False) -> None:
         self._by_election = by_election
@@ -75,6 +96,7 @@ class Pods:
         self._said: dict[str, Demand] = {}  # each pod's last report
         self._seen: dict[VersionKey, demand.Seen] = {}  # since the leader was told
         self._told_at = time.monotonic()
+        self.inquiries: Inquiries | None = None
 
     @property
     def leads(self) -> bool:
@@ -100,6 +122,8 @@ class Pods:
 
     def peer_down(self, peer: str, certain: bool) -> None:
         self._peering.peer_down(peer, certain)
+        if self.inquiries is not None:
+            self.inquiries.lost(peer)
         if certain:
             self._forget(peer)
 
@@ -132,6 +156,9 @@ class Pods:
                 self._pod.load_told(peer, load)
             case PodSize(cpus):
                 self._pod.size_told(cpus)
+            case Explain() | Explained():
+                if self.inquiries is not None:
+                    self.inquiries.heard(peer, message)
             case _:
                 self._peering.peer_said(peer, message)
 

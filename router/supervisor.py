@@ -139,6 +139,7 @@ class Supervisor:
             )  # fmt: skip
         self._status = StatusRoutes(self.overview)
         self._status.add_to(self._admin.routes)
+        self._pods.inquiries = self._status.inquiries
         add_token_routes(self._admin.routes, self._tokens)
         LoggingRoutes(lambda: self._logged, self.set_logging).add_to(self._admin.routes)
         await self._admin.start()

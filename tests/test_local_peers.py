@@ -1,6 +1,7 @@
 """`azureml-fe local --peer`: a second router on the same machine that joins the first, as a user sees it."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -82,6 +83,36 @@ def test_a_second_router_serves_what_the_first_serves_within_the_same_limits(sta
         assert other.metric("slot_leaks_repaired_total") == 0
     until(lambda: router.metric("peers", standing="live") == 0, "farewell")
     assert router.score("echo").status == 200
+
+
+def test_what_became_of_a_request_is_told_by_whichever_router_is_asked(start: Start, tmp_path: Path) -> None:
+    router = start({"echo": {**open_echo(), "auth_enabled": True}})
+    with joined_to(router, tmp_path) as other:
+        key = router.key("echo")
+        answer = ask(other.port, "/api/v1/service/echo/score", b"[1]", Authorization=f"Bearer {key}")
+        assert answer.status == 200
+        until(lambda: router.metric("peers", standing="live") == 1)
+        asked = ask(router.admin_port, f"/explain/{answer.headers['x-ms-request-id']}")
+        told = json.loads(asked.body)
+        assert (asked.status, told["status"], told["worker"]) == (200, 200, "worker-0")
+        assert told == json.loads(ask(other.admin_port, f"/explain/{told['request_id']}").body) | {"pods": told["pods"]}
+        assert key.encode() not in asked.body
+        names = [
+            json.loads(ask(port, "/status.json").body)["router"]["pod"]
+            for port in (router.admin_port, other.admin_port)
+        ]
+        assert told["pod"] == names[1]
+        assert told["pods"] == {names[0]: "does not remember it", names[1]: "remembers it"}
+        unknown = ask(router.admin_port, "/explain/nothing")
+        assert unknown.status == 404
+        assert json.loads(unknown.body)["pods"] == dict.fromkeys(names, "does not remember it")
+        os.kill(other.process.pid, signal.SIGSTOP)
+        try:
+            silent = ask(router.admin_port, f"/explain/{told['request_id']}")
+        finally:
+            os.kill(other.process.pid, signal.SIGCONT)
+        assert silent.status == 404
+        assert json.loads(silent.body)["pods"][names[1]] in ("did not answer", "cannot be reached")
 
 
 def test_a_joined_router_goes_on_when_the_first_is_killed(start: Start, tmp_path: Path) -> None:

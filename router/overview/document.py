@@ -239,8 +239,9 @@ def _peers(overview: Overview) -> list[dict[str, Any]]:
         for standing, group in (("live", mesh.live()), ("unreachable", mesh.unreachable()))
         for peer in sorted(group)
     ]
+    unmet = mesh.unmet()
     for (host, port), standing in mesh.standings().items():
-        if standing not in ("live", "unreachable"):
+        if standing not in ("live", "unreachable") or (host, port) in unmet:
             name, known = f"{host}:{port}", standing or "unknown"
             peers.append({"name": name, "standing": known, "services_owned": 0, "encrypted": False})
     return peers

@@ -5,6 +5,7 @@ Lives here: the shape of the answer and its sentences. Must not live here: what 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +17,13 @@ from router.telemetry.journal import Entry
 from router.telemetry.log import rfc3339
 from router.telemetry.metrics import answered_by
 
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # the router's own, and clients' as they are kept
+_REPLICAS_TOLD = 100  # the busiest; a version may have thousands, and other pods pass this on
+
 
 async def explain(overview: Overview, request_id: str) -> dict[str, Any] | None:
     """All that is known of a request; None if no worker of this pod remembers it."""
-    if overview.workers is None or not request_id.isascii():
+    if overview.workers is None or not _ID.fullmatch(request_id):
         return None
     found = await overview.workers.explain(request_id.encode())
     if found is None:
@@ -35,6 +39,7 @@ async def explain(overview: Overview, request_id: str) -> dict[str, Any] | None:
         "time": rfc3339(now_wall + entry.began),
         "service": entry.service or None,
         "version": entry.version or None,
+        "pod": overview.peering.own_id,
         "worker": worker,
         "status": entry.status,
         "error": entry.slug or None,
@@ -91,9 +96,10 @@ def _choice(entry: Entry) -> dict[str, Any] | None:
 
 
 def _moment(moment: Moment) -> dict[str, Any]:
+    busiest = sorted(moment.busy.items(), key=lambda each: each[1], reverse=True)[:_REPLICAS_TOLD]
     return {
         "age_seconds": round(moment.age, 3),
-        "in_flight_by_replica": dict(sorted(moment.busy.items())),
+        "in_flight_by_replica": dict(sorted(busiest)),
         "queued": moment.waiting,
         "leases_idle": moment.idle,
     }

@@ -173,6 +173,12 @@ class Overview:
             scaling_decisions=self.loop.decisions(key),
         )
 
+    def unreachable(self) -> list[str]:
+        """Other pods that may live and have no link with this one: ids, or addresses where it is not known whose."""
+        if self.mesh is None:
+            return []
+        return [*self.mesh.unreachable(), *(f"{host}:{port}" for host, port in self.mesh.unmet())]
+
     def address_of(self, service: str, version: str, replica_id: str) -> tuple[str, int] | None:
         """Where a replica is, if it is still there. May be called by another thread."""
         for replica in self.served.replicas((service, version)):

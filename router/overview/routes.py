@@ -11,6 +11,7 @@ from aiohttp import web
 from router.overview import document
 from router.overview.explain import explain
 from router.overview.feed import Feed
+from router.overview.inquiries import Inquiries
 from router.overview.overview import Overview
 
 _NONCE = "@NONCE@"
@@ -23,6 +24,12 @@ class StatusRoutes:
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
         self._feed = Feed(lambda: document.status(overview))
+        self.inquiries = Inquiries(
+            overview.peering.own_id,
+            lambda request_id: explain(overview, request_id),
+            lambda: overview.peering.links,
+            overview.unreachable,
+        )
         self._page = files("router.overview").joinpath("page.html").read_text("utf-8")
 
     def add_to(self, routes: web.UrlDispatcher) -> None:
@@ -35,8 +42,9 @@ class StatusRoutes:
         routes.add_get("/explain/{request_id}", self._get_explanation)
 
     def close(self) -> None:
-        """End the live feeds, which would otherwise last as long as whoever watches."""
+        """End the live feeds, which would otherwise last as long as whoever watches, and answer no other pod."""
         self._feed.close()
+        self.inquiries.close()
 
     async def _get_root(self, _: web.Request) -> web.Response:
         raise web.HTTPFound("status")  # relative: an API server may stand before it
@@ -78,14 +86,14 @@ class StatusRoutes:
             return _json({"error": "no such service"}, status=404)
 
     async def _get_explanation(self, request: web.Request) -> web.Response:
-        explained = await explain(self._overview, request.match_info["request_id"])
-        if explained is None:
+        explanation, pods = await self.inquiries.ask(request.match_info["request_id"])
+        if explanation is None:
             why = (
-                "no worker of this pod remembers this request; each pod remembers its own latest ones, and of those "
+                "no pod that was heard remembers this request; each pod remembers its own latest ones, and of those "
                 "that just went well at most a thousand a second of each worker"
             )
-            return _json({"error": why}, status=404)
-        return _json(explained)
+            return _json({"error": why, "pods": pods}, status=404)
+        return _json({**explanation, "pods": pods})
 
 
 def _json(data: object, status: int = 200) -> web.Response:

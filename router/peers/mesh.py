@@ -186,6 +186,14 @@ class Mesh:
         own, once that is noticed."""
         return {p.address: self._standing(p) for p in self._pursuits.values() if p.expected and not p.is_self}
 
+    def unmet(self) -> frozenset[Address]:
+        """Expected addresses of which nobody knows which router listens there, and that may have one."""
+        return frozenset(
+            p.address
+            for p in self._pursuits.values()
+            if p.expected and not p.is_self and p.peer is None and p.standing is not Standing.GONE
+        )
+
     def has_tried_all(self) -> bool:
         """Whether it is known of each expected address who listens there, or that nobody can be reached."""
         return all(standing is not None for standing in self.standings().values())

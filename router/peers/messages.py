@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from router.auth.issuers import Issuer
 from router.scaling import demand
@@ -141,7 +142,23 @@ class Cordons:
     cordoned: Mapping[VersionKey, frozenset[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """What became of the request of this id? The question's number comes back with the answer."""
+
+    question: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """All that my pod knows of the request that was asked for, as JSON has it; None if no worker remembers it."""
+
+    question: int
+    explanation: Mapping[str, Any] | None
+
+
 Message = (
     Heartbeat | Goodbye | Leaving | Reaches | ToLedger | ToHolder | Leases | FrontEndGone | Told | Forget | Demand
-    | Felt | PodSize | Services | TokenIssuers | Replicas | Cordons
+    | Felt | PodSize | Services | TokenIssuers | Replicas | Cordons | Explain | Explained
 )  # fmt: skip

@@ -23,6 +23,8 @@ from router.peers.frames import WireError
 from router.peers.messages import (
     Cordons,
     Demand,
+    Explain,
+    Explained,
     Felt,
     Forget,
     FrontEndGone,
@@ -182,10 +184,14 @@ def _list(value: object) -> list[Any]:
     return value
 
 
-def _counts(value: object) -> dict[str, int]:
+def _object(value: object) -> dict[str, Any]:
     if type(value) is not dict:
         raise WireError(Ending.GARBAGE, "is not an object")
-    return {name: _count(count) for name, count in value.items()}
+    return value
+
+
+def _counts(value: object) -> dict[str, int]:
+    return {name: _count(count) for name, count in _object(value).items()}
 
 
 def _numbers(value: object) -> tuple[int, ...]:
@@ -385,6 +391,8 @@ _ENCODERS: dict[type, Callable[[Any], list[object]]] = {
     TokenIssuers: lambda m: ["token-issuers", list(m.issuers.values())],
     Replicas: _encode_replicas,
     Cordons: lambda m: ["cordons", m.term, [[*key, sorted(ids)] for key, ids in m.cordoned.items()]],
+    Explain: lambda m: ["explain", m.question, m.request_id],
+    Explained: lambda m: ["explained", m.question, m.explanation],
 }
 
 _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
@@ -405,4 +413,6 @@ _DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
     "token-issuers": _decode_issuers,
     "replicas": _decode_replicas,
     "cordons": _decode_cordons,
+    "explain": lambda _, f: Explain(_count(f[1]), _text(f[2])),
+    "explained": lambda _, f: Explained(_count(f[1]), _optional(_object)(f[2])),
 }

@@ -105,6 +105,12 @@ def _by_issuer(found: list[Issuer]) -> peer_messages.TokenIssuers:
     return peer_messages.TokenIssuers({issuer.name: issuer for issuer in found})
 
 
+explained = st.recursive(
+    st.none() | st.booleans() | counts | seconds | names,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=5,
+)
+
 every_message: st.SearchStrategy[peer_messages.Message] = st.one_of(
     st.just(peer_messages.Heartbeat()),
     st.just(peer_messages.Goodbye()),
@@ -132,6 +138,8 @@ every_message: st.SearchStrategy[peer_messages.Message] = st.one_of(
     st.lists(issuers, max_size=2).map(_by_issuer),
     st.builds(peer_messages.Replicas, keys, _words(replicas), st.frozensets(names, max_size=3)),
     st.builds(peer_messages.Cordons, counts, st.dictionaries(keys, st.frozensets(names, max_size=3), max_size=3)),
+    st.builds(peer_messages.Explain, counts, names),
+    st.builds(peer_messages.Explained, counts, st.none() | st.dictionaries(names, explained, max_size=3)),
 )
 
 

@@ -133,6 +133,7 @@ def test_nobody_at_an_address_whose_router_is_not_known_is_told_by_its_standing_
         address = free_address()
         async with router("a", expects={address: None}) as a:
             await eventually(lambda: a.mesh.standings() == {address: Standing.GONE})
+            assert not a.mesh.unmet()
             assert a.ears.events == []
 
     run(story())
@@ -143,6 +144,9 @@ def test_a_host_name_without_an_address_is_unreachable() -> None:
         addresses: dict[Address, str | None] = {("no-such-host.invalid", 9091): None, ("x" * 70, 9091): "b"}
         async with router("a", expects=addresses) as a:
             await eventually(lambda: set(a.mesh.standings().values()) == {Standing.UNREACHABLE})
+            assert a.mesh.unmet() == {("no-such-host.invalid", 9091)}, (
+                "of the other one it is known who should be there"
+            )
             assert a.ears.events == [("down", "b", False)]
 
     run(story())
