@@ -106,7 +106,7 @@ class Felt:
 
 @dataclass(frozen=True, slots=True)
 class PodSize:
-    """I lead: each pod of the router is to have so many CPUs, and be ready only then."""
+    """I lead: each pod of the router is to have so many CPUs, and be ready only then. 0: those that it comes with."""
 
     cpus: float
 

@@ -25,6 +25,10 @@ class Sizer(Protocol):
     def size(self) -> Size | None:
         """The size that is so now; None while that is not known."""
 
+    def cpus_of_new_pods(self) -> float | None:
+        """How many CPUs a new pod is to have before it gets ready; 0: those that it comes with; None while that is not
+        known."""
+
     async def bring_about(self, target: Size) -> None:
         """Return once the router has this size. Raises `NoRoomError`, or anything else for a failure."""
 

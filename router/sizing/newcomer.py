@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 HEARING_SECONDS = 3.0
-"""The pod that leads tells the size once a second. A longer silence means that nobody knows it."""
+"""The pod that leads tells the size once a second, or that there is none to wait for. A longer silence means that
+nobody leads, or that who does cannot tell: an earlier release, or the API server is away."""
 _HAIR = 1e-6
 
 
@@ -17,7 +18,7 @@ class Newcomer:
         self._over = False
 
     def told(self, cpus: float) -> None:
-        """The leader says how many CPUs each pod is to have."""
+        """The leader says how many CPUs each pod is to have; 0: those that it came with."""
         self._told = cpus
 
     def lacks(self, now: float, cpus: float, *, has_peers: bool) -> str | None:

@@ -128,7 +128,7 @@ class Sizing:
             self._window.add(self._clock(), pod, load)
 
     def size_told(self, cpus: float) -> None:
-        """The pod that leads says how many CPUs each is to have."""
+        """The pod that leads says how many CPUs each is to have; 0: those that it came with."""
         self._newcomer.told(cpus)
 
     def pod_gone(self, pod: str) -> None:
@@ -194,11 +194,11 @@ class Sizing:
             event(_log, logging.ERROR, "workers cannot be started", error=str(error))
 
     def _decide(self, now: float, sizer: Sizer) -> None:
+        if (cpus := sizer.cpus_of_new_pods()) is not None:
+            self._fleet.tell_size(cpus)
         size = sizer.size()
         if size is None or self._scaler is None:
             return
-        if sizer.of_all_pods:
-            self._fleet.tell_size(size.cpus)
         decision = self.last = self._scaler.observe(now, self._window.seen(now), size)
         if decision.target is not None:
             self._changing = asyncio.ensure_future(self._carry_out(sizer, self._scaler, decision, size))

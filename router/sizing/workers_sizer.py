@@ -16,7 +16,7 @@ class Fleet(Protocol):
         """Let them know what this one feels of its load."""
 
     def tell_size(self, cpus: float) -> None:
-        """Let them know how many CPUs each pod is to have."""
+        """Let them know how many CPUs each pod is to have; 0: those that it comes with."""
 
     def has_peers(self) -> bool:
         """Whether there are others."""
@@ -35,6 +35,9 @@ class WorkersSizer:
     def size(self) -> Size | None:
         """See `Sizer`."""
         return Size(float(self._count()), 1)
+
+    def cpus_of_new_pods(self) -> None:
+        """There are no pods."""
 
     async def bring_about(self, target: Size) -> None:
         """See `Sizer`."""

@@ -23,6 +23,13 @@ def test_a_size_that_nobody_knows_is_not_waited_for() -> None:
     assert pod.lacks(5.0 + HEARING_SECONDS, 1.0, has_peers=True) is None
 
 
+def test_nobody_waits_where_the_leader_says_that_pods_keep_what_they_came_with() -> None:
+    pod = Newcomer(30.0)
+    assert pod.lacks(0.0, 0.5, has_peers=True) is not None
+    pod.told(0.0)
+    assert pod.lacks(0.1, 0.5, has_peers=True) is None
+
+
 def test_a_node_without_room_does_not_keep_it_unready_for_ever() -> None:
     pod = Newcomer(30.0)
     pod.told(2.0)

@@ -52,12 +52,16 @@ class Cluster:
     def __init__(self) -> None:
         self.policy: Policy = pods_policy(SETTINGS)
         self.now: Size | None = Size(1, 2)
+        self.cpus: float | None = 1
         self.asked: list[Size] = []
         self.said: list[tuple[str, str]] = []
         self.ends: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def size(self) -> Size | None:
         return self.now
+
+    def cpus_of_new_pods(self) -> float | None:
+        return self.cpus
 
     async def bring_about(self, target: Size) -> None:
         self.asked.append(target)
@@ -137,6 +141,12 @@ async def test_other_pods_are_told_load_and_size(its: Story) -> None:
     assert (len(its.fleet.loads), its.fleet.sizes) == (3, [])
     await its.seconds(3, slow=False)
     assert (len(its.fleet.loads), its.fleet.sizes) == (6, [1, 1, 1])
+    its.cluster.now, its.cluster.cpus = None, None
+    await its.second(slow=False)
+    assert its.fleet.sizes == [1, 1, 1]
+    its.cluster.cpus = 0
+    await its.second(slow=False)
+    assert its.fleet.sizes == [1, 1, 1, 0]
 
 
 @story

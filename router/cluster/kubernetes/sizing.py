@@ -90,6 +90,7 @@ class PodsSizer:
         self._pods: Sequence[RouterPod] = ()
         self._looked_at = 0.0
         self._in_place: bool | None = None
+        self._knows = False  # what there is, a size or none
         self._asked: dict[str, float] = {}  # pods that were brought to size, by uid -> since when
         self._spared: dict[str, float] = {}  # pods whose node has no room, by uid -> until when
         self._busy = asyncio.Lock()
@@ -107,6 +108,15 @@ class PodsSizer:
             return Size(max(limits), deployment.replicas) if limits else None
         return Size(deployment.limit, deployment.replicas) if deployment.limit and deployment.settled else None
 
+    def cpus_of_new_pods(self) -> float | None:
+        """See `Sizer`. Pods keep what their template gives them unless they are resized in place."""
+        if not self._knows or not self._may_write():
+            return None
+        if not self._in_place or self._deployment is None or all(pod.limit is None for pod in self._pods):
+            return 0.0
+        size = self.size()
+        return size.cpus if size is not None else None
+
     async def run(self) -> None:
         """Follow the size while this router leads, for ever."""
         while True:
@@ -114,17 +124,20 @@ class PodsSizer:
                 try:
                     async with self._busy:
                         await self._look()
+                        self._knows = True
                         await self._align()
                     self._complain("" if self._has_limits() else "the container has no CPU limit that could be changed")
                 except NotLeadingError:
                     pass
                 except (ApiError, ApiUnreachable) as error:
-                    if isinstance(error, ApiError) and error.status == 404:
+                    self._knows = isinstance(error, ApiError) and error.status == 404
+                    if self._knows:
                         self._deployment = None  # this router runs by other means, which have its size
                     else:
                         self._complain(str(error))
             else:
                 self._deployment = self._in_place = None
+                self._knows = False
             await asyncio.sleep(LOOK_SECONDS)
 
     def _has_limits(self) -> bool:

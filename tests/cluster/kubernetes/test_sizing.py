@@ -121,9 +121,12 @@ def test_pods_are_resized_in_place_and_the_template_stays(installed: Cluster, no
     async def story() -> None:
         before = template(installed)
         async with sizer_of(installed) as sizer:
+            assert sizer.cpus_of_new_pods() is None  # nothing is known yet
             await knows(sizer, Size(1, 2))
+            assert sizer.cpus_of_new_pods() == 1
             await sizer.bring_about(Size(2, 2))
             assert sizer.size() == Size(2, 2)
+            assert sizer.cpus_of_new_pods() == 2
             assert limits(installed) == [2, 2]
             assert {name: cpus(given[-1]) for name, given in nodes.given.items()} == {
                 "azureml-fe-1": 2,
@@ -250,9 +253,20 @@ def test_who_does_not_lead_neither_knows_a_size_nor_writes_one(installed: Cluste
             await knows(sizer, Size(1, 2))
             leading = False
             assert sizer.size() is None
+            assert sizer.cpus_of_new_pods() is None
             with pytest.raises(RuntimeError, match="another router leads"):
                 await sizer.bring_about(Size(2, 2))
             assert limits(installed) == [1, 1]
+
+    run(story())
+
+
+def test_new_pods_of_a_router_that_runs_by_other_means_need_not_wait_for_a_size(installed: Cluster) -> None:
+    async def story() -> None:
+        installed.client.delete("deployments", installed.namespace, ROUTER)
+        async with sizer_of(installed) as sizer:
+            await becomes(lambda: sizer.cpus_of_new_pods() == 0)
+            assert sizer.size() is None
 
     run(story())
 
@@ -327,6 +341,7 @@ def test_without_resize_the_template_is_patched_and_pods_roll(installed: Cluster
             rolling = asyncio.ensure_future(sizer.bring_about(Size(2, 2)))
             await becomes(lambda: template_cpu(installed) == 2)
             await becomes(lambda: sizer.size() is None)  # on the way
+            assert sizer.cpus_of_new_pods() == 0
             strategy = installed.client.get("deployments", installed.namespace, ROUTER)["spec"]["strategy"]
             assert strategy["rollingUpdate"]["maxUnavailable"] == 0
             set_status(
