@@ -15,7 +15,7 @@ COPY pyproject.toml README.md setup.py ./
 COPY router ./router
 # The environment needs no pip of its own: the image's installs into it.
 RUN python -m venv --without-pip /opt/azureml-fe \
-    && AZUREML_FE_COMPILE="$COMPILE" pip --python /opt/azureml-fe/bin/python install --no-cache-dir ".${EXTRAS}"
+    && COMPILE_AZUREML_FE="$COMPILE" pip --python /opt/azureml-fe/bin/python install --no-cache-dir ".${EXTRAS}"
 
 FROM python:3.13-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/azureml-fe --shell /usr/sbin/nologin azureml-fe \

@@ -1,6 +1,6 @@
 """How the package is built; what it is and needs stands in pyproject.toml.
 
-With AZUREML_FE_COMPILE=1 mypyc makes C extensions of the hot path, from the very sources that Python interprets without
+With COMPILE_AZUREML_FE=1 mypyc makes C extensions of the hot path, from the very sources that Python interprets without
 it. That takes a C compiler, and mypy, which pip fetches for the build (or which is there, with --no-build-isolation).
 """
 
@@ -53,10 +53,10 @@ class _Build(build_ext):
         super().finalize_options()
 
 
-match os.environ.get("AZUREML_FE_COMPILE", "0"):
+match os.environ.get("COMPILE_AZUREML_FE", "0"):
     case "1":
-        setup(distclass=_Distribution, cmdclass={"build_ext": _Build}, setup_requires=["mypy>=2"])
+        setup(distclass=_Distribution, cmdclass={"build_ext": _Build}, setup_requires=["mypy>=2.4"])
     case "0" | "":
         setup()
     case other:
-        raise SystemExit(f"AZUREML_FE_COMPILE={other}: allowed: 1 (compile the hot path) and 0")
+        raise SystemExit(f"COMPILE_AZUREML_FE={other}: allowed: 1 (compile the hot path) and 0")

@@ -48,7 +48,7 @@ def _build(scratch: Path) -> Path:
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, sources / name)
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(made), str(sources)],
-        env=os.environ | {"AZUREML_FE_COMPILE": "1"},
+        env=os.environ | {"COMPILE_AZUREML_FE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
