@@ -230,7 +230,7 @@ ENGINES: Final[Mapping[str, Engine]] = {
         Engine(
             name="compiled",
             title="azureml-fe compiled, 1 worker (the same on)",
-            settings=("router.yaml",),
+            settings=(),  # the router's
             version=_router_version,
             launch=_compiled,
         ),

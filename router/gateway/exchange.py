@@ -7,6 +7,7 @@ what keeps slots from leaking, whoever fails first. The states are `request`'s, 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -46,6 +47,7 @@ class Exchange(Admission):
         self.lease = lease
         self.granted = now
         self.beside = lease.busy
+        self.state = CONNECTING
         pool = lease.target
         try:
             if self.expects_continue and not self.body_bytes and not self.body_complete:
@@ -53,12 +55,12 @@ class Exchange(Admission):
                 self.to_client(b"HTTP/1.1 100 Continue\r\n\r\n")
             connection = pool.take()
             if connection is None:
-                self.state = CONNECTING
                 pool.connect(self)
             else:
                 self._send(connection, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, the slot must not be lost with it
-            self.fault(error)
+            # In a turn of its own: who gets the slot next may have the same fault, and so on through a long queue.
+            asyncio.get_running_loop().call_soon(self.fault, error)
 
     # From the slot to the replica.
 

@@ -321,6 +321,33 @@ async def test_fault_while_a_request_is_sent(world: World) -> None:
         assert (answer.status, answer.error) == (500, "router-error")
 
 
+@story()
+async def test_fault_that_each_waiter_in_a_long_queue_has(world: World) -> None:
+    """None of them is within another one's: no slot is lost for want of stack."""
+    many = 300
+    world.serve("iris", replica_max_concurrent_requests=many, max_request_wait_time=60_000)
+    replica = await world.replica()
+    clients = [await world.client() for _ in range(many)]
+    for client in clients:
+        client.send(post())
+    lines = [await replica.accept() for _ in clients]
+    for line in lines:
+        await line.message()
+        line.send(ok())
+    for client in clients:
+        assert (await client.message()).status == 200
+    world.serve("iris", replica_max_concurrent_requests=1, max_request_wait_time=60_000)
+    await world.until(lambda: not world.route().holder.idle, "one slot")
+    for client in clients:
+        client.send(post())
+    await world.until(lambda: (world.busy(), world.queued()) == (1, many - 1), "a queue")
+    world.route().counters.route_time.counts.clear()
+    await world.until(lambda: any(line.received for line in lines), "the first one at the replica")
+    next(line for line in lines if line.received).send(ok())
+    statuses = [(await client.message()).status for client in clients]
+    assert statuses == [200] + [500] * (many - 1)
+
+
 # Ten thousand of them
 
 FAULTY_REQUESTS = (
