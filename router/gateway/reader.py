@@ -1,8 +1,8 @@
 """The parser's side of a client connection: from bytes to requests.
 
 Lives here: the callbacks of llhttp, in the order in which data arrives, and the rules that llhttp leaves to the router
-(a second `Host`, codings other than chunked, versions, sizes of heads). Must not live here: what becomes of a request
-(`exchange`) and of the connection (`downstream`).
+(a second `Host`, codings other than chunked, protocols, versions, sizes of heads). Must not live here: what becomes of
+a request (`exchange`) and of the connection (`downstream`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ SLICE_BYTES: Final = 16384
 # Headers of which there can be only one: with two, who reads which would be a matter of taste.
 _SINGLE: Final = frozenset((b"host", b"authorization", b"content-length", b"transfer-encoding"))
 
+# Protocols besides HTTP whose requests llhttp takes for HTTP's, and does not tell.
+_OTHER_PROTOCOLS: Final = (b"RTSP/", b"ICE/")
+
 # While a body comes in chunks: what follows it is no header but a trailer, whatever its name.
 _NONE_KNOWN: Final[dict[bytes, bytes]] = {}
 
@@ -54,6 +57,7 @@ class RequestReader:
 
     __slots__ = (
         "_barren_bytes",
+        "_begun",
         "_current",
         "_fruitful_bytes",
         "_head_bytes",
@@ -66,6 +70,7 @@ class RequestReader:
         "_parts",
         "_paused_seconds",
         "_pending",
+        "_piece",
         "_rest",
         "_served",
         "_target",
@@ -88,6 +93,8 @@ class RequestReader:
         self._served = False  # whether a head has ever come whole
         self._head_since = 0.0  # 0: no head is on its way
         self._head_bytes = 0
+        self._begun = b""  # what has come of a head that is on its way
+        self._piece = b""  # what is being parsed
         self._paused_seconds = 0.0  # for which this body was not read, through no fault of the client's
         self._rest: bytes | None = None  # received and not parsed yet; None: what comes is parsed at once
         self._fruitful_bytes = 0  # of a body in chunks, when last looked at
@@ -98,8 +105,10 @@ class RequestReader:
         raise NotImplementedError
 
     def _parse(self, data: bytes) -> None:
+        self._piece = data
         try:
             self._parser.feed_data(data)
+            self._piece = b""
             return
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
@@ -110,6 +119,7 @@ class RequestReader:
             answer = error.__context__.answer
         except httptools.HttpParserError as error:
             answer = answers.bad_request(str(error))
+        self._piece = b""
         if answer is None:
             self._after_upgrade(rest)
         else:
@@ -189,7 +199,10 @@ class RequestReader:
         kept, self._kept = self._kept, {}
         target, self._target = self._target, b""
         self._served = True
-        self._head_since = 0.0
+        begun = b""
+        if self._head_since:  # it came in pieces
+            self._head_since = 0.0
+            begun, self._begun = self._begun, b""
         received, self._head_bytes = self._head_bytes, 0  # with what came of the body in the same piece
         self._paused_seconds = 0.0
         if received > self.gateway.small_head_bytes and self._is_large(received, target, parts, kept):
@@ -197,6 +210,7 @@ class RequestReader:
         if (host := kept.get(b"host", b"")) != self._host:
             if not is_host(host.rstrip(b" \t")):
                 raise Refusal(answers.bad_request("a Host header that names no host"))
+            self._check_protocol(begun + self._piece, target, 1)
             self._host = host
         parser = self._parser
         length = 0
@@ -215,6 +229,8 @@ class RequestReader:
             exchange.keep_alive = False
         if not exchange.keep_alive or b"connection" in kept or b"host" not in kept:
             self._check_version(exchange, kept)
+            if not exchange.http11:
+                self._check_protocol(begun + self._piece, target)
         if b"expect" in kept:
             exchange.expects_continue = exchange.http11 and kept[b"expect"].lower() == b"100-continue"
         self._parsing = exchange
@@ -248,6 +264,18 @@ class RequestReader:
         if exchange.http11 and b"upgrade" in kept and b"upgrade" in connection_options(kept.get(b"connection", b"")):
             exchange.upgrade = kept[b"upgrade"].strip().lower() == b"websocket" and exchange.length == 0
 
+    @staticmethod
+    def _check_protocol(raw: bytes, target: bytes, most: int = -1) -> None:
+        """Refuse RTSP and ICE, by the bytes of the head and what came with them, where `most` first lines like it are
+        looked at; -1: all.
+
+        To be called for each head of version 1.0, which is theirs, and for a connection's first one: nobody begins with
+        HTTP and goes on with a version 1.1 of those, which does not exist. Most requests need not pay for it.
+        """
+        after_target = raw.split(b" " + target + b" ", most)[1:]
+        if any(rest.lstrip(b" ").startswith(_OTHER_PROTOCOLS) for rest in after_target):
+            raise Refusal(answers.bad_request("a protocol other than HTTP"))
+
     def on_body(self, data: bytes) -> None:
         exchange = self._parsing
         if exchange is None:
@@ -273,6 +301,7 @@ class RequestReader:
             if not piece.strip(b"\r\n"):
                 return  # empty lines before a request mean nothing (RFC 9112 section 2.2)
             self._head_since = monotonic()
+        self._begun += piece
         if self._head_bytes > self.gateway.settings.max_head_bytes:
             self.malformed(self._head_too_large().answer)
 

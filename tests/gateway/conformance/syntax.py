@@ -44,6 +44,17 @@ FIRST_LINES = [
       for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "MKCOL", "PURGE", "QUERY")),
     forwarded("two spaces in a first line become one", line(b"GET  " + PATH + b"score HTTP/1.1"), GOT),
     refused("a method that only RTSP has", line(b"DESCRIBE " + PATH + b"score HTTP/1.1")),
+    *(refused(f"protocol {name!r} of {method!r}", line(method + b" " + PATH + b"score" + name))
+      for method in (b"GET", b"POST", b"OPTIONS", b"DESCRIBE", b"SETUP")
+      for name in (b" RTSP/1.0", b"  RTSP/1.0", b" RTSP/1.1", b" RTSP/2.0")),
+    refused("protocol RTSP without a host", b"GET / RTSP/1.0\r\n\r\n"),
+    refused("protocol RTSP and its own target", b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n"),
+    refused("protocol RTSP after empty lines", b"\r\n\r\nGET " + PATH + b"score RTSP/1.0\r\n\r\n"),
+    refused("protocol RTSP after HTTP", HEAD + b"Content-Length: 0\r\n\r\n" + line(b"GET " + PATH + b"score RTSP/1.0"),
+            200, 400, seen=(Seen(),)),
+    refused("protocol ICE", line(b"SOURCE " + PATH + b"score ICE/1.0")),
+    forwarded("a body that is a request of another protocol", HEAD + b"Connection: close\r\nContent-Length: 21\r\n\r\nGET /score RTSP/1.0\r\n",
+              Seen(body=b"GET /score RTSP/1.0\r\n"), closes=True),
 ]  # fmt: skip
 
 FIELDS = [
