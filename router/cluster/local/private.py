@@ -56,7 +56,7 @@ class PrivateFile:
             return file.read()
 
     def write(self, text: str) -> None:
-        """Replace it."""
+        """Replace it. Raises OSError that names it, as one about a full disk does not by itself."""
         temporary = self.path.with_suffix(f".{os.getpid()}.{secrets.token_hex(4)}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -65,6 +65,9 @@ class PrivateFile:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

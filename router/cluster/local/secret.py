@@ -31,6 +31,8 @@ def peer_secret(state_dir: Path) -> bytes:
             os.link(temporary, path)
         except FileExistsError:
             pass  # the other one was first
+        except OSError as error:  # of a full disk: names no file by itself
+            raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
             temporary.unlink()
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:

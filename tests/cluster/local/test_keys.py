@@ -1,5 +1,6 @@
 """Generated keys: stable, private, and replaced as a whole."""
 
+import errno
 import json
 import os
 import stat
@@ -136,3 +137,20 @@ def test_keys_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     assert {name: store.keys_for(name) for name in names} == made
     assert sorted(json.loads(store.path.read_text())["services"]) == sorted(names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["keys.json", "keys.lock"]
+
+
+def test_a_disk_that_is_full_is_told_with_the_file_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = KeyStore(tmp_path / "state")
+    before = store.keys_for("iris")
+
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        store.regenerate("iris", "primary")
+    assert caught.value.filename == str(store.path)
+    assert store.keys_for("iris") == before
+    assert sorted(path.name for path in store.path.parent.iterdir()) == ["keys.json", "keys.lock"]
