@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from benchmarks.harness.backends import loopback_addresses, nginx_backend
-from benchmarks.harness.engines import Running, Target, running
+from benchmarks.harness.engines import Running, Target, routers, running
 from benchmarks.harness.session import Session, parser, session
 from benchmarks.harness.wrk import measure, script, verify
 
-ENGINES: Final = ("haproxy", "nginx", "router")
+ENGINES: Final = ("haproxy", "nginx")
 CONNECTIONS: Final = 32
 
 
@@ -77,7 +77,7 @@ def measure_shape(name: str, wanted: Shape, port: int, current: Session) -> dict
 
 def main() -> None:
     """Command line."""
-    arguments = parser(__doc__, engines=ENGINES, rounds=3, seconds=3)
+    arguments = parser(__doc__, engines=(*ENGINES, *routers()), rounds=3, seconds=3)
     arguments.add_argument(
         "--shapes",
         nargs="+",
