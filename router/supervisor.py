@@ -353,6 +353,7 @@ class Supervisor:
         self._loop.front_end_gone(name)
         self._reports.ended(name)
         self.overview.traces.worker_ended(name)
+        self.overview.history.ended(time.monotonic(), name)
         self.sizing.worker_ended(name)
         self._counters.ended(name, 0)
 

@@ -120,9 +120,10 @@ def _observation(observed: Observation, when: float) -> dict[str, Any]:
 def _story(entry: Entry, moment: Moment | None, observed: Observation | None) -> Iterator[str]:
     """The same for people, in the order in which it happened."""
     if moment is not None:
+        where = f" at {len(moment.busy)} replicas" if moment.busy else ""
         yield (
-            f"When it came, {sum(moment.busy.values())} requests were in flight at {len(moment.busy)} replicas and "
-            f"{moment.waiting} waited, as workers had reported up to {moment.age * 1e3:.0f} ms before."
+            f"When it came, {sum(moment.busy.values())} requests were in flight{where} and "
+            f"{moment.waiting} waited, as workers had reported {moment.age * 1e3:.0f} ms before."
         )
     if entry.position:
         yield (
