@@ -248,6 +248,7 @@ class Certificates:
         self._in_force = judge(files, _read(files), now)
         self._seen: Material | str = self._in_force.material  # contents, or why they cannot be read
         self._refused: Material | str | None = None
+        self._why_refused = ""
         self._judge_again = 0.0
         self._look_again = 0.0
         self.errors = 0
@@ -278,6 +279,14 @@ class Certificates:
         yield Sample("certificate_errors", self.errors, (use,))
         yield Sample("certificate_last_reload_success", self.last_reload_succeeded, (use,))
 
+    def problems(self, now: float) -> Iterator[str]:
+        """What an operator should see to, in a line each; `now` in seconds since the epoch."""
+        if self._refused is not None:
+            yield f"{self._files.use} certificate refused, the former one stays in force: {self._why_refused}"
+        if (left := self.not_after - now) < _SOON_SECONDS:
+            ends = f"{datetime.fromtimestamp(self.not_after, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            yield f"{self._files.use} certificate {'ends' if left > 0 else 'ended'} at {ends}"
+
     def look(self, now: float) -> Material | None:
         """Look at the files, at most once a second: another certificate that is in force from now on, or None."""
         if self._look_again - _LOOK_SECONDS <= now < self._look_again:  # unless the clock was set back
@@ -291,6 +300,8 @@ class Certificates:
         if contents != seen_before:
             return None  # whoever writes the files may not have finished
         if contents == self._in_force.material:
+            if self._refused is not None:
+                self._tell("certificate in force is that of the files again", now)
             self._refused = None
             return None
         if contents == self._refused and now < self._judge_again:
@@ -304,10 +315,12 @@ class Certificates:
                 raise SettingsError(self._files.certificate[0], None, contents)
             self._in_force = judge(self._files, contents, now)
         except SettingsError as error:
+            self._why_refused = contents if isinstance(contents, str) else str(error)
             if contents != self._refused:
                 self.errors += 1
-                reason = contents if isinstance(contents, str) else str(error)
-                event(_log, logging.ERROR, "certificate refused, the former one stays in force", error=reason)
+                event(
+                    _log, logging.ERROR, "certificate refused, the former one stays in force", error=self._why_refused
+                )
             self._refused = contents
             return None
         self._refused = None

@@ -379,9 +379,10 @@ class Supervisor:
             self.overview.decided(step.key, step.changed, step.decision, time.time())
 
     def keep(self, certificates: Certificates) -> None:
-        """Look at these now and then, and tell of them in metrics."""
+        """Look at these now and then, and tell of them in metrics and on the status page."""
         self._certificates.append(certificates)
         self.overview.sources.append(certificates.samples)
+        self.overview.problems.append(lambda: certificates.problems(time.time()))
 
     def _look_at_certificates(self) -> None:
         for certificates in self._certificates:

@@ -194,12 +194,26 @@ def test_a_bad_pair_is_refused_once_and_the_former_one_stays(mount: Mount, caplo
     assert "tls_key_file" in record.fields["error"]  # type: ignore[attr-defined]
     assert certificates.material == ONE
     assert (certificates.errors, certificates.last_reload_succeeded) == (1, False)
+    (problem,) = certificates.problems(NOW + 199)
+    assert problem.startswith("server certificate refused, the former one stays in force: tls_key_file")
     mount.turn(OTHER)
     assert [certificates.look(NOW + second) for second in (201, 202)] == [None, OTHER]
     assert certificates.last_reload_succeeded
+    assert list(certificates.problems(NOW + 203)) == []
 
 
-def test_a_pair_that_comes_back_is_in_force_as_it_was(mount: Mount) -> None:
+def test_one_that_ends_soon_is_a_problem(mount: Mount) -> None:
+    certificates = begin(mount)
+    end = certificates.not_after
+    assert list(certificates.problems(end - 15 * 86400)) == []
+    (soon,) = certificates.problems(end - 13 * 86400)
+    assert soon.startswith("server certificate ends at ")
+    (late,) = certificates.problems(end + 1)
+    assert late.startswith("server certificate ended at ")
+
+
+def test_a_pair_that_comes_back_is_in_force_as_it_was(mount: Mount, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "router.certificates")
     certificates = begin(mount)
     mount.turn(replace(ONE, chain=b"hello"))
     assert [certificates.look(NOW + second) for second in (1, 2)] == [None, None]
@@ -207,6 +221,7 @@ def test_a_pair_that_comes_back_is_in_force_as_it_was(mount: Mount) -> None:
     mount.turn(ONE)
     assert [certificates.look(NOW + second) for second in (3, 4)] == [None, None]
     assert certificates.last_reload_succeeded
+    assert caplog.records[-1].message == "certificate in force is that of the files again"
 
 
 def test_files_that_are_gone_leave_the_former_one(mount: Mount) -> None:
