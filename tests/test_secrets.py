@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import trustme
 
 from router.tls import Material
@@ -115,7 +114,6 @@ def emitted(router: Router, ids: list[str]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_nothing_secret_is_emitted(start: Start, tmp_path: Path) -> None:
     mount = Mount(tmp_path / "tls", PAIR)
     tls = {"https_port": 0, "tls_cert_file": mount.certificate, "tls_key_file": mount.key}
