@@ -31,6 +31,7 @@ from router.peers.messages import (
 )
 from router.scaling import demand
 from router.scaling.load import Load
+from router.seen import Seen, together
 from router.services import VersionKey
 
 REPORT_SECONDS = 0.2
@@ -94,7 +95,7 @@ class Pods:
         self._joined = joined
         self._leader: str | None = None  # another pod
         self._said: dict[str, Demand] = {}  # each pod's last report
-        self._seen: dict[VersionKey, demand.Seen] = {}  # since the leader was told
+        self._seen: dict[VersionKey, Seen] = {}  # since the leader was told
         self._told_at = time.monotonic()
         self.inquiries: Inquiries | None = None
 
@@ -173,12 +174,12 @@ class Pods:
         if self.leads and not self._by_election:
             self._peering.links.broadcast(table)
 
-    def saw(self, reports: Mapping[VersionKey, demand.Seen]) -> None:
+    def saw(self, reports: Mapping[VersionKey, Seen]) -> None:
         """Add what a worker of this pod saw to what the leader will be told."""
         if not self.leads:
             for key, seen in reports.items():
                 before = self._seen.get(key)
-                self._seen[key] = seen if before is None else demand.together(before, seen)
+                self._seen[key] = seen if before is None else together(before, seen)
 
     def tick(self, now: float) -> None:
         """Report to the leader, or tell what is cordoned, when it is time."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from router.gateway.control import Report, Row, VersionReport
-from router.scaling.demand import Seen
+from router.seen import Seen
 from router.services import VersionKey
 
 Sent = Mapping[str, int]

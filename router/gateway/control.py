@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from router.auth.trust import Trust
+from router.seen import Seen
 from router.services import Replica, Service, VersionKey
 from router.settings import RouterSettings
 from router.slots.messages import Holds, ToHolder, ToLedger
@@ -118,9 +119,6 @@ class ToLedgers(NamedTuple):
     key: VersionKey
     messages: Sequence[ToLedger]
 
-
-Seen = tuple[float, float, int, int, int, float]
-"""What happened in some time, as the fields of `slots.holder.Totals` have it."""
 
 Row = tuple[Seen, int, int, Mapping[str, int]]
 """A `VersionReport` on its way. A thousand of them go over the channel five times a second, and a tuple without a name

@@ -35,7 +35,6 @@ from router.gateway.control import (
     Replicas,
     Report,
     Row,
-    Seen,
     Services,
     ToLedgers,
     Traces,
@@ -46,6 +45,7 @@ from router.gateway.doors import raise_descriptor_limit
 from router.gateway.gateway import Gateway
 from router.gateway.lag import LoopLag
 from router.gateway.table import VersionRoute
+from router.seen import NOTHING, since, together
 from router.services import Service, VersionKey
 from router.slots.holder import Totals
 from router.telemetry import log
@@ -58,7 +58,6 @@ _GARBAGE_OBJECTS = 5_000
 """So many more objects than were freed are made between two looks for unreachable ones (Python's default is 700).
 Requests leave none that counting references does not free, connections with TLS some; each look costs time."""
 _AT_ONCE = Drain(0.0, 0.0, last=False)
-_NOTHING = Totals(0.0, 0.0, 0, 0, 0, 0.0)
 
 
 class Worker:
@@ -228,7 +227,7 @@ class _Routes:
             self._retired.remove(route)
             del self._totals[route]
         news = {
-            key: row for key, row in rows.items() if row[0] != _NOTHING or key not in told or told[key][1:] != row[1:]
+            key: row for key, row in rows.items() if row[0] != NOTHING or key not in told or told[key][1:] != row[1:]
         }
         told |= rows
         if len(told) > len(gateway.versions):
@@ -250,23 +249,9 @@ class _Routes:
 
     def _look(self, route: VersionRoute, now: float) -> Row:
         holder = route.holder
-        before, totals = self._totals.get(route, _NOTHING), holder.totals(now)
+        before, totals = self._totals.get(route, NOTHING), holder.totals(now)
         self._totals[route] = totals
-        return _less(totals, before), len(holder.waiters), holder.idle, holder.busy_by_replica()
-
-
-def _less(totals: Seen, before: Seen) -> Seen:
-    """What has come since `before`."""
-    busy, queued, arrivals, refused, completed, service = totals
-    busy_0, queued_0, arrivals_0, refused_0, completed_0, service_0 = before
-    return (
-        busy - busy_0,
-        queued - queued_0,
-        arrivals - arrivals_0,
-        refused - refused_0,
-        completed - completed_0,
-        service - service_0,
-    )
+        return since(before, totals), len(holder.waiters), holder.idle, holder.busy_by_replica()
 
 
 def _both(one: Row, other: Row) -> Row:
@@ -274,7 +259,7 @@ def _both(one: Row, other: Row) -> Row:
     seen, waiting, idle, busy = one
     more_seen, more_waiting, more_idle, more_busy = other
     return (
-        Totals._make(mine + yours for mine, yours in zip(seen, more_seen, strict=True)),
+        together(seen, more_seen),
         waiting + more_waiting,
         idle + more_idle,
         {id_: busy.get(id_, 0) + more_busy.get(id_, 0) for id_ in busy.keys() | more_busy.keys()},

@@ -21,8 +21,8 @@ from router.peers.mesh import Mesh
 from router.pods import Pods
 from router.reports import Reports
 from router.scaling.autoscaler import Decision
-from router.scaling.demand import Seen
 from router.scaling.loop import ControlLoop
+from router.seen import Seen
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.slots.coordinator import Coordinator
 from router.telemetry import log

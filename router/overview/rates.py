@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
-from router.scaling.demand import Seen
+from router.seen import Seen
 from router.services import VersionKey
 
 WINDOW_SECONDS = 10.0

@@ -1,32 +1,14 @@
 """What front-ends saw of one version in one interval of time.
 
 Lives here: the report, how reports are joined, and the averages that follow from one. Must not live here: what to
-conclude from it (`autoscaler`), or how it is counted and carried (the data plane).
-
-Reports of a thousand versions come five times a second. Until somebody looks at their sum they are plain tuples
-(`Seen`), which cost a fifth of an object to make and to add up.
+conclude from it (`autoscaler`), or how it is counted and carried (the data plane). Reports are plain tuples (`seen`)
+until somebody looks at their sum.
 """
 
 import math
 from dataclasses import dataclass, fields
 
-Seen = tuple[float, float, int, int, int, float]
-"""What a `Demand` has, but for how long: `busy_seconds`, `queued_seconds`, `arrivals`, `refused`, `completed`,
-`service_seconds`."""
-
-
-def together(one: Seen, other: Seen) -> Seen:
-    """What was seen in two reports."""
-    busy, queued, arrivals, refused, completed, service = one
-    more_busy, more_queued, more_arrivals, more_refused, more_completed, more_service = other
-    return (
-        busy + more_busy,
-        queued + more_queued,
-        arrivals + more_arrivals,
-        refused + more_refused,
-        completed + more_completed,
-        service + more_service,
-    )
+from router.seen import Seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from router.scaling.autoscaler import Decision, Observation
-from router.scaling.demand import Demand, Seen, together
+from router.scaling.demand import Demand
 from router.scaling.scaler import Action, ReplicaFacts, VersionScaler
+from router.seen import Seen, together
 from router.services import Replica, ReplicaState, Service, Version, VersionKey
 
 SHORTEST_REFRESH_SECONDS = 0.2
