@@ -103,9 +103,7 @@ class _Run(abc.ABC):
             peer_socket,
             peer_secret(settings.state_dir),
             self._supervisor.pods,
-            ssl_server=tls.accepting,
-            ssl_client=tls.dialling,
-            encryption=tls.own,
+            tls=tls.links,
         )
         self._console = Console(self._supervisor, out, self._own_key)
         self._stopping = asyncio.Event()

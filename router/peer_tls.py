@@ -9,7 +9,6 @@ dates, so it has the date that RFC 5280 gives to those that do not end.
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from router.certificates import PeerCertificates, peer_files
-from router.peers.encryption import Encryption
+from router.peers.encryption import Encryption, LinkTls
 from router.settings import RouterSettings
 from router.tls import Material, own_contexts
 from router.values import SettingsError
@@ -32,20 +31,10 @@ _ENDS = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class PeerTls:
-    """At most one of both; neither where links are not encrypted."""
+    """What links need, and the mounted certificate to keep an eye on where there is one."""
 
+    links: LinkTls
     mounted: PeerCertificates | None = None
-    own: Encryption | None = None
-
-    @property
-    def accepting(self) -> ssl.SSLContext | None:
-        """In which TLS has begun before the hand-shake."""
-        return self.mounted.accepting if self.mounted is not None else None
-
-    @property
-    def dialling(self) -> ssl.SSLContext | None:
-        """The same of the other side."""
-        return self.mounted.dialling if self.mounted is not None else None
 
 
 def peer_tls(settings: RouterSettings, now: float) -> PeerTls:
@@ -55,10 +44,11 @@ def peer_tls(settings: RouterSettings, now: float) -> PeerTls:
         if settings.peer_tls == "off":
             name, path = files.certificate
             raise SettingsError("peer_tls", "off", f"must be preferred or required where there is {name} = {path}")
-        return PeerTls(mounted=PeerCertificates(files, now))
+        mounted = PeerCertificates(files, now)
+        return PeerTls(LinkTls(accepting=mounted.accepting, dialling=mounted.dialling), mounted)
     if settings.peer_tls == "off":
-        return PeerTls()
-    return PeerTls(own=own_encryption(required=settings.peer_tls == "required"))
+        return PeerTls(LinkTls())
+    return PeerTls(LinkTls(agreed=own_encryption(required=settings.peer_tls == "required")))
 
 
 def own_encryption(*, required: bool) -> Encryption:

@@ -121,9 +121,7 @@ class Serve:
             peer_socket,
             secret,
             _Heard(self._supervisor.pods, self._electorate),
-            ssl_server=tls.accepting,
-            ssl_client=tls.dialling,
-            encryption=tls.own,
+            tls=tls.links,
             incarnation=incarnation,
         )
         self._sizer = self._make_sizer(namespace) if settings.self_scaling_enabled else None

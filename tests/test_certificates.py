@@ -12,6 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from router.certificates import Certificates, Files, PeerCertificates, judge, peer_files, server_files
 from router.peer_tls import PeerTls, peer_tls
+from router.peers.encryption import LinkTls
 from router.settings import load_settings
 from router.tls import Material, peer_contexts
 from router.values import SettingsError
@@ -147,11 +148,11 @@ def test_links_between_routers_are_encrypted_by_files_else_as_the_setting_says()
         return peer_tls(load_settings(environ={}, file=given), NOW)
 
     for word, required in (("preferred", False), ("required", True)):
-        own = tls(peer_tls=word).own
+        own = tls(peer_tls=word).links.agreed
         assert own is not None
         assert own.required is required
         assert tls(peer_tls=word).mounted is None
-    assert tls(peer_tls="off") == PeerTls()
+    assert tls(peer_tls="off") == PeerTls(LinkTls())
     files = {"peer_tls_cert_file": "/c", "peer_tls_key_file": "/k", "peer_tls_ca_file": "/a"}
     with pytest.raises(SettingsError, match=r"^peer_tls = 'off': must be preferred or required .*'?/c"):
         tls(peer_tls="off", **files)

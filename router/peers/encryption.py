@@ -34,6 +34,16 @@ class Encryption:
     required: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LinkTls:
+    """All about TLS of the links of one router: as the hand-shake agrees (`agreed`), or from their first byte with
+    certificates of a common authority; at most one of both. With neither they can be read on the way."""
+
+    agreed: Encryption | None = None
+    accepting: ssl.SSLContext | None = field(default=None, repr=False)
+    dialling: ssl.SSLContext | None = field(default=None, repr=False)
+
+
 class TlsStream:
     """One side of TLS. `expected` is the SHA-256 of the certificate that the other side must show; None for the
     accepting side, which asks for none: it goes by the seal of the first frame."""

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 
 from router.peers.accepting import Acceptor, listening_socket
 from router.peers.dialling import Address, DialPace, Pursuit, connect, is_numeric
-from router.peers.encryption import Encryption
+from router.peers.encryption import LinkTls
 from router.peers.endings import REFUSALS, Ending, Refusals
 from router.peers.handshake import SUPPORTED, ClientHandshake, Party, ServerHandshake, Versions, check_secret
 from router.peers.link import Link, LinkLimits
@@ -44,9 +44,8 @@ class Mesh:
     """One router among its peers.
 
     `listen` is an address to listen on, or a bound socket, which belongs to the mesh from then on. `secret` is shared
-    by all routers and must be random. `own_id` must be no other router's. Links are encrypted either as the hand-shake
-    agrees (`encryption`) or from their first byte, with certificates of a common authority (`ssl_server` and
-    `ssl_client`); else they are authenticated but can be read on the way, service keys included.
+    by all routers and must be random. `own_id` must be no other router's. Links are authenticated in any case; without
+    `tls` they can be read on the way, service keys included.
     """
 
     def __init__(
@@ -56,9 +55,7 @@ class Mesh:
         secret: bytes,
         listener: MeshListener,
         *,
-        ssl_server: ssl.SSLContext | None = None,
-        ssl_client: ssl.SSLContext | None = None,
-        encryption: Encryption | None = None,
+        tls: LinkTls | None = None,
         limits: LinkLimits | None = None,
         pace: DialPace | None = None,
         versions: Versions = SUPPORTED,
@@ -69,9 +66,7 @@ class Mesh:
         self._listen = listen
         self._secret = check_secret(secret)
         self._listener = listener
-        self._ssl_server = ssl_server
-        self._ssl_client = ssl_client
-        self._encryption = encryption
+        self._tls = tls or LinkTls()
         self._limits = limits or LinkLimits()
         self._pace = pace or DialPace()
         self._versions = versions
@@ -94,7 +89,7 @@ class Mesh:
         sock = self._listen if isinstance(self._listen, socket.socket) else listening_socket(*self._listen)
         host, port = sock.getsockname()[:2]
         self._own = Party(self._own.id, self._own.incarnation, "" if host in _ANY else str(host), int(port))
-        self._acceptor = Acceptor(sock, self._accepted, self._ssl_server, self._limits.handshake_seconds)
+        self._acceptor = Acceptor(sock, self._accepted, self._tls.accepting, self._limits.handshake_seconds)
         self._acceptor.start()
         for pursuit in self._pursuits.values():
             self._begin(pursuit)
@@ -241,7 +236,7 @@ class Mesh:
     async def _attempt(self, pursuit: Pursuit) -> None:
         host = pursuit.address[0]
         try:
-            link = await connect(pursuit.address, lambda: self._dialled(host), self._ssl_client, self._pace)
+            link = await connect(pursuit.address, lambda: self._dialled(host), self._tls.dialling, self._pace)
         except ConnectionRefusedError:
             self._found_nobody(pursuit)
         except OSError as error:
@@ -294,13 +289,13 @@ class Mesh:
     # Links.
 
     def _dialled(self, host: str) -> Link:
-        return self._made(ClientHandshake(self._own, self._secret, self._versions, self._encryption), host)
+        return self._made(ClientHandshake(self._own, self._secret, self._versions, self._tls.agreed), host)
 
     def _accepted(self, source: str) -> Link:
-        return self._made(ServerHandshake(self._own, self._secret, self._versions, self._encryption), source)
+        return self._made(ServerHandshake(self._own, self._secret, self._versions, self._tls.agreed), source)
 
     def _made(self, handshake: ClientHandshake | ServerHandshake, source: str) -> Link:
-        link = Link(self, handshake, source, self._limits, self._reader, self._encryption)
+        link = Link(self, handshake, source, self._limits, self._reader, self._tls.agreed)
         self._open.add(link)
         return link
 

@@ -141,7 +141,7 @@ def test_links_between_pods_are_encrypted(objects: Any) -> None:
     assert mounted is ("peers-tls" in [volume["name"] for volume in pod_of(objects)["volumes"]])
     assert settings.peer_tls == "preferred"
     if not mounted:
-        assert peer_tls(settings, 0.0).own is not None
+        assert peer_tls(settings, 0.0).links.agreed is not None
 
 
 def test_every_setting_that_may_be_off_is_written_as_a_word() -> None:
@@ -153,7 +153,7 @@ def test_every_setting_that_may_be_off_is_written_as_a_word() -> None:
 
 def test_links_may_have_to_be_encrypted() -> None:
     told = router_yaml(render(smallest(router={"peer_tls": "required"})))["router"]
-    own = peer_tls(load_settings(environ={}, file=told, defaults=POD_DEFAULTS), 0.0).own
+    own = peer_tls(load_settings(environ={}, file=told, defaults=POD_DEFAULTS), 0.0).links.agreed
     assert own is not None
     assert own.required
 

@@ -12,7 +12,7 @@ from typing import Any
 import uvloop
 
 from router.peers.dialling import Address, DialPace
-from router.peers.encryption import Encryption
+from router.peers.encryption import Encryption, LinkTls
 from router.peers.handshake import SUPPORTED, Versions
 from router.peers.link import LinkLimits
 from router.peers.mesh import Mesh
@@ -131,9 +131,7 @@ async def router(
         pace=pace,
         versions=versions,
         incarnation=incarnation,
-        ssl_server=ssl_server,
-        ssl_client=ssl_client,
-        encryption=encryption,
+        tls=LinkTls(encryption, ssl_server, ssl_client),
     )
     mesh.set_expected(expects or {})
     await mesh.start()
