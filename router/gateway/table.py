@@ -59,7 +59,7 @@ class VersionRoute:
         self._pools: dict[str, ReplicaPool] = {}
         self._ready: frozenset[str] = frozenset()
         self._queue_timer: asyncio.TimerHandle | None = None
-        self._completed: deque[tuple[float, int]] = deque()
+        self._completed: deque[tuple[float, int, float]] = deque()  # how many, and for how long they held their slots
         self._requests: deque[tuple[float, int]] = deque()
         self._retries: deque[float] = deque(maxlen=1000)
         self.answer_line = b"\r\nazureml-model-deployment: " + key[1].encode()
@@ -129,9 +129,16 @@ class VersionRoute:
     @property
     def may_wait(self) -> bool:
         """Whether one more request may queue: there is room, and something to wait for."""
-        if len(self.holder.waiters) >= self.settings.max_queue_length:
+        beyond = len(self.holder.waiters) - self.settings.max_queue_length
+        if beyond >= 0 and beyond >= self._slots_to_ask_for:
             return False
         return self.has_ready_replicas or self._starts_from_zero
+
+    @property
+    def _slots_to_ask_for(self) -> int:
+        """Slots that this worker does not use: they may be free. Who asks the ledger for one of them is no queue yet,
+        and must not be turned away before it has answered."""
+        return len(self._ready) * self.settings.replica_max_concurrent_requests - self.holder.busy
 
     @property
     def _starts_from_zero(self) -> bool:
@@ -173,21 +180,30 @@ class VersionRoute:
 
     def tick(self, now: float) -> None:
         """Remember how far the counts are; call about once a second."""
-        for history, count in ((self._completed, self.holder.completed), (self._requests, self.holder.arrivals)):
-            history.append((now, count))
-            while history[0][0] < now - _RATE_SECONDS:
-                history.popleft()
+        holder = self.holder
+        self._completed.append((now, holder.completed, holder.service_seconds))
+        self._requests.append((now, holder.arrivals))
+        while self._completed[0][0] < now - _RATE_SECONDS:
+            self._completed.popleft()
+        while self._requests[0][0] < now - _RATE_SECONDS:
+            self._requests.popleft()
 
     def retry_after(self) -> int:
-        """Whole seconds after which a request should find a slot: the queue's length by the rate at which it drains."""
-        if not self._completed:
+        """Whole seconds after which a request should find a slot: the queue's length by the rate at which it drains.
+
+        That rate is the one of the slots in use now, at the time that requests took lately. What completed within the
+        last seconds would tell too little: there was no queue for most of them, perhaps hardly a request.
+        """
+        holder = self.holder
+        _, count, seconds = self._completed[0] if self._completed else (0.0, 0, 0.0)
+        if holder.completed == count:
+            count, seconds = 0, 0.0  # nothing lately: as ever
+        done = holder.completed - count
+        if not done:
             return 1
-        since, count = self._completed[0]
-        seconds = monotonic() - since
-        done = self.holder.completed - count
-        if done <= 0 or seconds <= 0:
-            return 1
-        return min(max(1, math.ceil((len(self.holder.waiters) + 1) * seconds / done)), _LONGEST_RETRY_AFTER)
+        mean = (holder.service_seconds - seconds) / done
+        wait = (len(holder.waiters) + 1) * mean / max(holder.busy, 1)
+        return min(max(1, math.ceil(wait)), _LONGEST_RETRY_AFTER)
 
     def may_retry(self) -> bool:
         """Spend from the retry budget, if something is left of it."""

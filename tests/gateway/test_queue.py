@@ -306,3 +306,30 @@ async def test_what_the_autoscaler_hears(world: World) -> None:
     assert (totals.arrivals, totals.refused, totals.completed) == (2, 1, 1)
     assert totals.busy_seconds >= totals.queued_seconds > 0
     assert totals.service_seconds > 0
+
+
+@story()
+async def test_without_a_queue_a_free_slot_serves_and_only_a_busy_one_refuses(world: World) -> None:
+    """A worker that holds no lease yet asks the ledger for one, which is no waiting for a replica."""
+    world.serve("iris", max_request_wait_time=60_000, max_queue_length=0)
+    replica = await world.replica()
+    client, line = await world.in_flight(replica)
+    answer = await world.ask(post())
+    assert (answer.status, answer.error) == (503, "overloaded")
+    line.send(ok())
+    assert (await client.message()).status == 200
+
+
+@story()
+async def test_a_short_queue_is_no_limit_to_what_free_slots_take_at_once(world: World) -> None:
+    world.serve("iris", max_request_wait_time=60_000, max_queue_length=1, replica_max_concurrent_requests=4)
+    replica = await world.replica()
+    clients = [await world.client() for _ in range(4)]
+    for client in clients:
+        client.send(post())
+    lines = [await replica.accept() for _ in range(4)]
+    for line in lines:
+        await line.message()
+        line.send(ok())
+    for client in clients:
+        assert (await client.message()).status == 200

@@ -55,13 +55,33 @@ def test_come_again_in_a_second_while_nothing_is_known() -> None:
 
 def test_come_again_when_the_queue_will_have_drained() -> None:
     version = route(parse_service("iris", {}))
+    holder = version.holder
     version.tick(monotonic() - 5.0)
-    version.holder.completed += 2  # 0.4 a second
-    assert version.retry_after() == 3  # one request, itself, at 0.4 a second
-    version.holder.waiters.update(dict.fromkeys(range(7)))  # type: ignore[arg-type]
-    assert version.retry_after() in (20, 21)
-    version.holder.waiters.update(dict.fromkeys(range(1000)))  # type: ignore[arg-type]
+    holder.completed, holder.service_seconds, holder.busy = 2, 5.0, 1  # 2.5 s each
+    assert version.retry_after() == 3
+    holder.waiters.update(dict.fromkeys(range(7)))  # type: ignore[arg-type]
+    assert version.retry_after() == 20
+    holder.busy = 4
+    assert version.retry_after() == 5
+    holder.waiters.update(dict.fromkeys(range(1000)))  # type: ignore[arg-type]
     assert version.retry_after() == 60
+
+
+def test_a_time_without_requests_makes_no_queue_look_slow() -> None:
+    version = route(parse_service("iris", {}))
+    holder = version.holder
+    version.tick(monotonic() - 9.0)
+    holder.completed, holder.service_seconds, holder.busy = 1, 1.5, 1  # the only one within the last nine seconds
+    holder.waiters.update(dict.fromkeys(range(2)))  # type: ignore[arg-type]
+    assert version.retry_after() == 5
+
+
+def test_where_nothing_has_completed_lately_what_did_before_counts() -> None:
+    version = route(parse_service("iris", {}))
+    holder = version.holder
+    holder.completed, holder.service_seconds, holder.busy = 1, 30.0, 2
+    version.tick(monotonic() - 9.0)
+    assert version.retry_after() == 15
 
 
 def test_retry_budget_is_a_share_of_the_requests_and_a_few() -> None:
