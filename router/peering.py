@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Protocol
 
 from router.gateway.control import FromLedger, Reintroduce
+from router.peers.links import Links, NoLinks
 from router.peers.messages import Forget, FrontEndGone, Leases, Leaving, Message, Reaches, ToHolder, Told, ToLedger
 from router.services import VersionKey
 from router.slots.coordinator import Coordinator
@@ -37,47 +37,6 @@ _log = logging.getLogger("router.peering")
 
 _LEASES_AT_ONCE = 250  # versions in one message: a frame must not grow with the number of services
 _SWEEP_SECONDS = 60.0  # longer than pods take to learn of the same services
-
-
-class Links(Protocol):
-    """What this needs of the links to other pods (`peers.mesh.Mesh`)."""
-
-    def send(self, peer: str, message: Message) -> None:
-        """Say something to a peer; lost if its link is down."""
-
-    def broadcast(self, message: Message) -> None:
-        """Say something to all peers whose link is up."""
-
-    def live(self) -> frozenset[str]:
-        """Peers whose link is up."""
-
-    def unreachable(self) -> Mapping[str, float]:
-        """Peers that may live but cannot be reached, and since when (monotonic seconds)."""
-
-    def has_tried_all(self) -> bool:
-        """Whether it is known of each peer that there should be whether it can be reached."""
-
-
-class NoLinks:
-    """A pod on its own."""
-
-    def send(self, peer: str, message: Message) -> None:
-        """There is nobody to hear it."""
-
-    def broadcast(self, message: Message) -> None:
-        """There is nobody to hear it."""
-
-    def live(self) -> frozenset[str]:
-        """Nobody."""
-        return frozenset()
-
-    def unreachable(self) -> Mapping[str, float]:
-        """Nobody."""
-        return {}
-
-    def has_tried_all(self) -> bool:
-        """There is nobody to try."""
-        return True
 
 
 class Peering:

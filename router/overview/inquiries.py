@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from router.peering import Links
+from router.peers.links import Links
 from router.peers.messages import Explain, Explained
 
 ANSWER_SECONDS = 1.5

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.overview.inquiries import ANSWERED_AT_ONCE, Inquiries, Inquiry, Word
-from router.peering import Links
+from router.peers.links import Links
 from router.peers.messages import Explain, Explained, Message
 
 
