@@ -13,32 +13,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import socket
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from router.channel import Channel
-from router.gateway.control import (
-    Accept,
-    Begin,
-    Drain,
-    Explain,
-    Explained,
-    Logging,
-    PartFrom,
-    Ready,
-    Report,
-    ToLedgers,
-    Traces,
-    UnknownKey,
-)
+from router.gateway.control import Accept, Begin, Drain, Logging, PartFrom
 from router.settings import RouterSettings
 from router.telemetry.journal import Entry
 from router.telemetry.log import event
+from router.worker_process import Said, WorkerProcess, spawn
 
 _log = logging.getLogger("router.workers")
 
@@ -49,7 +34,6 @@ _FAREWELL_SECONDS = 1.0  # for which a connection must have been idle before a w
 _UNHURRIED_SECONDS = 3600.0
 _UNHURRIED_FAREWELL_SECONDS = 10.0
 _START_SECONDS = 30.0  # a worker that does not accept clients by then never will; it takes less than one
-_ANSWER_SECONDS = 1.0  # for a worker to tell what it remembers of a request
 _STUCK_SECONDS = 1.0  # of silence, until others accept the connections of a worker
 _MUTE_SECONDS = 5.0  # of silence, until a worker does not count as one that accepts clients
 # Of silence, until a worker is killed. Reports come several times a second, so it is none that a load explains; what it
@@ -65,7 +49,7 @@ class WorkersListener(Protocol):
     def worker_started(self, name: str) -> None:
         """A worker has begun: tell it what to serve. It accepts clients after that."""
 
-    def worker_said(self, name: str, message: ToLedgers | Report | UnknownKey | Traces) -> None:
+    def worker_said(self, name: str, message: Said) -> None:
         """A worker speaks."""
 
     def worker_ended(self, name: str) -> None:
@@ -89,98 +73,7 @@ class RestartPause:
         return self._last
 
 
-class _Worker:
-    def __init__(
-        self,
-        name: str,
-        process: asyncio.subprocess.Process,
-        listener: WorkersListener,
-        is_ready: Callable[[], None],
-    ) -> None:
-        self.name = name
-        self.accepts_from: frozenset[int] = frozenset()  # numbers of sockets
-        self.spoke = True  # since the last look
-        self.silence = 0.0  # seconds that were looked at and in which it said nothing
-        self.stuck = False
-        self._is_ready = is_ready
-        self.process = process
-        self.channel = Channel(self._received, self._closed)
-        self.started = time.monotonic()
-        self.ready = asyncio.Event()
-        self.silent = asyncio.Event()  # its channel is closed
-        self.questions: dict[int, asyncio.Future[Entry | None]] = {}
-        self.leaving = False
-        self.longest_silence: float | None = None
-        """Seconds after which it is killed unless it speaks; None where that is not looked at."""
-        self._listener = listener
-        self._given_up = False
-        self._bound: asyncio.TimerHandle | None = None
-
-    def kill(self) -> None:
-        try:
-            self.process.kill()
-        except ProcessLookupError:
-            pass  # it ended just now
-
-    def kill_after(self, seconds: float, message: str) -> None:
-        """Kill it and say so, unless it is spared or given another bound before."""
-        self.spare()
-        self._bound = asyncio.get_running_loop().call_later(seconds, self._give_up, message)
-
-    def give_up(self) -> None:
-        """Kill it, as it says nothing any more."""
-        if not self._given_up:
-            self._given_up = True
-            self._give_up("worker says nothing, it is killed")
-
-    def spare(self) -> None:
-        """Let it live as long as it likes."""
-        if self._bound is not None:
-            self._bound.cancel()
-
-    def _give_up(self, message: str) -> None:
-        event(_log, logging.ERROR, message, worker=self.name)
-        self.kill()
-
-    def _received(self, message: object) -> None:
-        self.spoke = True
-        if isinstance(message, Ready):
-            self.ready.set()
-            if not self.leaving:
-                self.spare()
-            self._is_ready()
-        elif isinstance(message, Explained):
-            if (asked := self.questions.pop(message.question, None)) is not None and not asked.done():
-                asked.set_result(message.entry)
-        elif isinstance(message, ToLedgers | Report | UnknownKey | Traces):
-            if self.longest_silence is not None:
-                self.kill_after(self.longest_silence, "worker that was replaced is stuck, it is killed")
-            self._listener.worker_said(self.name, message)
-
-    def _closed(self) -> None:
-        self.silent.set()
-        for asked in self.questions.values():
-            if not asked.done():
-                asked.set_result(None)
-        self.questions.clear()
-
-    async def explain(self, question: int, request_id: bytes) -> Entry | None:
-        """What it remembers of a request."""
-        if self.silent.is_set():
-            return None
-        asked: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
-        self.questions[question] = asked
-        self.channel.send(Explain(question, request_id))
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                return await asked
-        except TimeoutError:
-            return None
-        finally:
-            self.questions.pop(question, None)
-
-
-def _tell_of_silence(worker: _Worker) -> None:
+def _tell_of_silence(worker: WorkerProcess) -> None:
     if worker.stuck:
         event(_log, logging.WARNING, "worker says nothing, others accept clients in its place", worker=worker.name)
     else:
@@ -226,7 +119,7 @@ class Workers:
         self._tls_sockets = tls_sockets
         self._kept = kept
         self._human_log = human_log
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, WorkerProcess] = {}
         self._wanted = 0
         self._numbers = itertools.count()
         self._questions = itertools.count()
@@ -355,7 +248,7 @@ class Workers:
         for worker in self._workers.values():
             worker.kill()
 
-    def _spread(self, new: _Worker | None = None) -> None:
+    def _spread(self, new: WorkerProcess | None = None) -> None:
         """Have somebody accept from each socket, and all workers from about as many. A new one takes its share before
         the others let go of it, which they do once it is ready."""
         ready = [worker for worker in self._staying() if worker.ready.is_set()]
@@ -368,10 +261,10 @@ class Workers:
                 worker.accepts_from = numbers
                 worker.channel.send(Accept(numbers))
 
-    def _staying(self) -> list[_Worker]:
+    def _staying(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers.values() if not worker.leaving]
 
-    def _retire(self, worker: _Worker) -> None:
+    def _retire(self, worker: WorkerProcess) -> None:
         """Let a worker end that others go on for: it has its time, as long as it gives signs of life."""
         if worker.name in self._workers and not worker.leaving:
             worker.leaving = True
@@ -381,14 +274,14 @@ class Workers:
             worker.channel.send(Drain(_UNHURRIED_SECONDS, _UNHURRIED_FAREWELL_SECONDS, last=False))
 
     @staticmethod
-    def _end(worker: _Worker, seconds: float) -> None:
+    def _end(worker: WorkerProcess, seconds: float) -> None:
         """Let a worker end, at most so long from now."""
         worker.leaving = True
         worker.longest_silence = None
         worker.kill_after(seconds + _DRAIN_MARGIN_SECONDS, "worker does not end, it is killed")
         worker.channel.send(Drain(seconds, _FAREWELL_SECONDS, last=True))
 
-    async def _start(self) -> _Worker:
+    async def _start(self) -> WorkerProcess:
         name = f"worker-{next(self._numbers)}"
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -396,11 +289,11 @@ class Workers:
         fds = [theirs.fileno(), *(sock.fileno() for sock in (*self._sockets, *self._tls_sockets))]
         try:
             with theirs:
-                process = await _spawn([str(theirs.fileno()), *words], [*fds, *(sock.fileno() for sock in self._kept)])
+                process = await spawn([str(theirs.fileno()), *words], [*fds, *(sock.fileno() for sock in self._kept)])
         except BaseException:
             ours.close()
             raise
-        worker = _Worker(name, process, self._listener, self._spread)
+        worker = WorkerProcess(name, process, self._listener.worker_said, self._spread)
         try:
             await asyncio.get_running_loop().create_connection(lambda: worker.channel, sock=ours)
         except BaseException:
@@ -420,7 +313,7 @@ class Workers:
             worker.channel.send(PartFrom())
         return worker
 
-    async def _becomes_ready(self, worker: _Worker) -> bool:
+    async def _becomes_ready(self, worker: WorkerProcess) -> bool:
         """Wait until a worker accepts clients; False if it ended, or all are to end."""
         waits = (worker.ready.wait(), worker.silent.wait(), self._stopping.wait())
         tasks = [asyncio.ensure_future(wait) for wait in waits]
@@ -429,7 +322,7 @@ class Workers:
             task.cancel()
         return worker.ready.is_set()
 
-    async def _watch(self, worker: _Worker) -> None:
+    async def _watch(self, worker: WorkerProcess) -> None:
         code = await worker.process.wait()
         try:
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
@@ -466,32 +359,3 @@ class Workers:
                     age = 0.0
                 else:
                     return
-
-
-async def _spawn(words: Sequence[str], fds: Sequence[int]) -> asyncio.subprocess.Process:
-    making = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            # -P: the folder in which the router was started holds no modules of its.
-            # -O: what `assert` tells the type checker need not be looked at for each request.
-            *(sys.executable, "-O", "-P", "-m", "router.gateway.worker", *words),
-            pass_fds=fds,
-            stdin=asyncio.subprocess.DEVNULL,
-            # Ctrl-C in a terminal goes to the whole foreground group: workers must not be in it.
-            start_new_session=True,
-            env=_environment(),
-        )
-    )
-    try:
-        return await asyncio.shield(making)
-    except asyncio.CancelledError:  # nobody will hear of the process: end it
-        process = await making
-        process.kill()
-        await process.wait()
-        raise
-
-
-def _environment() -> dict[str, str]:
-    """A worker imports the package from where the supervisor has it, installed or not."""
-    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import uvloop
 
+from router import worker_process
 from router import workers as workers_module
 from router.workers import RestartPause
 from tests.processes import PATIENCE_SECONDS, Load, Pending, all_gone, descriptors, echo_server
@@ -151,7 +152,7 @@ def broken(tmp_path: Path) -> Any:
     (tmp_path / "router").mkdir()
     (tmp_path / "router" / "__init__.py").write_text("raise SystemExit(7)")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    return mock.patch.object(workers_module, "_environment", return_value=environment)
+    return mock.patch.object(worker_process, "_environment", return_value=environment)
 
 
 def test_a_worker_that_cannot_start_is_tried_again(ports: dict[str, int], broken: Any) -> None:
