@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
@@ -20,6 +21,9 @@ from tests.processes import Answer, Load, Pending, all_gone, ask, descendants, u
 from tests.routers import environment
 
 _METRIC = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
+
+SECRET = "azureml-fe-keys-iris"
+OPEN = {"azureml-fe/auth-enabled": "false"}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -179,3 +183,16 @@ def routers_in(cluster: Cluster, folder: Path, access: Access | None = None) -> 
     """What starts routers, and sees to their end."""
     with contextlib.ExitStack() as ends:
         yield Routers(cluster, folder, ends, access)
+
+
+def deploy(cluster: Cluster, port: int, name: str = "iris", replicas: int = 1, **annotations: str) -> None:
+    """A model with one ready pod."""
+    own = {f"azureml-fe/{key.replace('_', '-')}": value for key, value in annotations.items()}
+    cluster.deployment(name, replicas, annotations={"azureml-fe/port": str(port), **OPEN, **own})
+    cluster.model_pod(name, f"{name}-abc-1", "127.0.0.1")
+
+
+def key(cluster: Cluster, field: str = "primaryKey") -> str:
+    """A key of the model `iris`."""
+    data = cluster.client.get("secrets", cluster.namespace, SECRET)["data"]
+    return base64.b64decode(data[field]).decode()

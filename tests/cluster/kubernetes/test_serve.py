@@ -1,8 +1,6 @@
 """The router as its pod runs it, against an API server."""
 
-import base64
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,34 +8,10 @@ import pytest
 from router.cli import main
 from router.cluster.kubernetes.counts import ROUNDS
 from router.cluster.kubernetes.leader import LEASE_SECONDS
-from tests.cluster.kubernetes.serving import Routers, routers_in
+from tests.cluster.kubernetes.serving import SECRET, Routers, deploy, key, routers_in
 from tests.kubernetes.cluster import Cluster, has_event
 from tests.kubernetes.proxy import Proxy, status
-from tests.processes import echo_server, until
-
-
-@pytest.fixture
-def routers(cluster: Cluster, tmp_path: Path) -> Iterator[Routers]:
-    with routers_in(cluster, tmp_path) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[int]:
-    """The port of a model server on this machine."""
-    with echo_server() as port:
-        yield port
-
-
-SECRET = "azureml-fe-keys-iris"
-OPEN = {"azureml-fe/auth-enabled": "false"}
-
-
-def deploy(cluster: Cluster, port: int, name: str = "iris", replicas: int = 1, **annotations: str) -> None:
-    """A model with one ready pod."""
-    own = {f"azureml-fe/{key.replace('_', '-')}": value for key, value in annotations.items()}
-    cluster.deployment(name, replicas, annotations={"azureml-fe/port": str(port), **OPEN, **own})
-    cluster.model_pod(name, f"{name}-abc-1", "127.0.0.1")
+from tests.processes import until
 
 
 def test_a_model_is_found_served_and_gone(cluster: Cluster, routers: Routers, model: int) -> None:
@@ -72,11 +46,6 @@ def test_keys_are_made_followed_and_renewed(
     assert capsys.readouterr().out == f"primary: {fresh}\nsecondary: {second}\n"
     assert router.score("iris", Authorization=f"Bearer {second}").status == 200
     assert not any(secret in router.said for secret in (former, fresh, second))
-
-
-def key(cluster: Cluster, field: str = "primaryKey") -> str:
-    data = cluster.client.get("secrets", cluster.namespace, SECRET)["data"]
-    return base64.b64decode(data[field]).decode()
 
 
 def test_load_is_answered_by_one_router_and_its_rights_are_those_of_the_list(

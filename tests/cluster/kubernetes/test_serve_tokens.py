@@ -2,30 +2,16 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from router.cli import main
-from tests.cluster.kubernetes.serving import RouterPod, Routers, routers_in
-from tests.cluster.kubernetes.test_serve import SECRET, deploy, key
+from tests.cluster.kubernetes.serving import SECRET, RouterPod, Routers, deploy, key
 from tests.kubernetes.cluster import Cluster
-from tests.processes import ask, echo_server, until
+from tests.processes import ask, until
 
 SIGNING = "azureml-fe-token-keys"
-
-
-@pytest.fixture
-def routers(cluster: Cluster, tmp_path: Path) -> Iterator[Routers]:
-    with routers_in(cluster, tmp_path) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[int]:
-    with echo_server() as port:
-        yield port
 
 
 def status(router: RouterPod, token: str) -> int:
