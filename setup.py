@@ -14,7 +14,6 @@ HOT_PATH = (
     "router/gateway/admission.py",
     "router/gateway/downstream.py",
     "router/gateway/exchange.py",
-    "router/gateway/gateway.py",
     "router/gateway/heads.py",
     "router/gateway/pool.py",
     "router/gateway/reader.py",
@@ -30,7 +29,7 @@ HOT_PATH = (
     "router/telemetry/counters.py",
     "router/telemetry/journal.py",
 )
-"""What a request passes on its way through a worker, where nothing is out of the ordinary."""
+"""What a request passes on its way through a worker, where nothing is out of the ordinary. Has no coroutines."""
 
 # Types are checked with all that the project needs at hand, and strictly, by its own check of types. Here neither is.
 _MYPY_FLAGS = ("--config-file=", "--explicit-package-bases", "--ignore-missing-imports", "--follow-imports=silent")

@@ -28,6 +28,14 @@ def test_each_module_that_is_compiled_exists() -> None:
     assert [path for path in compiled_modules() if not (ROOT / path).is_file()] == []
 
 
+def test_no_coroutine_is_compiled() -> None:
+    waits = []
+    for path in compiled_modules():
+        tree = ast.parse((ROOT / path).read_text())
+        waits += [path for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)]
+    assert waits == []
+
+
 def test_what_would_compile_to_nothing_is_an_error_in_each_module_that_is_compiled() -> None:
     mypy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     (checked,) = (each["module"] for each in mypy["overrides"] if each.get("warn_unreachable"))

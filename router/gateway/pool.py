@@ -1,16 +1,16 @@
-"""Connections to one replica that rest between two requests, and how new ones are opened."""
+"""Connections to one replica that rest between two requests. New ones are opened in `connecting`."""
 
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from router.gateway.upstream import ReplicaConnection
+from router.gateway.connecting import connect
 from router.http.headers import HeaderKinds
 
 if TYPE_CHECKING:
     from router.gateway.exchange import Exchange
+    from router.gateway.upstream import ReplicaConnection
 
 
 class ReplicaPool:
@@ -64,22 +64,9 @@ class ReplicaPool:
 
     def connect(self, exchange: Exchange) -> None:
         """Open a connection for an exchange, which hears of it by `connected` or `connect_failed`."""
-        task = self._loop.create_task(self._connect(exchange))
+        task = self._loop.create_task(connect(self._loop, self, exchange, self._timeout))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, exchange: Exchange) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                connection = ReplicaConnection(self)
-                protocol = cast(asyncio.Protocol, connection)
-                await self._loop.create_connection(lambda: protocol, self.host, self.port)
-        except (OSError, TimeoutError) as error:
-            exchange.connect_failed(self, error)
-            return
-        self.failures = 0
-        if not exchange.connected(self, connection):
-            self.put(connection, monotonic())
 
     def close_idle(self, before: float) -> None:
         """Close the connections that rest since before a time of the monotonic clock."""
