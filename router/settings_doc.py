@@ -44,7 +44,9 @@ are set within a version only.
   request.
 - One version is the default: the one with `is_default: true`, else the first. It gets the traffic that the others
   leave, whatever its own `traffic_percentile`; the others may claim 100 percent together. A=20 (default) alone: A gets
-  100. Add B=10: 90 and 10. Make B=40 and the default: A 20, B 80.
+  100. Add B=10: 90 and 10. Make B=40 and the default: A 20, B 80. The share of a version that has no ready replica, as
+  it has just been added or fails, is meanwhile the others' by their shares, unless its `autoscale_min_replicas` is 0:
+  its requests start it. A request that names its version gets no other.
 - Names of services and versions: 1 to 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit.
 """
 

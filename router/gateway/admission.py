@@ -197,6 +197,17 @@ class Admission(Request):
         self.queued_seconds += now - self.waiting_since
         self.waiting_since = now
 
+    def queue_anew(self, version: VersionRoute, now: float) -> None:
+        """The version has begun anew, and this waits on there; the former holder has let go of this waiter."""
+        self.queued_seconds += now - self.waiting_since
+        self.state = NEW
+        self.version = version
+        lease = version.holder.acquire_again(now)
+        if lease is None:
+            self._wait(version, now)
+        else:
+            self.start(lease, now)
+
     def waited_too_long(self, now: float) -> None:
         """The time in the queue is up; the holder has let go of this waiter."""
         assert self.version is not None

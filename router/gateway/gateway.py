@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from router.auth.trust import Trust
 from router.gateway.authentication import Authentication
@@ -28,6 +29,9 @@ from router.telemetry.counters import GatewayCounters
 from router.telemetry.journal import Journal
 from router.telemetry.log import event
 from router.telemetry.tracing import Tracer
+
+if TYPE_CHECKING:
+    from router.gateway.admission import Admission
 
 _log = logging.getLogger("router.gateway")
 
@@ -95,8 +99,10 @@ class Gateway:
     def apply(self, services: Mapping[str, Service]) -> None:
         """Make `services` the complete set. Requests under way go on as they began."""
         keys = {(service.name, version.name) for service in services.values() for version in service.versions}
+        now = time.monotonic()
         for key in [key for key in self.versions if key not in keys]:
-            self.versions.pop(key).retire()
+            for waiter in self.versions.pop(key).retire(now):
+                waiter.waited_too_long(now)
         self._replicas = {key: known for key, known in self._replicas.items() if key in keys}
         for service in services.values():
             for version in service.versions:
@@ -130,14 +136,18 @@ class Gateway:
         if route is not None and unlimited == (route.settings.replica_max_concurrent_requests == 0):
             route.change(settings)
             return
+        waiters: list[Admission] = []
+        now = time.monotonic()
         if route is not None:  # the limit came or went: begin anew, so that nothing is counted by the other rule
-            route.retire()
+            waiters = route.retire(now)
             self._send_news(route)
         counters = self.counters.version(key)
         self.versions[key] = route = VersionRoute(key, settings, counters, self._loop, self.slots_changed)
         self._send(key, [route.holder.hello()])
         if key in self._replicas:
             self.set_replicas(key, *self._replicas[key])
+        for waiter in waiters:
+            waiter.queue_anew(route, now)
 
     def set_replicas(self, key: VersionKey, replicas: tuple[Replica, ...], cordoned: Collection[str]) -> None:
         """Make `replicas` the complete set of a version's; those `cordoned` finish what they have."""
@@ -356,8 +366,10 @@ class Gateway:
         self.doors.close()
         for timer in self._timers.values():
             timer.cancel()
+        now = time.monotonic()
         for route in self.versions.values():
-            route.retire()
+            for waiter in route.retire(now):
+                waiter.waited_too_long(now)
         self.access_log.close()
 
 

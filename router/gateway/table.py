@@ -103,18 +103,22 @@ class VersionRoute:
             waiter.start(lease, now)
         self._slots_changed(self)
 
-    def retire(self) -> None:
-        """The version is gone: turn away who waits, and close connections as they fall idle."""
+    def retire(self, now: float) -> list[Admission]:
+        """The version is gone, or begins anew: close connections as they fall idle. Returns who waited, and does so
+        here no more."""
         self._ready = frozenset()
-        now = monotonic()
-        for waiter in self.holder.expire(now, now):
-            waiter.waited_too_long(now)
         for pool in self._pools.values():
             pool.retire()
+        return self.holder.expire(now, now)
 
     @property
     def has_ready_replicas(self) -> bool:
         return bool(self._ready)
+
+    @property
+    def has_something_to_send_to(self) -> bool:
+        """Whether a request that waits long enough may be answered."""
+        return self.has_ready_replicas or self._starts_from_zero
 
     def pools(self) -> Collection[ReplicaPool]:
         """The connections to each replica."""
@@ -132,7 +136,7 @@ class VersionRoute:
         beyond = len(self.holder.waiters) - self.settings.max_queue_length
         if beyond >= 0 and beyond >= self._slots_to_ask_for:
             return False
-        return self.has_ready_replicas or self._starts_from_zero
+        return self.has_something_to_send_to
 
     @property
     def _slots_to_ask_for(self) -> int:
@@ -246,14 +250,24 @@ class ServiceRoute:
         self._only = self._shares[0][0] if len(self._shares) == 1 else None
 
     def choose(self, forced: bytes | None) -> VersionRoute | None:
-        """The version that gets a request: the one it asks for by name, else by the traffic's shares."""
+        """The version that gets a request: the one it asks for by name, else by the traffic's shares. The share of one
+        that has nothing to send it to, as it has just been added or its replicas fail, is the others' meanwhile."""
         if forced is not None:
             return self.versions.get(forced.strip())
         if self._only is not None:
             return self._only
-        point = random.random() * 100
-        for version, share in self._shares:
-            point -= share
-            if point < 0:
-                return version
-        return self._shares[-1][0]
+        chosen = _by_share(self._shares, 100)
+        if chosen.has_something_to_send_to:
+            return chosen
+        others = [(version, share) for version, share in self._shares if version.has_something_to_send_to]
+        return _by_share(others, sum(share for _, share in others)) if others else chosen
+
+
+def _by_share(shares: list[tuple[VersionRoute, int]], total: int) -> VersionRoute:
+    """One of several versions, with the chance of its share in the total."""
+    point = random.random() * total
+    for version, share in shares:
+        point -= share
+        if point < 0:
+            return version
+    return shares[-1][0]

@@ -333,3 +333,29 @@ async def test_a_short_queue_is_no_limit_to_what_free_slots_take_at_once(world: 
         line.send(ok())
     for client in clients:
         assert (await client.message()).status == 200
+
+
+@story()
+async def test_who_waits_goes_on_to_wait_when_the_limit_goes(world: World) -> None:
+    world.serve("iris", max_request_wait_time=60_000)
+    replica = await world.replica()
+    first, line = await world.in_flight(replica)
+    client = await waiting(world, b"waits")
+    world.serve("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=0)
+    other = await replica.accept()
+    assert (await other.message()).body == b"waits"
+    other.send(ok())
+    assert (await client.message()).status == 200
+    line.send(ok())
+    assert (await first.message()).status == 200
+
+
+@story()
+async def test_a_version_that_was_just_added_gets_no_request_before_it_can_answer(world: World) -> None:
+    world.serve("iris", versions={"a": {"is_default": True}}, max_request_wait_time=60_000)
+    replica = await world.replica(version="a")
+    world.serve("iris", versions={"a": {"is_default": True}, "b": {"traffic_percentile": 99}})
+    client, line = await world.in_flight(replica)
+    line.send(ok())
+    answer = await client.message()
+    assert (answer.status, answer["azureml-model-deployment"]) == (200, "a")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.gateway.table import RETRY_FLOOR, RETRY_SHARE, ServiceRoute, VersionRoute
-from router.services import Service, parse_service
+from router.services import Replica, ReplicaState, Service, parse_service
 from router.telemetry.counters import VersionCounters
 
 
@@ -24,19 +24,52 @@ def route(service: Service, name: str = "default") -> VersionRoute:
     return VersionRoute((service.name, name), version, VersionCounters(), loop, lambda _: None)  # type: ignore[arg-type]
 
 
+def ready(*routes: VersionRoute) -> None:
+    """Give each a ready replica."""
+    for version in routes:
+        replica = Replica(f"{version.key[1]}-1", "127.0.0.1", 1, ReplicaState.READY)
+        version.set_replicas((replica,), (), lambda _: None)  # type: ignore[arg-type,return-value]
+
+
 def service_route(**versions: dict[str, object]) -> ServiceRoute:
     service = parse_service("ab", {"versions": versions, "primary_key": "k"})
     return ServiceRoute(service, {name.encode(): route(service, name) for name in versions}, None)
 
 
-@given(st.integers(0, 100))
-def test_versions_get_their_shares(percent: int) -> None:
-    routes = service_route(a={"is_default": True}, b={"traffic_percentile": percent})
+def choices(routes: ServiceRoute) -> Counter[str]:
+    """Of 300 requests."""
     chosen: Counter[str] = Counter()
     for _ in range(300):
         version = routes.choose(None)
         assert version is not None
         chosen[version.key[1]] += 1
+    return chosen
+
+
+def test_the_share_of_a_version_without_a_ready_replica_is_the_others() -> None:
+    routes = service_route(a={"is_default": True}, b={"traffic_percentile": 50}, c={"traffic_percentile": 10})
+    assert set(choices(routes)) == {"a", "b", "c"}  # where none has any, each has its own answer
+    a, b, c = routes.versions.values()
+    ready(a, c)
+    chosen = choices(routes)
+    assert set(chosen) == {"a", "c"}
+    assert abs(chosen["c"] - 60) <= 49  # 10 of 50; 7 standard deviations
+    assert routes.choose(b"b") is b  # who asks for it by name gets its answer
+    ready(b)
+    assert set(choices(routes)) == {"a", "b", "c"}
+
+
+def test_a_version_that_starts_from_zero_gets_its_share_which_starts_it() -> None:
+    routes = service_route(a={"is_default": True}, b={"traffic_percentile": 50, "autoscale_min_replicas": 0})
+    ready(routes.versions[b"a"])
+    assert choices(routes)["b"] > 0
+
+
+@given(st.integers(0, 100))
+def test_versions_get_their_shares(percent: int) -> None:
+    routes = service_route(a={"is_default": True}, b={"traffic_percentile": percent})
+    ready(*routes.versions.values())
+    chosen = choices(routes)
     assert chosen["b"] == 0 if percent == 0 else chosen["b"] > 0 or percent < 10
     assert chosen["a"] == 0 if percent == 100 else chosen["a"] > 0 or percent > 90
     assert abs(chosen["b"] - 3 * percent) <= 60  # 7 standard deviations
