@@ -197,8 +197,22 @@ class Admission(Request):
         self.queued_seconds += now - self.waiting_since
         self.waiting_since = now
 
+    def version_gone(self, now: float) -> None:
+        """The version for which this waited is no more: another one of the service is as good, unless the client named
+        it. The former holder has let go of this waiter."""
+        service = self.gateway.services.get(self.service.name.encode()) if self.service is not None else None
+        version = service.choose(self.kept.get(b"azureml-model-deployment")) if service is not None else None
+        if version is None:
+            self.waited_too_long(now)
+        else:
+            self.service = service
+            self.queue_anew(version, now)
+
     def queue_anew(self, version: VersionRoute, now: float) -> None:
-        """The version has begun anew, and this waits on there; the former holder has let go of this waiter."""
+        """Wait on at this version: its queue has begun anew, or it is in another one's place. The former holder has let
+        go of this waiter."""
+        assert self.version is not None
+        self.answer_lines = self.answer_lines.replace(self.version.answer_line, version.answer_line)
         self.queued_seconds += now - self.waiting_since
         self.state = NEW
         self.version = version

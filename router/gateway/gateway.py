@@ -100,9 +100,9 @@ class Gateway:
         """Make `services` the complete set. Requests under way go on as they began."""
         keys = {(service.name, version.name) for service in services.values() for version in service.versions}
         now = time.monotonic()
+        left_over: list[Admission] = []
         for key in [key for key in self.versions if key not in keys]:
-            for waiter in self.versions.pop(key).retire(now):
-                waiter.waited_too_long(now)
+            left_over += self.versions.pop(key).retire(now)
         self._replicas = {key: known for key, known in self._replicas.items() if key in keys}
         for service in services.values():
             for version in service.versions:
@@ -118,6 +118,8 @@ class Gateway:
         self.authentication.retain(frozenset(s.name for s in services.values() if s.token_auth_enabled))
         self.addresses.clear()
         self.counters.retain(keys)
+        for waiter in left_over:
+            waiter.version_gone(now)
 
     def remember_address(self, target: bytes, service: ServiceRoute, path: bytes) -> None:
         """Spare the next request to the same address its parsing."""

@@ -359,3 +359,22 @@ async def test_a_version_that_was_just_added_gets_no_request_before_it_can_answe
     line.send(ok())
     answer = await client.message()
     assert (answer.status, answer["azureml-model-deployment"]) == (200, "a")
+
+
+@story()
+async def test_who_waits_for_a_version_that_goes_waits_for_another_unless_it_was_named(world: World) -> None:
+    both = {"a": {}, "default": {"is_default": True}}
+    world.serve("iris", versions=both, max_request_wait_time=60_000)
+    stays, goes = await world.replica(version="a"), await world.replica(version="default")
+    first, line = await world.in_flight(goes)
+    client = await waiting(world, b"any")
+    named = await waiting(world, b"named", "azureml-model-deployment: default")
+    world.serve("iris", versions={"a": {}}, max_request_wait_time=60_000)
+    other = await stays.accept()
+    assert (await other.message()).body == b"any"
+    other.send(ok())
+    answer = await client.message()
+    assert (answer.status, answer["azureml-model-deployment"]) == (200, "a")
+    assert (await named.message()).error == "no-ready-replicas"
+    line.send(ok())
+    assert (await first.message()).status == 200
