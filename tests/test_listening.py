@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from router.listening import cannot_listen
 
 
 def refusal(folder: Path, *flags: str) -> str:
@@ -25,11 +25,17 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert said == f"azureml-fe: port: {port} cannot be listened on at 127.0.0.1: {reason}\n"
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
-def test_an_address_of_nobody_here(tmp_path: Path, host: str) -> None:
-    said = refusal(tmp_path, "--host", host, "--state-dir", str(tmp_path / "state"))
-    assert said.startswith(f"azureml-fe: host: {host} cannot be listened on: ")
+def test_an_address_of_nobody_here(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "--host", "192.0.2.1", "--state-dir", str(tmp_path / "state"))
+    assert said.startswith("azureml-fe: host: 192.0.2.1 cannot be listened on: ")
     assert said.endswith("; allowed: an address of this machine\n")
+
+
+def test_a_name_of_nothing() -> None:
+    fault = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert str(cannot_listen("peer_port", 9091, "nowhere", fault, host_setting="pod_ip")) == (
+        "pod_ip: nowhere cannot be listened on: Name or service not known; allowed: an address of this machine"
+    )
 
 
 def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
