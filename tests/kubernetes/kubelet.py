@@ -121,7 +121,8 @@ class Running:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         found = {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "POD_IP": self.address}
         if self._kubelet.kubeconfig_of is not None:
-            account = self._pod["spec"]["serviceAccountName"]
+            # Admission fills in an account; a server may run without that.
+            account = self._pod["spec"].get("serviceAccountName", "default")
             found["KUBECONFIG"] = str(self._kubelet.kubeconfig_of(account))
         for entry in self._container.get("env") or []:
             if "value" in entry:

@@ -105,7 +105,11 @@ def router_deployment(cluster: Cluster, replicas: int, cpu: Mapping[str, str], *
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "template": {
             "metadata": {"labels": labels},
-            "spec": {"terminationGracePeriodSeconds": 30, "containers": [container]},
+            "spec": {
+                "terminationGracePeriodSeconds": 30,
+                "nodeSelector": cluster.own_nodes,
+                "containers": [container],
+            },
         },
     }
     return cluster.client.create(

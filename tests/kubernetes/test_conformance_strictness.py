@@ -234,5 +234,10 @@ def test_resize_keeps_the_class_of_service_and_takes_nothing_away(cluster: Clust
     reply = _resize(cluster, {"limits": {"ephemeral-storage": "1Gi"}})
     assert reply.status == 422
     both = {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}
-    pod = _resize(cluster, both, activeDeadlineSeconds=5).ok()
+    reply = _resize(cluster, both, activeDeadlineSeconds=5)
+    # Some servers let pods of this class be resized only on nodes that declare that they can do so.
+    if reply.status == 403:
+        assert "node" in reply.body["message"]
+        return
+    pod = reply.ok()
     assert "activeDeadlineSeconds" not in pod["spec"]  # other changes are dropped

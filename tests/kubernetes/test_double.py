@@ -9,7 +9,10 @@ import pytest
 
 from tests.kubernetes.client import path_of
 from tests.kubernetes.cluster import Cluster, cluster_of
+from tests.kubernetes.controller import controlling
+from tests.kubernetes.double.defaults import PLUGINS
 from tests.kubernetes.double.running import running
+from tests.kubernetes.models import deploy_echo
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,27 @@ def test_bookmarks_say_how_far_a_watch_has_come(cluster: Cluster) -> None:
     cluster.secret("s", {})  # none of the watch's, and yet it comes further
     later = (kind for kind, mark in watch if int(mark["metadata"]["resourceVersion"]) > int(version))
     assert next(later) == "BOOKMARK"
+
+
+def test_pods_of_a_server_without_admission_plugins_run(tmp_path: Path) -> None:
+    flags = [word for plugin in sorted(PLUGINS) for word in ("--disable-admission-plugin", plugin)]
+    with (
+        running(tmp_path, *flags) as kubeconfig,
+        cluster_of(kubeconfig, tmp_path) as bare,
+        controlling(bare, tmp_path) as controller,
+    ):
+
+        def kubeconfig_of(account: str) -> Path:
+            try:
+                return bare.kubeconfig(account)
+            finally:
+                bare.client.close()  # of the thread that is a pod's life
+
+        controller.kubelet.kubeconfig_of = kubeconfig_of
+        deploy_echo(bare, "iris")
+        (pod,) = controller.ready("iris", 1)
+        assert pod["spec"].keys().isdisjoint({"serviceAccountName", "priority", "tolerations", "volumes"})
+        bare.node("ready")
 
 
 def test_history_that_is_forgotten(cluster: Cluster) -> None:

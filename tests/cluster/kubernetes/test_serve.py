@@ -1,5 +1,6 @@
 """The router as its pod runs it, against an API server."""
 
+import base64
 import time
 from pathlib import Path
 
@@ -36,16 +37,29 @@ def test_keys_are_made_followed_and_renewed(
     until(lambda: router.score("iris", Authorization=f"Bearer {key(cluster)}").status == 200, "the key")
     assert router.score("iris").status == 401
     former, kubeconfig = key(cluster), str(cluster.admin)
-    assert main(["keys", "regenerate", "iris", "--key", "primary", "--kubeconfig", kubeconfig]) == 0
+    where = ["--kubeconfig", kubeconfig, "--namespace", cluster.namespace]
+    assert main(["keys", "regenerate", "iris", "--key", "primary", *where]) == 0
     fresh = capsys.readouterr().out.strip()
     assert fresh == key(cluster) != former
     until(lambda: router.score("iris", Authorization=f"Bearer {former}").status == 401, "end of the former key")
     assert router.score("iris", Authorization=f"Bearer {fresh}").status == 200
     second = key(cluster, "secondaryKey")
-    assert main(["keys", "show", "iris", "--kubeconfig", kubeconfig, "--namespace", cluster.namespace]) == 0
+    assert main(["keys", "show", "iris", *where]) == 0
     assert capsys.readouterr().out == f"primary: {fresh}\nsecondary: {second}\n"
     assert router.score("iris", Authorization=f"Bearer {second}").status == 200
     assert not any(secret in router.said for secret in (former, fresh, second))
+
+
+def test_keys_of_a_service_are_found_in_whatever_namespace_it_is(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = f"iris-{cluster.namespace}"  # nobody else's, in all of the cluster
+    cluster.deployment(service)
+    for word in ("made", "renewed"):
+        assert main(["keys", "regenerate", service, "--key", "primary", "--kubeconfig", str(cluster.admin)]) == 0
+        fresh = capsys.readouterr().out.strip()
+        data = cluster.client.get("secrets", cluster.namespace, f"azureml-fe-keys-{service}")["data"]
+        assert base64.b64decode(data["primaryKey"]).decode() == fresh, word
 
 
 def test_load_is_answered_by_one_router_and_its_rights_are_those_of_the_list(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trustme
 
+from tests.kubernetes.double.defaults import PLUGINS
 from tests.kubernetes.double.running import kubeconfig, write
 from tests.kubernetes.double.server import Double, Options
 
@@ -20,7 +21,7 @@ async def _serve(words: argparse.Namespace) -> None:
     authority.configure_trust(context)
     context.verify_mode = ssl.CERT_OPTIONAL  # a client shows a certificate or a token
     master = authority.issue_cert(common_name="kubernetes-admin", organization_name="system:masters")
-    double = Double(Options(words.history, words.bookmark_seconds, words.watch_seconds))
+    double = Double(Options(words.history, words.bookmark_seconds, words.watch_seconds, PLUGINS - set(words.without)))
     port = await double.start(context, words.port)
     url = f"https://127.0.0.1:{port}"
     certificate, key = master.cert_chain_pems[0].bytes(), master.private_key_pem.bytes()
@@ -44,6 +45,14 @@ def main() -> None:
     parser.add_argument("--history", type=int, default=usual.history_length, help="writes that a watch may go back")
     parser.add_argument("--bookmark-seconds", type=float, default=usual.bookmark_seconds)
     parser.add_argument("--watch-seconds", type=float, default=usual.watch_seconds)
+    parser.add_argument(
+        "--disable-admission-plugin",
+        dest="without",
+        action="append",
+        default=[],
+        choices=sorted(PLUGINS),
+        help="may be given several times",
+    )
     parser.add_argument("--until-stdin-ends", action="store_true", help="stop when standard input is closed")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(parser.parse_args()))

@@ -6,7 +6,7 @@
 import base64
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ class Api:
 
     store: Store
     tokens: Tokens
+    plugins: Collection[str]
 
     # Reading.
 
@@ -158,7 +159,7 @@ class Api:
             raise no_such_resource()
         if resource.namespaced and not request.namespace:
             raise bad_request("an empty namespace may not be set during creation")
-        thing = rules.created(resource, body, request.namespace, writer)
+        thing = rules.created(resource, body, request.namespace, writer, self.plugins)
         name = thing["metadata"]["name"]
         key = (request.namespace, name)
         if resource.namespaced:
@@ -166,7 +167,7 @@ class Api:
             if namespace is None:
                 raise not_found(_resource_of_namespaces(), request.namespace)
             rules.check_namespace(resource, name, namespace)
-        if resource.kind == "Pod":
+        if resource.kind == "Pod" and "ServiceAccount" in self.plugins:
             self._check_account(resource, thing)
         if self.store.get(resource.storage, key) is not None:
             raise already_exists(resource, name)

@@ -7,7 +7,7 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tests.kubernetes.double.errors import ApiError, bad_request, invalid
@@ -17,6 +17,8 @@ _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 _QUALIFIED = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
+PLUGINS = frozenset({"DefaultTolerationSeconds", "Priority", "ServiceAccount", "TaintNodesByCondition"})
+"""Admission plugins that are on by default, of those that a client of this server can tell."""
 _ANY_NAME = ("roles", "rolebindings", "clusterroles", "clusterrolebindings")  # names are path segments
 
 
@@ -98,7 +100,6 @@ def _pod_spec(resource: Resource, thing: Object, spec: Object, path: str) -> Non
 def _pod(resource: Resource, pod: Object) -> None:
     spec = pod.setdefault("spec", {})
     _pod_spec(resource, pod, spec, "spec")
-    spec.setdefault("serviceAccountName", "default")
     spec.setdefault("enableServiceLinks", True)
     pod.setdefault("status", {}).setdefault("phase", "Pending")
     pod["status"].setdefault("qosClass", class_of(spec))
@@ -115,12 +116,22 @@ def class_of(spec: Object) -> str:
     return "Guaranteed" if whole and same else "Burstable"
 
 
-def admitted(pod: Object) -> None:
+def admitted(pod: Object, plugins: Collection[str]) -> None:
     """What admission adds to a pod that is made: its token, tolerations, priority."""
     spec = pod["spec"]
-    spec["serviceAccount"] = spec["serviceAccountName"]
-    spec.setdefault("priority", 0)
-    spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+    if "Priority" in plugins:
+        spec.setdefault("priority", 0)
+        spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+    if "DefaultTolerationSeconds" in plugins:
+        _tolerate(spec)
+    if "ServiceAccount" in plugins:
+        spec.setdefault("serviceAccountName", "default")
+        _mount_token(spec)
+    if "serviceAccountName" in spec:
+        spec["serviceAccount"] = spec["serviceAccountName"]
+
+
+def _tolerate(spec: Object) -> None:
     tolerations = spec.setdefault("tolerations", [])
     for trouble in ("not-ready", "unreachable"):
         key = f"node.kubernetes.io/{trouble}"
@@ -129,6 +140,9 @@ def admitted(pod: Object) -> None:
         ):
             wait = {"effect": "NoExecute", "tolerationSeconds": 300}
             tolerations.append({"key": key, "operator": "Exists", **wait})
+
+
+def _mount_token(spec: Object) -> None:
     if spec.get("automountServiceAccountToken", True):
         name = "kube-api-access-" + "".join(secrets.choice("bcdfghjklmnpqrstvwxz2456789") for _ in range(5))
         token = {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}}

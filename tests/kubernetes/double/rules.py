@@ -6,6 +6,7 @@
 import copy
 import secrets
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +53,10 @@ def read(resource: Resource, thing: Any, writer: Writer) -> Any:
     return fitted
 
 
-def created(resource: Resource, thing: Object, namespace: str, writer: Writer) -> Object:
-    """A new object, as it is to be stored."""
+def created(
+    resource: Resource, thing: Object, namespace: str, writer: Writer, plugins: Collection[str] = defaults.PLUGINS
+) -> Object:
+    """A new object, as it is to be stored; `plugins` are those of admission that are on."""
     thing = with_type(resource, read(resource, thing, writer))
     metadata = dict(thing.get("metadata") or {})
     if metadata.get("namespace") not in (None, "", namespace) and resource.namespaced:
@@ -79,8 +82,8 @@ def created(resource: Resource, thing: Object, namespace: str, writer: Writer) -
     defaults.check_metadata(resource, thing)
     _complete(resource, thing)
     if resource.kind == "Pod":
-        defaults.admitted(thing)
-    elif resource.kind == "Node":
+        defaults.admitted(thing, plugins)
+    elif resource.kind == "Node" and "TaintNodesByCondition" in plugins:
         defaults.tainted(thing)
     return _with_managers(resource, {}, thing, writer, "")
 

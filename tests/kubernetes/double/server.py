@@ -5,7 +5,7 @@ import gzip
 import json
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from aiohttp import web
 
 from tests.kubernetes.double import discovery, patches, watch
 from tests.kubernetes.double.api import Api, flag, now, stamp
+from tests.kubernetes.double.defaults import PLUGINS
 from tests.kubernetes.double.errors import (
     ApiError,
     bad_request,
@@ -40,6 +41,7 @@ class Options:
     history_length: int = 100_000  # writes that a watch may go back
     bookmark_seconds: float = 60.0
     watch_seconds: float = 1800.0  # of a watch that names no time
+    plugins: Collection[str] = PLUGINS  # of admission, those that are on
 
 
 class Double:
@@ -49,7 +51,7 @@ class Double:
         self._options = options
         self.store = Store(options.history_length)
         self.tokens = Tokens()
-        self._api = Api(self.store, self.tokens)
+        self._api = Api(self.store, self.tokens, options.plugins)
         self._runner: web.AppRunner | None = None
         for name in ("default", "kube-system"):
             self._found_namespace(name)
