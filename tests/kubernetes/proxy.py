@@ -6,6 +6,7 @@ of its own; its methods are for the thread of the test.
 
 import asyncio
 import contextlib
+import selectors
 import ssl
 import threading
 import time
@@ -20,6 +21,7 @@ from aiohttp import web
 
 from tests.kubernetes.client import Access
 
+_CLOSING_SECONDS = 5.0
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "content-encoding"}
 
 
@@ -87,7 +89,8 @@ class Proxy:
         self._authority = trustme.CA()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._authority.issue_cert("127.0.0.1").configure_cert(self._context)
-        self._loop = asyncio.new_event_loop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._runner: web.AppRunner | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -118,6 +121,7 @@ class Proxy:
         self._run(self._close())
         if self._session:
             self._run(self._session.close())
+        self._run(self._all_closed())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -136,9 +140,19 @@ class Proxy:
         await web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=self._context, reuse_address=True).start()
         self._port = self._runner.addresses[0][1]
 
+    async def _all_closed(self) -> None:
+        """TLS of a connection that was broken off ends in turns of the loop, and with a word of the other side."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING_SECONDS):
+                while len(self._selector.get_map()) > 1:  # one is the loop's own
+                    await asyncio.sleep(0.001)
+
     async def _close(self) -> None:
         self._cut(everything)
         if self._runner:
+            for connection in self._runner.server.connections if self._runner.server else ():
+                if connection.transport is not None:  # one that rests
+                    connection.transport.abort()
             await self._runner.cleanup()
             self._runner = None
 
