@@ -199,7 +199,16 @@ class Cluster:
         return [event for event in found if all(event.get(field) == value for field, value in fields.items())]
 
     def apply(self, manifests: Sequence[Mapping[str, Any]]) -> None:
-        """Create what the router's chart has made, each in its namespace."""
+        """Create what the router's chart has made, each in its namespace; Deployments once their pods have their
+        rights."""
+        programs = [each for each in manifests if each["kind"] == "Deployment"]
+        self._apply([each for each in manifests if each not in programs])
+        for manifest in manifests:
+            if manifest["kind"] == "Role":
+                self._in_force(ROUTER, manifest["rules"], manifest["metadata"]["namespace"])
+        self._apply(programs)
+
+    def _apply(self, manifests: Sequence[Mapping[str, Any]]) -> None:
         plurals = {(its.api_version, its.kind): its for its in RESOURCES}
         for manifest in manifests:
             its = plurals[manifest["apiVersion"], manifest["kind"]]
@@ -207,9 +216,6 @@ class Cluster:
             self.client.create(its.plural, namespace, dict(manifest))
             if not its.namespaced:
                 self._cluster_wide.append((its.plural, manifest["metadata"]["name"]))
-        for manifest in manifests:
-            if manifest["kind"] == "Role":
-                self._in_force(ROUTER, manifest["rules"], manifest["metadata"]["namespace"])
 
     # The end.
 

@@ -63,7 +63,7 @@ class Installed:
         controller.kubelet.kubeconfig_of = self._kubeconfig
         deployment = next(each for each in self.objects if each["kind"] == "Deployment")
         deployment["spec"]["replicas"] = replicas
-        cluster.apply(sorted(self.objects, key=lambda each: each["kind"] == "Deployment"))
+        cluster.apply(self.objects)
         self.all_ready(replicas)
 
     def _kubeconfig(self, account: str) -> Path:
