@@ -240,9 +240,13 @@ def _namespace(_: Resource, namespace: Object) -> None:
     namespace["metadata"].setdefault("labels", {})["kubernetes.io/metadata.name"] = _name(namespace)
 
 
+def _node(_: Resource, node: Object) -> None:
+    node.setdefault("spec", {})
+
+
 def tainted(node: Object) -> None:
     """A new node takes no pods, until a controller hears that it is ready."""
-    taints = node.setdefault("spec", {}).setdefault("taints", [])
+    taints = node["spec"].setdefault("taints", [])
     key = "node.kubernetes.io/not-ready"
     if not any(each.get("key") == key for each in taints):
         taints.append({"key": key, "effect": "NoSchedule"})
@@ -263,6 +267,7 @@ _OF_KIND: dict[str, Callable[[Resource, Object], None]] = {
     "Lease": _lease,
     "HorizontalPodAutoscaler": _autoscaler,
     "Namespace": _namespace,
+    "Node": _node,
     "RoleBinding": _binding,
     "ClusterRoleBinding": _binding,
 }
