@@ -6,7 +6,9 @@ from time import monotonic
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.gateway.pool import ReplicaPool
 from router.gateway.table import RETRY_FLOOR, RETRY_SHARE, ServiceRoute, VersionRoute
+from router.http.headers import answer_kinds
 from router.services import Replica, ReplicaState, Service, parse_service
 from router.telemetry.counters import VersionCounters
 
@@ -28,7 +30,13 @@ def ready(*routes: VersionRoute) -> None:
     """Give each a ready replica."""
     for version in routes:
         replica = Replica(f"{version.key[1]}-1", "127.0.0.1", 1, ReplicaState.READY)
-        version.set_replicas((replica,), (), lambda _: None)  # type: ignore[arg-type,return-value]
+        version.set_replicas((replica,), (), pool)
+
+
+def pool(replica: Replica) -> ReplicaPool:
+    loop: object = Loop()
+    where = replica.id, replica.host, replica.port
+    return ReplicaPool(loop, *where, kinds=answer_kinds(), connect_timeout_seconds=1.0)  # type: ignore[arg-type]
 
 
 def service_route(**versions: dict[str, object]) -> ServiceRoute:
