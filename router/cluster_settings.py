@@ -2,15 +2,12 @@
 
 from typing import Any
 
-from router.values import Kind, Scope, Setting
+from router.values import Kind, Scope, Setting, settings_of
 
 _DNS = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _FILE: dict[str, Any] = {"pattern": r"[^\x00]+", "pattern_means": "a path"}
 
-
-def _router(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
-    return Setting(name=name, kind=kind, scope=Scope.ROUTER, about=about, **facts)
-
+_router = settings_of(Scope.ROUTER)
 
 POD_DEFAULTS = {"host": "0.0.0.0", "admin_host": "0.0.0.0", "state_dir": "/var/lib/azureml-fe"}
 """Where a pod, which is what `serve` runs in, differs from `local`."""

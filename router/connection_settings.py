@@ -1,14 +1,9 @@
 """The table of the router's settings that bound connections and requests: sizes, numbers, times. Facts only; see
 `settings`."""
 
-from typing import Any
+from router.values import Kind, Scope, Setting, settings_of
 
-from router.values import Kind, Scope, Setting
-
-
-def _router(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
-    return Setting(name=name, kind=kind, scope=Scope.ROUTER, about=about, **facts)
-
+_router = settings_of(Scope.ROUTER)
 
 CONNECTION_SETTINGS: tuple[Setting, ...] = (
     _router(

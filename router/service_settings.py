@@ -7,22 +7,16 @@ marked "Extension.". Where the SDK says "> 0" of a whole number, the minimum is 
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from router.values import Kind, Scope, Setting
+from router.values import Kind, Scope, Setting, settings_of
 
 _ORIGIN = r"\*|[a-z][a-z0-9+.-]*://[^\s/,A-Z*]+"
 _KEY = r"[\x21-\x7e]{1,256}"
 _KEY_MEANS = "1 to 256 visible ASCII characters without spaces"
 
+_service = settings_of(Scope.SERVICE)
 
-def _service(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
-    return Setting(name=name, kind=kind, scope=Scope.SERVICE, about=about, **facts)
-
-
-def _version(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
-    return Setting(name=name, kind=kind, scope=Scope.VERSION, about=about, **facts)
-
+_version = settings_of(Scope.VERSION)
 
 SERVICE_SETTINGS: tuple[Setting, ...] = (
     _service(

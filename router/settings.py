@@ -15,7 +15,7 @@ from typing import Any
 from router.cluster_settings import CLUSTER_SETTINGS
 from router.connection_settings import CONNECTION_SETTINGS
 from router.self_scaling_settings import SELF_SCALING_SETTINGS, resolved
-from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
+from router.values import Kind, Scope, Setting, SettingsError, parse_value, settings_of, unknown_name
 
 ENVIRONMENT_PREFIX = "AZUREML_FE_"
 CONFIG_VARIABLE = "AZUREML_FE_CONFIG"
@@ -123,10 +123,7 @@ PATHS_OF_FILES = (
 )
 """Settings that are paths; in a file, relative to that file."""
 
-
-def _router(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
-    return Setting(name=name, kind=kind, scope=Scope.ROUTER, about=about, **facts)
-
+_router = settings_of(Scope.ROUTER)
 
 _FILE: dict[str, Any] = {"pattern": r"[^\x00]+", "pattern_means": "a path"}
 _HOST: dict[str, Any] = {"pattern": r"[^\s/]{1,255}", "pattern_means": "an address or a host name"}

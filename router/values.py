@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 LARGEST_NUMBER = 2**31 - 1
 """Upper limit of every number that states none: keeps sums and timers in range, and is what the SDK's integers hold."""
@@ -117,6 +117,19 @@ class Setting:
             return f"{noun} above {self.above:.15g}" + (f", at most {top}" if top else "")
         low = f"{self.minimum:.15g}"
         return f"{noun} from {low} to {top}" if top else f"{noun}, at least {low}"
+
+
+class _Describe(Protocol):
+    def __call__(self, name: str, kind: Kind, about: str, **facts: Any) -> Setting: ...
+
+
+def settings_of(scope: Scope) -> _Describe:
+    """A short way to describe the settings of a table, which are of one scope."""
+
+    def describe(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
+        return Setting(name=name, kind=kind, scope=scope, about=about, **facts)
+
+    return describe
 
 
 def parse_value(setting: Setting, raw: object, where: str = "") -> Any:

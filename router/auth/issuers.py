@@ -20,7 +20,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
+from router.values import Kind, Scope, Setting, SettingsError, parse_value, settings_of, unknown_name
 
 OWN = "router"
 """The name of the router as an issuer, which no other one may have."""
@@ -38,10 +38,7 @@ _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _NAME_MEANS = "must be 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
 _TENANT = "{tenant}"
 
-
-def _issuer(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
-    return Setting(name=name, kind=kind, scope=Scope.ISSUER, about=about, **facts)
-
+_issuer = settings_of(Scope.ISSUER)
 
 _URL: dict[str, Any] = {"pattern": r"https?://[!-~]{1,2000}", "pattern_means": "an https URL; http on loopback only"}
 

@@ -16,12 +16,9 @@ from router.cluster.local.document import Document, read_document
 from router.service_settings import COMPATIBLE_DEFAULTS
 from router.services import Service, SettingPath, VersionKey, parse_service, place_text
 from router.settings import PATHS_OF_FILES, load_settings, parse_router_values
-from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
+from router.values import Kind, Scope, Setting, SettingsError, parse_value, settings_of, unknown_name
 
-
-def _launch(name: str, kind: Kind, about: str, **facts: Any) -> Setting:
-    return Setting(name=name, kind=kind, scope=Scope.VERSION, about=about, **facts)
-
+_launch = settings_of(Scope.VERSION)
 
 LAUNCH_SETTINGS: tuple[Setting, ...] = (
     _launch(
