@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from router.authority import authority
 from router.certificates import Certificates, server_files
-from router.cluster.local.file import LocalConfig, authority, load_local
+from router.cluster.local.file import LocalConfig, load_local
 from router.cluster.local.probe import probe
 from router.cluster.local.program import check_can_run, check_program
 from router.cluster.local.summary import summary

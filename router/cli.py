@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from router import __version__
 from router.argument import address, count, percent, positive, url
+from router.authority import authority
 from router.build import hot_path
 from router.cluster.local.file import is_router_file, load_router_file
 from router.cluster.local.keys import KeyStore
@@ -353,8 +354,7 @@ def _top(arguments: argparse.Namespace) -> int:
             return run_top(from_cluster(look), sys.stdout, once=arguments.once)
     if arguments.url is None:
         settings = load_settings(environ=os.environ)
-        host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
-        arguments.url = f"http://{host}:{settings.admin_port}"
+        arguments.url = f"http://{authority(settings.admin_host, settings.admin_port)}"
     return run_top(from_url(arguments.url), sys.stdout, once=arguments.once)
 
 

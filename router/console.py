@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from router.authority import authority
 from router.peers.dialling import Address
 from router.services import Replica, ReplicaState, Service, VersionKey
 from router.settings import RouterSettings
@@ -50,7 +51,7 @@ class Console:
 
     def joins(self, members: Sequence[Address]) -> None:
         """Other routers may join, with all of `members`."""
-        peers = " ".join(f"--peer {_address(*member)}" for member in members)
+        peers = " ".join(f"--peer {authority(*member)}" for member in members)
         self._line(f"another router joins with: azureml-fe local {peers} --port 0 --admin-port 0")
 
     def began(self, what: str, file: Path | None, settings: RouterSettings, sample: str) -> None:
@@ -61,13 +62,13 @@ class Console:
         self._state_dir = str(settings.state_dir.absolute())
         self._prefix = settings.scoring_prefix
         bases = [
-            f"{scheme}://{_address(settings.host, port)}"
+            f"{scheme}://{authority(settings.host, port)}"
             for scheme, port in (("http", self._supervisor.port), ("https", self._supervisor.https_port))
             if port
         ]
         self._base = bases[0]
         self._line(f"azureml-fe serves {what} at {' and '.join(bases)}")
-        admin = _address(settings.admin_host, self._supervisor.admin_port)
+        admin = authority(settings.admin_host, self._supervisor.admin_port)
         self._line(f"metrics and health: http://{admin}/metrics")
         for service in self._supervisor.services.values():
             if file is not None:
@@ -177,11 +178,7 @@ class Console:
 
 def addresses(several: Sequence[Address]) -> str:
     """For people to read."""
-    return ", ".join(_address(*each) for each in several)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return ", ".join(authority(*each) for each in several)
 
 
 def _name(key: VersionKey) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from router.authority import authority
 from router.values import SettingsError
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -51,7 +52,7 @@ class PodAccount(Credentials):
         if not host or not port or not (folder / "token").is_file():
             allowed = "must be the path of a kubeconfig file, as this process runs in no pod with a service account"
             raise SettingsError("kubeconfig", None, allowed)
-        self.url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        self.url = f"https://{authority(host, port)}"
         self._folder = folder
         self._token = ""
         self._read_at = float("-inf")

@@ -8,8 +8,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from router.authority import authority
 from router.cluster.local.around import Around
-from router.cluster.local.file import Launch, authority
+from router.cluster.local.file import Launch
 from router.cluster.local.probe import Watch
 from router.services import Replica, ReplicaState, Version, VersionKey
 

@@ -265,11 +265,6 @@ class _ServiceLoader:
         return script
 
 
-def authority(host: str, port: int) -> str:
-    """`host:port` as a URL and the Host header have it (RFC 3986 section 3.2.2: an IPv6 address in brackets)."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _command(raw: object, where: str) -> tuple[str, ...]:
     setting = _BY_NAME["command"]
     # One text would be split at commas, which is no way to write a command.

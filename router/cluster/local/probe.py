@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections.abc import Callable
 
-from router.cluster.local.file import authority
+from router.authority import authority
 from router.cluster.local.health import Health
 from router.services import Version
 

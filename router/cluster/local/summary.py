@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from router.auth.issuers import Issuer
-from router.cluster.local.file import Launch, LocalConfig, authority
+from router.authority import authority
+from router.cluster.local.file import Launch, LocalConfig
 from router.services import Service, Version
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from router.cluster.local.file import authority
+from router.authority import authority
 from router.cluster.local.probe import Watch, probe
 from router.services import Version
 from tests.cluster.local.world import PATIENCE_SECONDS, config_of, run
