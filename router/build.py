@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 
 
+@cache  # asked at each scrape
 def hot_path() -> str:
     """`compiled` or `interpreted`."""
     spec = find_spec("router.gateway.exchange")
