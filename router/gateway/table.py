@@ -38,7 +38,7 @@ class VersionRoute:
     """One version in the data plane: its settings, queue, leases, connections and counters. Times are seconds."""
 
     __slots__ = (
-        "_completed", "_loop", "_pools", "_queue_timer", "_ready", "_requests", "_retries", "_slots_changed",
+        "_loop", "_past", "_pools", "_queue_timer", "_ready", "_retries", "_slots_changed",
         "answer_line", "counters", "holder", "key", "service_name", "settings", "timeouts",
     )  # fmt: skip
 
@@ -59,8 +59,8 @@ class VersionRoute:
         self._pools: dict[str, ReplicaPool] = {}
         self._ready: frozenset[str] = frozenset()
         self._queue_timer: asyncio.TimerHandle | None = None
-        self._completed: deque[tuple[float, int, float]] = deque()  # how many, and for how long they held their slots
-        self._requests: deque[tuple[float, int]] = deque()
+        # When, and how far the holder had counted then: requests that came, completed ones, how long these took.
+        self._past: deque[tuple[float, int, int, float]] = deque()
         self._retries: deque[float] = deque(maxlen=1000)
         self.answer_line = b"\r\nazureml-model-deployment: " + key[1].encode()
         self.holder: VersionHolder[Admission, ReplicaPool] = VersionHolder(
@@ -184,13 +184,10 @@ class VersionRoute:
 
     def tick(self, now: float) -> None:
         """Remember how far the counts are; call about once a second."""
-        holder = self.holder
-        self._completed.append((now, holder.completed, holder.service_seconds))
-        self._requests.append((now, holder.arrivals))
-        while self._completed[0][0] < now - _RATE_SECONDS:
-            self._completed.popleft()
-        while self._requests[0][0] < now - _RATE_SECONDS:
-            self._requests.popleft()
+        holder, past = self.holder, self._past
+        past.append((now, holder.arrivals, holder.completed, holder.service_seconds))
+        while past[0][0] < now - _RATE_SECONDS:
+            past.popleft()
 
     def retry_after(self) -> int:
         """Whole seconds after which a request should find a slot: the queue's length by the rate at which it drains.
@@ -199,7 +196,7 @@ class VersionRoute:
         last seconds would tell too little: there was no queue for most of them, perhaps hardly a request.
         """
         holder = self.holder
-        _, count, seconds = self._completed[0] if self._completed else (0.0, 0, 0.0)
+        count, seconds = self._past[0][2:] if self._past else (0, 0.0)
         if holder.completed == count:
             count, seconds = 0, 0.0  # nothing lately: as ever
         done = holder.completed - count
@@ -214,7 +211,7 @@ class VersionRoute:
         now = monotonic()
         while self._retries and self._retries[0] < now - _RATE_SECONDS:
             self._retries.popleft()
-        recent = self.holder.arrivals - (self._requests[0][1] if self._requests else 0)
+        recent = self.holder.arrivals - (self._past[0][1] if self._past else 0)
         if len(self._retries) >= RETRY_FLOOR + RETRY_SHARE * recent:
             return False
         self._retries.append(now)
