@@ -1,36 +1,48 @@
-# The router as an image: built in one stage, run in another that has neither pip's downloads nor the sources.
-#   docker build -t azureml-fe .                                       the router alone, its hot path compiled
-#   docker build -t azureml-fe --build-arg COMPILE=0 .                 all of it interpreted
-#   docker build -t azureml-fe --build-arg EXTRAS='[otel]' .           with traces by OTLP
-#   docker build -t azureml-fe --build-arg EXTRAS='[example]' .        with what runs entry scripts
+# The router's image. The second stage has neither the sources nor the compiler.
+#   docker build -t azureml-fe .                                       the router, with its hot path compiled
+#   docker build -t azureml-fe --build-arg COMPILE=0 .                 everything interpreted
+#   docker build -t azureml-fe --build-arg EXTRAS='[otel]' .           with traces over OTLP
+#   docker build -t azureml-fe --build-arg EXTRAS='[example]' .        with the server for entry scripts
+#   docker build -t azureml-fe --build-arg BASE=python@sha256:... .    with a base image that does not change
 
-FROM python:3.13-slim-bookworm AS build
+ARG BASE=python:3.13-slim-bookworm
+FROM $BASE AS build
 ARG EXTRAS=""
 ARG COMPILE=1
-RUN if [ "$COMPILE" = 1 ]; then \
-        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
-    fi
+# binutils: strip. gcc and libc6-dev: the hot path.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends binutils $([ "$COMPILE" != 1 ] || echo gcc libc6-dev) \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml README.md setup.py ./
+COPY LICENSE pyproject.toml README.md setup.py deploy/image/constraints.txt deploy/image/slim.py ./
 COPY router ./router
-# The environment needs no pip of its own: the image's installs into it.
+# The image's pip installs into the environment, which therefore needs no pip. The head of constraints.txt has the command
+# that updates the versions.
 RUN python -m venv --without-pip /opt/azureml-fe \
-    && COMPILE_AZUREML_FE="$COMPILE" pip --python /opt/azureml-fe/bin/python install --no-cache-dir ".${EXTRAS}"
+    && COMPILE_AZUREML_FE="$COMPILE" pip --python /opt/azureml-fe/bin/python install --no-cache-dir --constraint constraints.txt ".${EXTRAS}" \
+    && python slim.py /opt/azureml-fe
 
-FROM python:3.13-slim-bookworm
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/azureml-fe --shell /usr/sbin/nologin azureml-fe \
+FROM $BASE
+# tini reaps the orphans of replicas and passes signals on.
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/azureml-fe --shell /usr/sbin/nologin azureml-fe \
     && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/azureml-fe
 COPY --from=build /opt/azureml-fe /opt/azureml-fe
-# In a container 127.0.0.1 would be reachable by nobody.
+# Write the byte code of all modules that a router imports, the base image's included: user 10001 cannot. Workers run with -O.
+RUN cd /opt/azureml-fe/bin \
+    && ./python -c "import router.cli.main, router.cli.local, router.cli.serve" \
+    && ./python -O -c "import router.workers.main"
+# Nothing outside the container could reach 127.0.0.1.
 ENV PATH="/opt/azureml-fe/bin:$PATH" \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    AZUREML_FE_HOST=0.0.0.0 \
-    AZUREML_FE_ADMIN_HOST=0.0.0.0 \
+    AZUREML_FE_HOST=:: \
+    AZUREML_FE_ADMIN_HOST=:: \
     AZUREML_FE_STATE_DIR=/var/lib/azureml-fe
 USER 10001:10001
 WORKDIR /var/lib/azureml-fe
 EXPOSE 8080 8443 9090 9091
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["azureml-fe"]
+HEALTHCHECK CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ.get(\"AZUREML_FE_ADMIN_PORT\", 9090)}/healthz', timeout=5)"]
+ENTRYPOINT ["tini", "--", "azureml-fe"]
 CMD ["--help"]

@@ -1,7 +1,7 @@
-"""How the package is built; what it is and needs stands in pyproject.toml.
+"""Compiles the hot path, if COMPILE_AZUREML_FE=1. Metadata and dependencies are in pyproject.toml.
 
-With COMPILE_AZUREML_FE=1 mypyc makes C extensions of the hot path, from the very sources that Python interprets without
-it. That takes a C compiler, and mypy, which pip fetches for the build (or which is there, with --no-build-isolation).
+mypyc compiles the hot path to C extensions. Without them, Python interprets the same sources. The compilation needs a C
+compiler and mypy. pip installs mypy for the build unless --no-build-isolation is given.
 """
 
 import os
@@ -11,27 +11,41 @@ from setuptools.command.build_ext import build_ext
 
 HOT_PATH = (
     "router/auth/keys.py",
+    "router/gateway/abandoned.py",
+    "router/gateway/accounting.py",
     "router/gateway/admission.py",
-    "router/gateway/downstream.py",
+    "router/gateway/buffers.py",
+    "router/gateway/client_connection.py",
+    "router/gateway/context.py",
     "router/gateway/exchange.py",
-    "router/gateway/heads.py",
+    "router/gateway/ledger_outbox.py",
+    "router/gateway/outliers.py",
+    "router/gateway/own_headers.py",
     "router/gateway/pool.py",
-    "router/gateway/reader.py",
+    "router/gateway/replica_connection.py",
     "router/gateway/request.py",
-    "router/gateway/table.py",
+    "router/gateway/request_reader.py",
+    "router/gateway/routes.py",
+    "router/gateway/routing_table.py",
     "router/gateway/timeouts.py",
-    "router/gateway/upstream.py",
-    "router/http/headers.py",
+    "router/gateway/turns.py",
+    "router/http/header_rules.py",
+    "router/http/http1.py",
     "router/http/ids.py",
+    "router/http/streams.py",
     "router/http/target.py",
-    "router/slots/correspondence.py",
-    "router/slots/holder.py",
+    "router/slots/idle_leases.py",
+    "router/slots/ledger_client.py",
+    "router/slots/lease_cache.py",
+    "router/slots/replica_leases.py",
+    "router/slots/wait_queue.py",
     "router/telemetry/counters.py",
+    "router/telemetry/histogram.py",
     "router/telemetry/journal.py",
 )
-"""What a request passes on its way through a worker, where nothing is out of the ordinary. Has no coroutines."""
+"""The modules that run for an ordinary request in a worker. They have no coroutines."""
 
-# Types are checked with all that the project needs at hand, and strictly, by its own check of types. Here neither is.
+# CI has all dependencies and checks types strictly. The build lacks the dependencies, so it must ignore failed imports.
 _MYPY_FLAGS = ("--config-file=", "--explicit-package-bases", "--ignore-missing-imports", "--follow-imports=silent")
 
 
@@ -41,7 +55,8 @@ class _Distribution(Distribution):
 
 
 class _Build(build_ext):
-    """Compiles when there is something to build: pip asks what that takes before it is there."""
+    """Imports mypyc only for the build, because pip runs this file to get the build requirements before it installs
+    mypy."""
 
     def finalize_options(self) -> None:
         from mypyc.build import mypycify

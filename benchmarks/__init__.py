@@ -1,5 +1,5 @@
-"""Benchmarks: the router measured side by side with its peers.
+"""Benchmarks: measurements of the router and of other proxies under the same conditions.
 
-Nothing here is imported by the router or its tests. Scripts run as ``python -m benchmarks.<name>`` from the root of
-the repository; README.md beside this file says what each figure means.
+Neither the router nor its tests import this package. Run scripts as ``python -m benchmarks.<name>`` from the root of
+the repository. benchmarks/README.md explains the results.
 """

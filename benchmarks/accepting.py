@@ -1,7 +1,7 @@
-"""How evenly connections spread over workers: one listening socket for all, or one each (SO_REUSEPORT).
+"""How evenly connections spread over workers: with one shared listening socket, or one for each (SO_REUSEPORT).
 
-Workers are processes with uvloop that accept and answer, as the router's do, and nothing else; clients open
-connections and keep them. What counts is the share of the worker that got the most, where an even share is 1.
+Workers are processes with uvloop that only accept connections and respond. Clients open connections and keep them. The
+result is the share of the worker with the most connections, relative to an equal share.
 
     python -m benchmarks.accepting [--workers 2 4] [--connections 400]
 """
@@ -22,13 +22,14 @@ from contextlib import contextmanager
 import uvloop
 
 HOST = "127.0.0.1"
-BURN_SECONDS = 0.0003  # CPU time of a request
-_ANSWER = b"1" * 64
-_WAYS_TO_COME = (("all at once", 0.0, 0), ("one by one", 0.002, 0), ("one by one, load", 0.002, 16))
+REQUEST_CPU_SECONDS = 0.0003
+_RESPONSE = b"1" * 64
+# Name, seconds between two connections, number of busy connections that are opened before.
+_ARRIVALS = (("all at once", 0.0, 0), ("one by one", 0.002, 0), ("one by one, load", 0.002, 16))
 
 
 class Worker(asyncio.Protocol):
-    """Answers each message after some work, with the number of its process."""
+    """Sends the id of its process to each client, and responds to each message after some work."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -39,22 +40,22 @@ class Worker(asyncio.Protocol):
         self.transport.write(os.getpid().to_bytes(8, "big"))  # type: ignore[union-attr]
 
     def data_received(self, data: bytes) -> None:
-        until = time.perf_counter() + BURN_SECONDS
+        until = time.perf_counter() + REQUEST_CPU_SECONDS
         while time.perf_counter() < until:
             pass
         assert self.transport is not None
-        self.transport.write(_ANSWER)
+        self.transport.write(_RESPONSE)
 
 
-async def _work(fd: int) -> None:
+async def _run_worker(fd: int) -> None:
     server = await asyncio.get_running_loop().create_server(Worker, sock=socket.socket(fileno=fd), backlog=4096)
     await server.serve_forever()
 
 
-def _listening(reuse: bool, port: int = 0) -> socket.socket:
+def _listen(port: int = 0, *, reuse_port: bool) -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if reuse:
+    if reuse_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind((HOST, port))
     sock.listen(4096)
@@ -62,10 +63,12 @@ def _listening(reuse: bool, port: int = 0) -> socket.socket:
 
 
 @contextmanager
-def _workers(count: int, *, own: bool) -> Iterator[tuple[int, list[subprocess.Popen[bytes]], list[socket.socket]]]:
-    first = _listening(own)
+def _workers(
+    count: int, *, own_sockets: bool
+) -> Iterator[tuple[int, list[subprocess.Popen[bytes]], list[socket.socket]]]:
+    first = _listen(reuse_port=own_sockets)
     port = int(first.getsockname()[1])
-    sockets = [first, *(_listening(True, port) for _ in range(count - 1))] if own else [first]
+    sockets = [first, *(_listen(port, reuse_port=True) for _ in range(count - 1))] if own_sockets else [first]
     processes = [_start(sockets[number % len(sockets)]) for number in range(count)]
     time.sleep(0.5)
     try:
@@ -89,67 +92,69 @@ async def _connect(port: int) -> tuple[int, asyncio.StreamReader, asyncio.Stream
     return int.from_bytes(await reader.readexactly(8), "big"), reader, writer
 
 
-async def _spread(port: int, connections: int, pause: float, busy: int) -> tuple[list[int], list[float]]:
-    """Open connections at once, or one after a pause each; before that `busy` ones that ask all the time. Who got each,
-    and how long it took, in ms."""
-    asking = [asyncio.ensure_future(_ask(port)) for _ in range(busy)]
+async def _open_connections(port: int, connections: int, pause: float, busy: int) -> tuple[list[int], list[float]]:
+    """Open connections, `pause` seconds apart, after `busy` connections that continuously send requests.
+
+    Return the process id of each connection's worker, and how long it took to be accepted, in milliseconds.
+    """
+    busy_clients = [asyncio.ensure_future(_send_requests(port)) for _ in range(busy)]
     await asyncio.sleep(0.3 if busy else 0)
-    opening, took = [], []
+    opening, durations = [], []
 
     async def timed() -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
-        began = time.perf_counter()
-        made = await _connect(port)
-        took.append((time.perf_counter() - began) * 1000)
-        return made
+        started_at = time.perf_counter()
+        connection = await _connect(port)
+        durations.append((time.perf_counter() - started_at) * 1000)
+        return connection
 
     for _ in range(connections):
         opening.append(asyncio.ensure_future(timed()))
         if pause:
             await asyncio.sleep(pause)
     opened = await asyncio.gather(*opening)
-    for each in asking:
-        each.cancel()
+    for client in busy_clients:
+        client.cancel()
     for _, _, writer in opened:
         writer.transport.abort()
-    return [pid for pid, _, _ in opened], took
+    return [pid for pid, _, _ in opened], durations
 
 
-async def _ask(port: int) -> None:
+async def _send_requests(port: int) -> None:
     _, reader, writer = await _connect(port)
     try:
         while True:
             writer.write(b"?")
-            await reader.readexactly(len(_ANSWER))
+            await reader.readexactly(len(_RESPONSE))
             await asyncio.sleep(0.001)
     finally:
         writer.transport.abort()
 
 
-def _line(name: str, workers: int, way: str, pids: Sequence[int], took: Sequence[float]) -> str:
+def _row(name: str, workers: int, sockets: str, pids: Sequence[int], durations: Sequence[float]) -> str:
     most = max(pids.count(pid) for pid in set(pids)) / (len(pids) / workers)
-    p99 = statistics.quantiles(took, n=100)[98]
-    return f"| {workers} | {way} | {name} | {most:.2f} | {len(set(pids))} | {p99:.1f} |"
+    p99 = statistics.quantiles(durations, n=100)[98]
+    return f"| {workers} | {sockets} | {name} | {most:.2f} | {len(set(pids))} | {p99:.1f} |"
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure, and print the results as a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--connections", type=int, default=400)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
-        uvloop.run(_work(arguments.worker))
+        uvloop.run(_run_worker(arguments.worker))
         return
-    print("| workers | sockets | connections come | busiest worker's share (1: even) | workers used | p99 accept, ms |")
+    print("| workers | sockets | arrival of connections | busiest worker's share (1: even) | workers used | p99, ms |")
     print("|---|---|---|---|---|---|")
     for workers in arguments.workers:
-        for own in (False, True):
-            way = "one each" if own else "shared"
-            for name, pause, busy in _WAYS_TO_COME:
-                with _workers(workers, own=own) as (port, _, _):
-                    pids, took = uvloop.run(_spread(port, arguments.connections, pause, busy))
-                    print(_line(name, workers, way, pids, took), flush=True)
+        for own_sockets in (False, True):
+            sockets = "one each" if own_sockets else "shared"
+            for name, pause, busy in _ARRIVALS:
+                with _workers(workers, own_sockets=own_sockets) as (port, _, _):
+                    pids, durations = uvloop.run(_open_connections(port, arguments.connections, pause, busy))
+                    print(_row(name, workers, sockets, pids, durations), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Large bodies: 16 concurrent uploads and 16 concurrent downloads of 100 MB through each engine.
 
-Bytes per second beside nginx's (which streams here: ``proxy_request_buffering off; proxy_buffering off``), and how much
-the engine's memory grows: the sum of its processes' peak RSS during the transfers less their RSS just before. The
-client counts every byte of a download; for an upload the replica answers how many bytes it read.
+Measures bytes per second, relative to nginx (which streams here: ``proxy_request_buffering off; proxy_buffering off``),
+and the growth of the engine's memory: the sum of its processes' peak RSS during the transfers minus their RSS before.
+The client counts every byte of a download. For an upload, the replica responds with the number of bytes that it read.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 from typing import Final
 
 from benchmarks.harness.backends import nginx_backend, sink_backend
-from benchmarks.harness.engines import Running, Target, running, scoring_path
+from benchmarks.harness.engines import Running, Target, running_engine, scoring_path
 from benchmarks.harness.processes import run_json
 from benchmarks.harness.session import Session, parser, session
 
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS: Final = 150.0
 
 
 def transfer(engine: Running, current: Session, *, direction: str, size: int, connections: int) -> float:
-    """Run the transfers; bytes per second, all together. Raises BenchmarkError when a byte is missing."""
+    """Run the transfers. Return their total bytes per second. Raises BenchmarkError if a byte is missing."""
     upload = direction == "upload"
     path = scoring_path() if upload else scoring_path().replace("/score", "/large")
     length = f"Content-Type: application/octet-stream\r\nContent-Length: {size}\r\n" if upload else ""
@@ -45,7 +45,7 @@ def transfer(engine: Running, current: Session, *, direction: str, size: int, co
 
 
 def measure(engine: Running, current: Session, *, direction: str, size: int) -> dict[str, float]:
-    """One direction through one engine, with its memory."""
+    """Measure the rate and the memory of one engine in one direction."""
     if engine.child is None:
         return {"bytes_per_second": transfer(engine, current, direction=direction, size=size, connections=CONNECTIONS)}
     before = engine.child.memory()
@@ -62,7 +62,7 @@ def measure(engine: Running, current: Session, *, direction: str, size: int) -> 
 
 
 def main() -> None:
-    """Command line."""
+    """Run from the command line."""
     arguments = parser(__doc__, engines=ENGINES, rounds=3, seconds=0)
     arguments.add_argument("--bytes", type=int, default=BODY_BYTES, help="size of one body")
     parsed = arguments.parse_args()
@@ -74,19 +74,18 @@ def main() -> None:
     ):
         cells: list[dict[str, object]] = []
         for number in range(1, current.rounds + 1):
-            current.say(f"round {number} of {current.rounds}")
+            current.log(f"round {number} of {current.rounds}")
             for name in current.engines:
                 for direction, port in (("upload", sink), ("download", nginx)):
                     target = Target(backends=(f"127.0.0.1:{port}",), key=current.key, streaming=True)
-                    with running(name, target, cpus=current.cpus, directory=current.directory) as engine:
-                        if (
-                            direction == "upload"
-                        ):  # the download's file has one size; a ready engine has opened a connection
+                    with running_engine(name, target, cpus=current.cpus, directory=current.directory) as engine:
+                        # A download has a fixed size, so it has no small warm-up.
+                        if direction == "upload":
                             transfer(engine, current, direction=direction, size=WARM_UP_BYTES, connections=1)
-                        found = measure(engine, current, direction=direction, size=size)
-                    cells.append({"round": number, "engine": name, "direction": direction, "bytes": size, **found})
-                    grown = f", RSS +{found['rss_growth'] / 2**20:.1f} MiB" if "rss_growth" in found else ""
-                    current.say(f"  {name:8} {direction:8} {found['bytes_per_second'] / 1e6:8,.0f} MB/s{grown}")
+                        result = measure(engine, current, direction=direction, size=size)
+                    cells.append({"round": number, "engine": name, "direction": direction, "bytes": size, **result})
+                    growth = f", RSS +{result['rss_growth'] / 2**20:.1f} MiB" if "rss_growth" in result else ""
+                    current.log(f"  {name:8} {direction:8} {result['bytes_per_second'] / 1e6:8,.0f} MB/s{growth}")
         current.store(cells)
 
 

@@ -1,13 +1,13 @@
-"""The router in a cluster: how soon it scales and routes, what it asks of the API server, what many models cost.
+"""The router in a cluster: latency of scaling and routing, requests to the API server, cost of many models.
 
     python -m benchmarks.cluster [--rounds N] [--idle-seconds S] [--models N] [--pods N] [--only PART ...]
 
-The API server is the double of the tests behind the proxy that counts requests; router pods are processes as the chart
-starts them, models are processes on addresses of their own. The parts:
+The API server is the stand-in of the tests, behind a proxy that counts requests. Router pods are processes with the
+command line of the chart, and models are processes on their own addresses. The parts:
 
-    scaling   load step -> patch of the number of replicas; a pod is ready -> first request at it     (three routers)
-    calls     requests per minute to the API server: no model, 100 models, no traffic                 (three routers)
-    memory    supervisor with many models and pods: start, memory, CPU at rest                        (one router)
+    scaling   load step -> patch of the number of replicas; ready pod -> first request at it          (three routers)
+    calls     requests per minute to the API server: without models, with 100 models, no traffic      (three routers)
+    memory    supervisor with many models and pods: start, memory, CPU when idle                      (one router)
 """
 
 import argparse
@@ -25,170 +25,175 @@ import psutil
 
 import tests.processes
 from benchmarks.harness.session import DEFAULT_OUT
-from tests.kubernetes.cluster import Cluster, cluster_of
-from tests.kubernetes.controller import controlling
-from tests.kubernetes.double.resources import Object
-from tests.kubernetes.double.running import running
-from tests.kubernetes.installed import PORT, Installed
-from tests.kubernetes.models import deploy_echo
-from tests.kubernetes.proxy import proxying
+from tests.kube_standin.api_server.process import running_api_server
+from tests.kube_standin.api_server.resources import Object
+from tests.kube_standin.cluster import Cluster, temporary_cluster
+from tests.kube_standin.controller_manager import running_controller_manager
+from tests.kube_standin.echo_model import deploy_echo
+from tests.kube_standin.fault_proxy import running_fault_proxy
+from tests.kubernetes.helm_release import PORT, HelmRelease
 from tests.kubernetes.traffic import get
-from tests.processes import until
+from tests.processes import wait_until
 
 PARTS = ("scaling", "calls", "memory")
 SETTINGS = {"auth-enabled": "false"}
-LOOK_SECONDS = 0.002
+POLL_SECONDS = 0.002
 
 
 @contextlib.contextmanager
-def installed(routers: int, before: Callable[[Cluster], str] | None = None) -> Iterator[Installed]:
-    """A cluster with routers; `before` fills a namespace, which they serve beside their own, before they start."""
-    with contextlib.ExitStack() as ends:
-        folder = Path(ends.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        cluster = ends.enter_context(cluster_of(ends.enter_context(running(folder)), folder))
-        served = [cluster.namespace, *([before(cluster)] if before is not None else [])]
-        proxy = ends.enter_context(proxying(cluster.access))
-        controller = ends.enter_context(controlling(cluster, folder))
-        yield Installed(cluster, controller, proxy, routers, namespaces=served)
+def installed_release(routers: int, prepare: Callable[[Cluster], str] | None = None) -> Iterator[HelmRelease]:
+    """Run a cluster with routers. `prepare` fills and returns a namespace that they serve in addition to their own. It
+    runs before they start."""
+    with contextlib.ExitStack() as cleanup:
+        directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        cluster = cleanup.enter_context(
+            temporary_cluster(cleanup.enter_context(running_api_server(directory)), directory)
+        )
+        namespaces = [cluster.namespace, *([prepare(cluster)] if prepare is not None else [])]
+        proxy = cleanup.enter_context(running_fault_proxy(cluster.access))
+        controller = cleanup.enter_context(running_controller_manager(cluster, directory))
+        yield HelmRelease(cluster, controller, proxy, routers, namespaces=namespaces)
 
 
-# How soon.
+# Latency.
 
 
-def load_step(stage: Installed, name: str) -> float:
-    """Seconds from the first request of a load that needs more replicas to the patch that asks for them."""
-    deploy_echo(stage.cluster, name, settings={**SETTINGS, "max-request-wait-time": 5_000}, delay=0.1)
-    stage.controller.ready(name, 1)
-    stage.scores(name)
-    begin = time.monotonic()
-    with stage.traffic(name, clients=8) as traffic:
-        until(lambda: patches(stage, name, begin), "a patch")
-        traffic.goes_on(1)
-    return patches(stage, name, begin)[0] - begin
+def measure_load_step(release: HelmRelease, name: str) -> float:
+    """Return the seconds from the first request of a load that needs more replicas to the patch of their number."""
+    deploy_echo(release.cluster, name, settings={**SETTINGS, "max-request-wait-time": 5_000}, delay=0.1)
+    release.controller.wait_ready(name, 1)
+    release.wait_scores(name)
+    started_at = time.monotonic()
+    with release.traffic(name, clients=8) as traffic:
+        wait_until(lambda: patch_times(release, name, started_at), "patch of the number of replicas")
+        traffic.wait_responses(1)
+    return patch_times(release, name, started_at)[0] - started_at
 
 
-def patches(stage: Installed, name: str, since: float) -> list[float]:
-    """When the number of replicas was written."""
-    writes = [each for each in stage.proxy.records if each.method == "PATCH" and each.path.endswith(f"/{name}/scale")]
-    return [each.time for each in writes if each.time >= since]
+def patch_times(release: HelmRelease, name: str, since: float) -> list[float]:
+    """Return the times at which the number of replicas was patched."""
+    patches = [
+        each for each in release.proxy.records if each.method == "PATCH" and each.path.endswith(f"/{name}/scale")
+    ]
+    return [each.time for each in patches if each.time >= since]
 
 
-def first_request(stage: Installed, name: str) -> float:
-    """Seconds from the answer to the kubelet's word that the first pod is ready to the first answer of a client.
+def measure_first_response(release: HelmRelease, name: str) -> float:
+    """Return the seconds from the kubelet's report that the first pod is ready to the first successful response.
 
-    Each router is asked again and again; the slowest one counts.
+    Clients poll each router. The slowest router determines the result.
     """
-    kubelet = stage.controller.kubelet
-    moments: list[float] = []
-    say = kubelet.say
+    kubelet = release.controller.kubelet
+    ready_at: list[float] = []
+    write_status = kubelet.write_status
 
-    def listen(pod: str, status: Object) -> None:
-        say(pod, status)
+    def write_and_record(pod: str, status: Object) -> None:
+        write_status(pod, status)
         if pod.startswith(name) and all(each["ready"] for each in status["containerStatuses"]):
-            moments.append(time.monotonic())
+            ready_at.append(time.monotonic())
 
-    kubelet.say = listen  # type: ignore[method-assign,assignment]
+    kubelet.write_status = write_and_record  # type: ignore[method-assign,assignment]
     with ThreadPoolExecutor() as pool:
-        firsts = [pool.submit(first_answer, address, name) for address in stage.addresses()]
-        deploy_echo(stage.cluster, name, settings={**SETTINGS, "num-replicas": 1})
-        latest = max(first.result() for first in firsts)
-    until(lambda: moments, "the kubelet's word")
-    kubelet.say = say  # type: ignore[method-assign]
-    return max(latest - moments[0], 0.0)
+        responses = [pool.submit(wait_for_response, address, name) for address in release.addresses()]
+        deploy_echo(release.cluster, name, settings={**SETTINGS, "num-replicas": 1})
+        latest = max(response.result() for response in responses)
+    wait_until(lambda: ready_at, "ready pod")
+    kubelet.write_status = write_status  # type: ignore[method-assign]
+    return max(latest - ready_at[0], 0.0)
 
 
-def first_answer(address: str, name: str) -> float:
-    """When a router has answered first for a model."""
+def wait_for_response(address: str, name: str) -> float:
+    """Poll a router until a request to a model succeeds, and return the time."""
     while get(address, PORT, f"/api/v1/service/{name}/score", b"[1]").status != 200:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     return time.monotonic()
 
 
 def scaling(rounds: int) -> dict[str, object]:
-    """Both, again and again with fresh models."""
-    with installed(3) as stage:
-        steps, firsts = [], []
+    """Measure both latencies several times, with new models each time."""
+    with installed_release(3) as release:
+        load_steps, first_responses = [], []
         for number in range(rounds):
-            steps.append(load_step(stage, f"step-{number}"))
-            firsts.append(first_request(stage, f"first-{number}"))
+            load_steps.append(measure_load_step(release, f"step-{number}"))
+            first_responses.append(measure_first_response(release, f"first-{number}"))
             for name in (f"step-{number}", f"first-{number}"):
-                stage.cluster.client.delete("deployments", stage.namespace, name)
-        stage.end()
-    return {"load_step_to_patch_s": summary(steps), "ready_to_first_request_s": summary(firsts)}
+                release.cluster.client.delete("deployments", release.namespace, name)
+        release.uninstall()
+    return {"load_step_to_patch_s": summary(load_steps), "ready_to_first_request_s": summary(first_responses)}
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median, lowest, highest."""
+    """Return the median, the minimum and the maximum."""
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "rounds": len(values)}
 
 
-# What is asked.
+# Requests to the API server.
 
 
 def calls(seconds: float, models: int = 100) -> dict[str, object]:
-    """Requests per minute of three routers together."""
-    with installed(3) as stage:
-        found: dict[str, object] = {"no_model": per_minute(stage, seconds)}
-        stage.controller.capacity = 0  # their pods stay pending: this is about what is asked, not about work
+    """Return the requests per minute of three routers together."""
+    with installed_release(3) as release:
+        rates: dict[str, object] = {"no_model": per_minute(release, seconds)}
+        release.controller.capacity = 0  # pods stay pending: only the requests are measured
         for number in range(models):
-            deploy_echo(stage.cluster, f"model-{number}", 1, {**SETTINGS, "num-replicas": 1})
-        stage.scores(f"model-{models - 1}", status=503)
-        found[f"{models}_models"] = per_minute(stage, seconds)
+            deploy_echo(release.cluster, f"model-{number}", 1, {**SETTINGS, "num-replicas": 1})
+        release.wait_scores(f"model-{models - 1}", status=503)
+        rates[f"{models}_models"] = per_minute(release, seconds)
         for number in range(models):
-            stage.cluster.client.delete("deployments", stage.namespace, f"model-{number}")
-        stage.end()
-    return found
+            release.cluster.client.delete("deployments", release.namespace, f"model-{number}")
+        release.uninstall()
+    return rates
 
 
-def per_minute(stage: Installed, seconds: float) -> dict[str, float]:
-    """By verb and resource, after a while of rest."""
+def per_minute(release: HelmRelease, seconds: float) -> dict[str, float]:
+    """Return the requests per minute of idle routers, by verb and resource."""
     time.sleep(2)
-    begin = len(stage.proxy.records)
+    first = len(release.proxy.records)
     time.sleep(seconds)
     kinds: Counter[str] = Counter()
-    for each in stage.proxy.records[begin:]:
-        words = each.path.split("/namespaces/")[-1].split("/")
-        resource = "/".join(words[1:2] + words[3:4])
+    for each in release.proxy.records[first:]:
+        parts = each.path.split("/namespaces/")[-1].split("/")
+        resource = "/".join(parts[1:2] + parts[3:4])
         kinds[f"{'watch' if each.is_watch else each.method} {resource}"] += 1
     return {kind: count * 60 / seconds for kind, count in kinds.items()}
 
 
-# What many models cost.
+# Cost of many models.
 
 
-def fill(cluster: Cluster, models: int, pods: int) -> str:
-    """A namespace with models and pods that say that they are ready, at addresses where nobody is."""
-    namespace = cluster.another_namespace()  # where no controller does anything
+def create_models(cluster: Cluster, models: int, pods: int) -> str:
+    """Create a namespace with models and ready pods at unused addresses, and return its name."""
+    namespace = cluster.create_namespace()  # the controllers ignore it
 
-    def one(number: int) -> None:
+    def create_model(number: int) -> None:
         name = f"model-{number}"
-        cluster.deployment(name, pods, {"azureml-fe/auth-enabled": "false"}, namespace=namespace)
+        cluster.create_deployment(name, pods, {"azureml-fe/auth-enabled": "false"}, namespace=namespace)
         for index in range(pods):
-            flat = number * pods + index
-            address = f"10.{flat >> 16 & 255}.{flat >> 8 & 255}.{flat & 255}"
+            pod_number = number * pods + index
+            address = f"10.{pod_number >> 16 & 255}.{pod_number >> 8 & 255}.{pod_number & 255}"
             labels = {"isazuremlapp": "true", "azuremlappname": name, "app": name}
-            cluster.pod(f"{name}-{index}", labels, address, namespace=namespace)
+            cluster.create_pod(f"{name}-{index}", labels, address, namespace=namespace)
         cluster.client.close()
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(one, range(models)))
+        list(pool.map(create_model, range(models)))
     return namespace
 
 
 def memory(models: int, pods: int) -> dict[str, object]:
-    """One router with so many models of so many pods each, and with none."""
-    return {"empty": cost(0, 0), f"{models} models x {pods} pods": cost(models, pods)}
+    """Measure one router without models, and with `models` of `pods` each."""
+    return {"empty": router_cost(0, 0), f"{models} models x {pods} pods": router_cost(models, pods)}
 
 
-def cost(models: int, pods: int) -> dict[str, float]:
-    """Memory, in MiB, and CPU of the processes of one router that has so much to know."""
-    with installed(1, lambda cluster: fill(cluster, models, pods)) as stage:
-        (pod,) = stage.pods()
-        process = stage.controller.pod_of(pod["metadata"]["name"]).process
+def router_cost(models: int, pods: int) -> dict[str, float]:
+    """Return the memory in MiB and the CPU use of the processes of one router."""
+    with installed_release(1, lambda cluster: create_models(cluster, models, pods)) as release:
+        (pod,) = release.pods()
+        process = release.controller.pod_process(pod["metadata"]["name"]).process
         assert process is not None
         supervisor = psutil.Process(process.pid)
         workers = supervisor.children()
-        started = sum(supervisor.cpu_times()[:2])
+        start_cpu_seconds = sum(supervisor.cpu_times()[:2])
         time.sleep(2)
         before = sum(supervisor.cpu_times()[:2])
         time.sleep(10)
@@ -196,33 +201,32 @@ def cost(models: int, pods: int) -> dict[str, float]:
         return {
             "supervisor_rss_mib": supervisor.memory_info().rss / 2**20,
             "worker_rss_mib": max(worker.memory_info().rss for worker in workers) / 2**20,
-            "cpu_seconds_until_ready": started,
+            "cpu_seconds_until_ready": start_cpu_seconds,
             "cpu_percent_at_rest": (after - before) * 10,
         }
 
 
 def main() -> None:
-    """Measure, print, and keep the figures as JSON."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
-    words.add_argument("--rounds", type=int, default=7)
-    words.add_argument("--idle-seconds", type=float, default=30.0)
-    words.add_argument("--models", type=int, default=1000)
-    words.add_argument("--pods", type=int, default=10)
-    words.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    words.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    given = words.parse_args()
-    tests.processes.PATIENCE_SECONDS = 120.0  # thousands of objects take their time
+    """Measure, print the results, and write them as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--idle-seconds", type=float, default=30.0)
+    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--pods", type=int, default=10)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    arguments = parser.parse_args()
+    tests.processes.TIMEOUT_SECONDS = 120.0  # for thousands of objects
     parts: dict[str, Callable[[], dict[str, object]]] = {
-        "scaling": lambda: scaling(given.rounds),
-        "calls": lambda: calls(given.idle_seconds),
-        "memory": lambda: memory(given.models, given.pods),
+        "scaling": lambda: scaling(arguments.rounds),
+        "calls": lambda: calls(arguments.idle_seconds),
+        "memory": lambda: memory(arguments.models, arguments.pods),
     }
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.only:
-        found = parts[name]()
-        text = json.dumps({name: found}, indent=1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only:
+        text = json.dumps({name: parts[name]()}, indent=1)
         print(text, flush=True)
-        (given.out / f"cluster-{name}.json").write_text(text)
+        (arguments.out / f"cluster-{name}.json").write_text(text)
 
 
 if __name__ == "__main__":

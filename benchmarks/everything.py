@@ -1,6 +1,6 @@
-"""Run every benchmark one after the other, then write the report. A quarter of an hour; ``--quick``: two minutes.
+"""Run all benchmarks one after the other, then write the report. Takes 35 minutes, or four with ``--quick``.
 
-A quick run stops short of the report, as its figures mean nothing.
+A quick run writes no report, because its results are meaningless.
 """
 
 import argparse
@@ -13,24 +13,29 @@ from benchmarks.harness.session import DEFAULT_OUT
 
 
 def main() -> None:
-    """Command line."""
+    """Run from the command line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    arguments.add_argument("--quick", action="store_true", help="smoke run: no report")
-    arguments.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where the JSON results go")
+    arguments.add_argument("--quick", action="store_true", help="smoke test without a report")
+    arguments.add_argument(
+        "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="directory for the JSON results"
+    )
     parsed = arguments.parse_args()
     names = [
         "throughput",
         "latency",
         "bodies",
         "growth",
+        "slow_clients",
+        "failing_replicas",
         "tokens",
         "tls",
+        "floods",
         "profile",
         *([] if parsed.quick else ["report"]),
     ]
     for name in names:
         flags = ["--quick"] if parsed.quick else []
-        # Should this script be ended, the benchmark is told so and ends in order what it has started.
+        # If this script is killed, the benchmark gets SIGTERM and stops its child processes.
         command = [
             "setpriv",
             "--pdeathsig",

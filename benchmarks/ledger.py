@@ -1,10 +1,11 @@
-"""What a ledger costs: operations per second, alone and with 1,000 services of 10 replicas each, and reconciliation.
+"""What a ledger costs: operations per second with one service and with 1,000 services of 10 replicas each, and
+reconciliation.
 
     python -m benchmarks.ledger
 
-No network, no processes: coordinator, ledgers and messages as they are, driven in one loop. An operation is one message
-taken in, with all that follows from it: a want that is granted, a want that must wait and recalls, a return that is
-granted to who waits.
+No network and no processes: coordinator, ledgers and messages are called in one loop. An operation is one message and
+all of its effects: a request that is granted a lease, one that must wait and causes recalls, a returned lease that is
+granted to a waiting request.
 """
 
 from __future__ import annotations
@@ -13,111 +14,116 @@ import random
 import time
 from collections.abc import Callable
 
-from router.services import VersionKey
+from router.model.services import Replica, ReplicaState, VersionKey
+from router.model.version_replicas import VersionReplicas
 from router.slots.coordinator import Coordinator
-from router.slots.messages import Grant, Hello, Holds, Recall, Return, ToHolder, Wants
+from router.slots.messages import Grant, HeldSnapshot, Recall, Register, Return, SlotDemand, ToLeaseCache
 
-FRONT_ENDS = tuple(f"pod-{pod}/worker-{worker}" for pod in range(3) for worker in range(2))
+WORKER_IDS = tuple(f"pod-{pod}/worker-{worker}" for pod in range(3) for worker in range(2))
 SECONDS = 2.0
 
 
-class Desk:
-    """A coordinator, and front-ends that note what they are granted."""
+class Simulation:
+    """A coordinator, and workers that count their leases."""
 
-    def __init__(self, services: int, replicas: int, *, slots: int = 1) -> None:
+    def __init__(self, services: int, replicas: int) -> None:
         self.coordinator = Coordinator()
         self.keys: list[VersionKey] = [(f"s{number}", "default") for number in range(services)]
-        self.slots = slots
         self.leases: dict[tuple[str, VersionKey], list[str]] = {}
-        self.heard: dict[tuple[str, VersionKey], int] = {}
-        self.numbers: dict[tuple[str, VersionKey], int] = {}
+        self.acked_grants: dict[tuple[str, VersionKey], int] = {}
+        self.last_waiter: dict[tuple[str, VersionKey], int] = {}
         self.recalls = 0
         self.coordinator.set_versions(self.keys)
         for key in self.keys:
-            self.coordinator.set_replicas(key, {f"{key[0]}-r{number}": slots for number in range(replicas)})
-        for front_end in FRONT_ENDS:
-            self.coordinator.attach(front_end, self._deliver(front_end))
+            ready = [
+                Replica(f"{key[0]}-r{number}", "127.0.0.1", 5001, ReplicaState.READY) for number in range(replicas)
+            ]
+            self.coordinator.set_replicas(key, VersionReplicas(tuple(ready), slots=1))
+        for worker_id in WORKER_IDS:
+            self.coordinator.connect_worker(worker_id, self._deliver_to(worker_id))
             for key in self.keys:
-                self.leases[front_end, key], self.heard[front_end, key], self.numbers[front_end, key] = [], 0, 0
-                self.coordinator.receive(front_end, key, (Hello(1, 1, {}, frozenset(), 0, 0),))
+                self.leases[worker_id, key] = []
+                self.acked_grants[worker_id, key] = self.last_waiter[worker_id, key] = 0
+                self.coordinator.receive(worker_id, key, (Register(1, 1, {}, frozenset(), 0, 0),))
 
-    def _deliver(self, front_end: str) -> Callable[[VersionKey, ToHolder], None]:
-        def deliver(key: VersionKey, message: ToHolder) -> None:
+    def _deliver_to(self, worker_id: str) -> Callable[[VersionKey, ToLeaseCache], None]:
+        def deliver(key: VersionKey, message: ToLeaseCache) -> None:
             if isinstance(message, Grant):
-                self.leases[front_end, key].append(message.replica)
-                self.heard[front_end, key] += 1
+                self.leases[worker_id, key].append(message.replica)
+                self.acked_grants[worker_id, key] += 1
             elif isinstance(message, Recall):
                 self.recalls += 1
 
         return deliver
 
-    def want(self, front_end: str, key: VersionKey) -> None:
-        """One request more that lacks a lease."""
-        self.numbers[front_end, key] = number = self.numbers[front_end, key] + 1
-        self.coordinator.receive(front_end, key, (Wants(number, number - 1),))
+    def request_lease(self, worker_id: str, key: VersionKey) -> None:
+        """Let one more request of a worker wait for a lease."""
+        self.last_waiter[worker_id, key] = number = self.last_waiter[worker_id, key] + 1
+        self.coordinator.receive(worker_id, key, (SlotDemand(number, number - 1),))
 
-    def give_back(self, front_end: str, key: VersionKey) -> None:
-        """One lease less."""
-        self.coordinator.receive(front_end, key, (Return(self.leases[front_end, key].pop(), 1),))
+    def return_lease(self, worker_id: str, key: VersionKey) -> None:
+        """Return one lease of a worker."""
+        self.coordinator.receive(worker_id, key, (Return(self.leases[worker_id, key].pop(), 1),))
 
-    def reconcile(self, front_end: str, key: VersionKey) -> None:
-        """A report of one front-end on one version."""
+    def reconcile(self, worker_id: str, key: VersionKey) -> None:
+        """Compare the leases that a worker holds of one version."""
         held: dict[str, int] = {}
-        for replica in self.leases[front_end, key]:
+        for replica in self.leases[worker_id, key]:
             held[replica] = held.get(replica, 0) + 1
-        self.coordinator.reconcile(front_end, key, Holds(1, 1, self.heard[front_end, key], held))
+        self.coordinator.reconcile(worker_id, key, HeldSnapshot(1, 1, self.acked_grants[worker_id, key], held))
 
 
-def grant_and_return(desk: Desk, rng: random.Random) -> int:
-    """A lease comes and goes. Operations."""
-    front_end, key = rng.choice(FRONT_ENDS), rng.choice(desk.keys)
-    desk.want(front_end, key)
-    desk.give_back(front_end, key)
+def grant_and_return(simulation: Simulation, rng: random.Random) -> int:
+    """Grant a free slot and return it. Return the number of operations."""
+    worker_id, key = rng.choice(WORKER_IDS), rng.choice(simulation.keys)
+    simulation.request_lease(worker_id, key)
+    simulation.return_lease(worker_id, key)
     return 2
 
 
-def contend(desk: Desk, rng: random.Random) -> int:
-    """All leases are out: one who waits has others recalled, and gets what comes back. Operations."""
-    one, other = rng.sample(FRONT_ENDS, 2)
-    key = rng.choice(desk.keys)
-    if not desk.leases[other, key]:
+def contend(simulation: Simulation, rng: random.Random) -> int:
+    """Request a lease while all slots are leased, which recalls others, and return one. Return the number of
+    operations."""
+    one, other = rng.sample(WORKER_IDS, 2)
+    key = rng.choice(simulation.keys)
+    if not simulation.leases[other, key]:
         return 0
-    desk.want(one, key)
-    desk.give_back(other, key)
+    simulation.request_lease(one, key)
+    simulation.return_lease(other, key)
     return 2
 
 
-def rate(desk: Desk, work: Callable[[Desk, random.Random], int]) -> float:
-    """Operations per second."""
-    rng, done, began = random.Random(1), 0, time.perf_counter()
-    while (took := time.perf_counter() - began) < SECONDS:
+def rate(simulation: Simulation, work: Callable[[Simulation, random.Random], int]) -> float:
+    """Return operations per second."""
+    rng, operations, started_at = random.Random(1), 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started_at) < SECONDS:
         for _ in range(100):
-            done += work(desk, rng)
-    return done / took
+            operations += work(simulation, rng)
+    return operations / elapsed
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure and print a table."""
     print("| services x replicas | granted and returned, operations/s | under contention, operations/s | "
-          "all reports of one second, ms |")  # fmt: skip
+          "all snapshots of one second, ms |")  # fmt: skip
     print("|---|---:|---:|---:|")
     for services, replicas in ((1, 10), (1, 10_000), (1000, 10)):
-        desk = Desk(services, replicas)
-        calm = rate(desk, grant_and_return)
+        simulation = Simulation(services, replicas)
+        calm = rate(simulation, grant_and_return)
         rng = random.Random(1)
-        for key in desk.keys:  # every slot is leased
+        for key in simulation.keys:  # until every slot is leased
             for _ in range(replicas):
-                desk.want(rng.choice(FRONT_ENDS), key)
-        busy = rate(desk, contend)
-        began = time.perf_counter()
-        for front_end in FRONT_ENDS:
-            for key in desk.keys:
-                desk.reconcile(front_end, key)
-        reports = (time.perf_counter() - began) * 1000
-        assert desk.recalls, "nobody was asked for a lease back"
-        assert desk.coordinator.leaks_repaired == 0
-        print(f"| {services:,} x {replicas:,} | {calm:,.0f} | {busy:,.0f} | {reports:.1f} |", flush=True)
-    print(f"\n{len(FRONT_ENDS)} front-ends; reports of each on each version.")
+                simulation.request_lease(rng.choice(WORKER_IDS), key)
+        busy = rate(simulation, contend)
+        started_at = time.perf_counter()
+        for worker_id in WORKER_IDS:
+            for key in simulation.keys:
+                simulation.reconcile(worker_id, key)
+        snapshots_ms = (time.perf_counter() - started_at) * 1000
+        assert simulation.recalls, "no lease was recalled"
+        assert simulation.coordinator.mismatches_repaired == 0
+        print(f"| {services:,} x {replicas:,} | {calm:,.0f} | {busy:,.0f} | {snapshots_ms:.1f} |", flush=True)
+    print(f"\n{len(WORKER_IDS)} workers; snapshots of each of them for each version.")
 
 
 if __name__ == "__main__":

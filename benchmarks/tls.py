@@ -1,12 +1,12 @@
-"""HTTPS beside nginx and HAProxy: full hand-shakes, resumed ones, and requests over connections that are kept, each as
-throughput and as latency at a fixed rate.
+"""HTTPS compared with nginx and HAProxy: full and resumed handshakes, and requests over kept-alive connections.
 
-All have the same certificate (ECDSA P-256), TLS 1.2 and 1.3 and one CPU. Hand-shakes come from
-`openssl s_time`, several at once; what an engine can do is told best by the CPU time that one costs it, as the client
-needs as much. Kept connections carry a small JSON POST by wrk, through to the nginx behind all.
+Throughput is measured, and latency at a fixed rate. All engines have the same certificate (ECDSA P-256), TLS 1.2 and
+1.3 and one CPU. Several `openssl s_time` processes make handshakes; compare the CPU time that a handshake costs the
+engine, as the clients need as much and limit the rate. Over kept-alive connections wrk sends a small JSON POST, which
+the engine forwards to nginx.
 
-Latencies are counted from the moment something was due: a request over a kept connection (`benchmarks.load.openloop`),
-or a new connection, from TCP's to the answer of its one request (`benchmarks.load.connections`, TLS 1.3).
+Each latency starts when the request over a kept-alive connection was due (`benchmarks.load.openloop`), or when the new
+connection with one request was due (`benchmarks.load.connections`, TLS 1.3).
 """
 
 import datetime
@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from benchmarks.harness.backends import nginx_backend
-from benchmarks.harness.engines import Launch, Running, Target, answers, owner, render, scoring_path
-from benchmarks.harness.processes import BenchmarkError, Child, free_port, run_json, started, wait_until
+from benchmarks.harness.engines import Launch, Running, Target, owner, render, responds, scoring_path
+from benchmarks.harness.processes import BenchmarkError, Child, free_port, run_json, running_child, wait_until
 from benchmarks.harness.session import Session, parser, session
 from benchmarks.harness.wrk import BODY, measure, script
 
@@ -49,30 +49,30 @@ READY_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handshakes:
-    """How many a second, and the engine's CPU time of one in microseconds."""
+    """Handshakes per second, and the CPU time that one costs the engine, in microseconds."""
 
     per_second: float
     cpu_microseconds: float
 
 
-def certificate(directory: Path) -> Path:
-    """A key and a certificate of its own, in one file."""
+def write_certificate(directory: Path) -> Path:
+    """Write a private key and its self-signed certificate into one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
     day = datetime.timedelta(days=1)
     builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
-    made = builder.sign(key, SHA256())
+    certificate = builder.sign(key, SHA256())
     path = directory / "tls.pem"
     path.touch(mode=0o600)
     path.write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate.public_bytes(Encoding.PEM)
     )
     return path
 
 
 def launch(name: str, directory: Path, values: dict[str, object], workers: int) -> Launch:
-    """How to start an engine with TLS."""
+    """Return how to start an engine with TLS."""
     port = int(str(values["PORT"]))
     if name == "router":
         admin = free_port()
@@ -86,41 +86,43 @@ def launch(name: str, directory: Path, values: dict[str, object], workers: int) 
 
 
 @contextmanager
-def serving(
+def running_tls_engine(
     name: str, current: Session, backend: str, pem: Path, *, tls: bool = True, workers: int = 1
 ) -> Iterator[Running]:
-    """One engine, ready; its port is the one with TLS, or the one without. `workers` are the router's."""
+    """Start an engine; yield it when it is ready, with its TLS port or its plain one. `workers`: of the router."""
     port, tls_port = free_port(), free_port()
     values: dict[str, object] = {"PORT": port, "TLS_PORT": tls_port, "PEM": pem, "BACKEND": backend, "KEY": current.key}
-    how = launch(name, current.directory, values, workers)
-    with started(how.argv, name=name, cpus=current.cpus.engine, directory=current.directory) as child:
-        seconds = wait_until(lambda: answers(*how.ready), child=child, seconds=READY_SECONDS)
+    launched = launch(name, current.directory, values, workers)
+    with running_child(launched.argv, name=name, cpus=current.cpus.engine, directory=current.directory) as child:
+        seconds = wait_until(lambda: responds(*launched.ready), child=child, seconds=READY_SECONDS)
         yield Running(name=name, port=tls_port if tls else port, child=child, ready_seconds=seconds)
 
 
-def shake_hands(engine: Running, words: tuple[str, ...], current: Session) -> Handshakes:
-    """Hand-shakes and nothing else. Raises BenchmarkError when there were none."""
+def measure_handshakes(engine: Running, flags: tuple[str, ...], current: Session) -> Handshakes:
+    """Measure handshakes alone. Raises BenchmarkError when there were none."""
     child: Child | None = engine.child
     assert child is not None
     pinned = ("taskset", "-c", ",".join(map(str, current.cpus.load)))
-    where = ("-connect", f"127.0.0.1:{engine.port}", "-time", str(current.seconds))
-    command = (*pinned, "openssl", "s_time", *where, *words)
+    target = ("-connect", f"127.0.0.1:{engine.port}", "-time", str(current.seconds))
+    command = (*pinned, "openssl", "s_time", *target, *flags)
     before = child.cpu_seconds()
     clients = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(CLIENTS)
     ]
-    said = [client.communicate(timeout=current.seconds + 30)[0] for client in clients]
-    spent = child.cpu_seconds() - before
-    found = [re.search(r"(\d+) connections in (\d+) real seconds", text) for text in said]
-    count = sum(int(match[1]) for match in found if match)
+    outputs = [client.communicate(timeout=current.seconds + 30)[0] for client in clients]
+    cpu_seconds = child.cpu_seconds() - before
+    matches = [re.search(r"(\d+) connections in (\d+) real seconds", text) for text in outputs]
+    count = sum(int(match[1]) for match in matches if match)
     if not count:
-        raise BenchmarkError(f"{engine.name}: no hand-shake with {' '.join(words)}")
-    return Handshakes(per_second=count / current.seconds, cpu_microseconds=spent / count * 1e6)
+        raise BenchmarkError(f"{engine.name}: no handshake with {' '.join(flags)}")
+    return Handshakes(per_second=count / current.seconds, cpu_microseconds=cpu_seconds / count * 1e6)
 
 
 def latency(engine: Running, current: Session) -> Iterator[tuple[str, dict[str, float]]]:
-    """Microseconds over kept connections, and those of new ones. Raises BenchmarkError for an answer that is missing or
-    not a 200, or a session that was not resumed."""
+    """Yield latencies in microseconds over kept-alive connections, and of new ones.
+
+    Raises BenchmarkError for a response that is missing or not a 200, and for a session that was not resumed.
+    """
     request = (
         f"POST {scoring_path()} HTTP/1.1\r\nHost: 127.0.0.1:{engine.port}\r\nAuthorization: Bearer {current.key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
@@ -130,12 +132,12 @@ def latency(engine: Running, current: Session) -> Iterator[tuple[str, dict[str, 
     def generate(module: str, **more: object) -> dict[str, float]:
         argv = (sys.executable, "-m", f"benchmarks.load.{module}")
         output = run_json(argv, job=json.dumps(job | more), cpus=current.cpus.load, timeout=current.seconds + 40)
-        found: dict[str, float] = json.loads(output)
-        return found
+        result: dict[str, float] = json.loads(output)
+        return result
 
     kept = generate("openloop", rate=RATE, warmup_seconds=WARM_UP_SECONDS, connections=RATE_CONNECTIONS, tls=True)
     if kept["not_200"] or kept["lost"]:
-        raise BenchmarkError(f"{engine.name}: {kept['not_200']} answers not 200, {kept['lost']} connections lost")
+        raise BenchmarkError(f"{engine.name}: {kept['not_200']} responses not 200, {kept['lost']} connections lost")
     yield "latency, kept", kept
     for what, resumed in (("full", False), ("resumed", True)):
         found = generate("connections", rate=NEW_PER_SECOND, resumed=resumed)
@@ -145,40 +147,40 @@ def latency(engine: Running, current: Session) -> Iterator[tuple[str, dict[str, 
 
 
 def measure_engine(name: str, current: Session, backend: str, pem: Path) -> list[dict[str, object]]:
-    """One engine, one round."""
+    """Measure one engine in one round."""
     target = Target(backends=(backend,), key=current.key)
     lua = script(current.directory, target, cycle=False)
     cells: list[dict[str, object]] = []
-    with serving(name, current, backend, pem) as engine:
-        for what, words in HANDSHAKES.items():
-            shaken = shake_hands(engine, words, current)
-            cells.append({"engine": name, "what": what, **asdict(shaken)})
-            each = f"{shaken.cpu_microseconds:6,.0f} us of CPU each"
-            current.say(f"  {name:8} {what:18} {shaken.per_second:8,.0f}/s, {each}")
+    with running_tls_engine(name, current, backend, pem) as engine:
+        for what, flags in HANDSHAKES.items():
+            handshakes = measure_handshakes(engine, flags, current)
+            cells.append({"engine": name, "what": what, **asdict(handshakes)})
+            detail = f"{handshakes.cpu_microseconds:6,.0f} us of CPU each"
+            current.log(f"  {name:8} {what:18} {handshakes.per_second:8,.0f}/s, {detail}")
         for count in CONNECTIONS:
             rate = measure(
                 engine, target, lua=lua, connections=count, seconds=current.seconds, cpus=current.cpus, scheme="https"
             )
             cells.append({"engine": name, "what": f"kept, {count} connections", **asdict(rate)})
-            each = f"{rate.requests_per_second:8,.0f} requests/s{rate.disturbance}"
-            current.say(f"  {name:8} kept, {count:3} connections {each}")
-        for what, found in latency(engine, current):
-            cells.append({"engine": name, "what": what, **found})
-            current.say(f"  {name:8} {what:18} p50 {found['p50']:7,.0f} us, p99 {found['p99']:7,.0f} us")
+            detail = f"{rate.requests_per_second:8,.0f} requests/s{rate.disturbance}"
+            current.log(f"  {name:8} kept, {count:3} connections {detail}")
+        for what, latencies in latency(engine, current):
+            cells.append({"engine": name, "what": what, **latencies})
+            current.log(f"  {name:8} {what:18} p50 {latencies['p50']:7,.0f} us, p99 {latencies['p99']:7,.0f} us")
     return cells
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark from the command line."""
     parsed = parser(__doc__ or "", engines=ENGINES, rounds=2, seconds=2).parse_args()
     with (
         session("tls", parsed) as current,
         nginx_backend(cpus=current.cpus, directory=current.directory) as port,
     ):
-        pem = certificate(current.directory)
+        pem = write_certificate(current.directory)
         cells: list[dict[str, object]] = []
         for number in range(1, current.rounds + 1):
-            current.say(f"round {number} of {current.rounds}: {scoring_path()}")
+            current.log(f"round {number} of {current.rounds}: {scoring_path()}")
             for name in current.engines:
                 cells += ({"round": number, **cell} for cell in measure_engine(name, current, f"127.0.0.1:{port}", pem))
         current.store(cells)

@@ -1,12 +1,12 @@
-"""What authentication costs: requests per second and latency with none, a key, a token seen before, and new tokens,
-beside what HAProxy and nginx can do of it.
+"""The cost of authentication: requests/s and latency without any, with a key, a cached token, and new tokens.
 
-HAProxy compares a key and verifies tokens (`jwt_verify`, issuer, audience, end), each time anew as it remembers none;
-nginx compares a key. Each must refuse a word in which one character is altered.
+HAProxy and nginx are measured where they support a case. HAProxy compares a key and verifies tokens (`jwt_verify`,
+issuer, audience, expiry), each time, because it has no cache; nginx compares a key. Each engine must reject a
+credential with one changed character.
 
-One engine with a service for each case; the cases of a round follow one another. A worker remembers 10,000 valid
-tokens, the oldest goes first, so with more than that in turn each one is verified anew: signature, claims and all. The
-router's own count of verified tokens must agree, else the run fails.
+One engine has a service for each case; the cases of a round are run one after another. A worker caches 10,000 valid
+tokens and drops the oldest first, so when more tokens than that are sent in turn, each one is verified completely. The
+run fails if the router's counter of verified tokens disagrees.
 """
 
 import http.client
@@ -29,59 +29,59 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from benchmarks.harness.backends import nginx_backend
-from benchmarks.harness.engines import READY_SECONDS, Launch, Running, answers, owner, render, scoring_path
-from benchmarks.harness.processes import BenchmarkError, free_port, run_json, started, wait_until
+from benchmarks.harness.engines import READY_SECONDS, Launch, Running, owner, render, responds, scoring_path
+from benchmarks.harness.processes import BenchmarkError, free_port, run_json, running_child, wait_until
 from benchmarks.harness.session import Session, parser, session
 from benchmarks.harness.wrk import BODY, SCRIPTS, Rate, rate_of
-from router.auth.tokens import MOST_REMEMBERED
+from router.auth.tokens import MAX_CACHED_TOKENS
 
 CONNECTIONS: Final = 32
 WARM_UP_SECONDS: Final = 1
 LATENCY_RATE: Final = 1_000
 LATENCY_CONNECTIONS: Final = 16
-NEW_TOKENS: Final = MOST_REMEMBERED * 6 // 5
+NEW_TOKENS: Final = MAX_CACHED_TOKENS * 6 // 5
 LIFETIME_SECONDS: Final = 3600
 COUNTERS_SECONDS: Final = 1.5  # a worker's counters reach the supervisor once a second
 CASES: Final = {
     "haproxy": ("none", "key", "new-es256", "new-rs256"),
     "nginx": ("none", "key"),
-    "router": ("none", "key", "seen", "new-es256", "new-rs256"),
+    "router": ("none", "key", "cached", "new-es256", "new-rs256"),
 }
 Counter = Callable[[str], float]
-"""Reads one of the router's counters."""
+"""Reads a counter of the router, given the start of its line in the metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One way to authenticate. ``words`` are what stands after "Bearer", sent in turn; none: nothing is sent."""
+    """One way to authenticate. `credentials` follow "Bearer" in requests, in turn; "-" stands for no header."""
 
     name: str
     title: str
     service: str
-    words: Sequence[str]
-    verified_share: float  # of the requests
+    credentials: Sequence[str]
+    verified_share: float  # of requests
 
-    def following(self, sent: int) -> Sequence[str]:
-        """The words from where so many requests before have come to."""
-        first = sent % len(self.words)
-        return [*self.words[first:], *self.words[:first]]
+    def credentials_after(self, sent: int) -> Sequence[str]:
+        """Return the credentials in turn, beginning after the first `sent` requests."""
+        first = sent % len(self.credentials)
+        return [*self.credentials[first:], *self.credentials[:first]]
 
 
-def signers() -> Mapping[str, tuple[Any, dict[str, Any]]]:
-    """A key pair for each algorithm, and what is published of it."""
-    made: dict[str, tuple[Any, dict[str, Any]]] = {}
+def issuer_keys() -> Mapping[str, tuple[Any, dict[str, Any]]]:
+    """Return a key pair and its published key for each algorithm."""
+    keys: dict[str, tuple[Any, dict[str, Any]]] = {}
     for algorithm, key in (
         ("RS256", rsa.generate_private_key(65537, 2048)),
         ("ES256", ec.generate_private_key(ec.SECP256R1())),
     ):
-        kind: Any = RSAAlgorithm if algorithm == "RS256" else ECAlgorithm
-        published = kind.to_jwk(key.public_key(), as_dict=True)
-        made[algorithm] = key, {**published, "kid": algorithm, "use": "sig", "key_ops": ["verify"]}
-    return made
+        algorithm_class: Any = RSAAlgorithm if algorithm == "RS256" else ECAlgorithm
+        public_jwk = algorithm_class.to_jwk(key.public_key(), as_dict=True)
+        keys[algorithm] = key, {**public_jwk, "kid": algorithm, "use": "sig", "key_ops": ["verify"]}
+    return keys
 
 
 def tokens(algorithm: str, key: Any, count: int) -> list[str]:
-    """Different ones, with claims as Entra ID has them."""
+    """Return different tokens with the claims that Entra ID uses."""
     now = int(time.time())
     claims = {
         "iss": f"https://{algorithm}.example.com",
@@ -100,37 +100,37 @@ def tokens(algorithm: str, key: Any, count: int) -> list[str]:
 
 
 def cases(keys: Mapping[str, tuple[Any, dict[str, Any]]], key: str, count: int) -> list[Case]:
-    """All of them."""
+    """Return all cases."""
     new = {algorithm: tokens(algorithm, pair, count) for algorithm, (pair, _) in keys.items()}
     return [
-        Case(name="none", title="no authentication", service="open", words=["-"], verified_share=0.0),
-        Case(name="key", title="key", service="keyed", words=[key], verified_share=0.0),
+        Case(name="none", title="no authentication", service="open", credentials=["-"], verified_share=0.0),
+        Case(name="key", title="key", service="keyed", credentials=[key], verified_share=0.0),
         Case(
-            name="seen",
-            title="token seen before (RS256)",
+            name="cached",
+            title="cached token (RS256)",
             service="rs256",
-            words=new["RS256"][:1],
+            credentials=new["RS256"][:1],
             verified_share=0.0,
         ),
-        Case(name="new-es256", title="new token, ES256", service="es256", words=new["ES256"], verified_share=1.0),
-        Case(name="new-rs256", title="new token, RS256", service="rs256", words=new["RS256"], verified_share=1.0),
+        Case(name="new-es256", title="new token, ES256", service="es256", credentials=new["ES256"], verified_share=1.0),
+        Case(name="new-rs256", title="new token, RS256", service="rs256", credentials=new["RS256"], verified_share=1.0),
     ]
 
 
 @contextmanager
 def issuer(keys: Mapping[str, tuple[Any, dict[str, Any]]]) -> Iterator[str]:
-    """Publishes the keys; the address."""
+    """Publish the keys; yield their URL."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps({"keys": [published for _, published in keys.values()]}).encode()
+            body = json.dumps({"keys": [public_jwk for _, public_jwk in keys.values()]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """The run's output is the figures."""
+            """Log nothing: the output of a run is its results."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -142,7 +142,7 @@ def issuer(keys: Mapping[str, tuple[Any, dict[str, Any]]]) -> Iterator[str]:
 
 
 def write_settings(directory: Path, backend: str, key: str, url: str) -> Path:
-    """The router's file."""
+    """Write the settings file of the router."""
     service = {"addresses": [backend], "replica_max_concurrent_requests": 1000}
     document = {
         "services": {
@@ -169,14 +169,14 @@ def write_settings(directory: Path, backend: str, key: str, url: str) -> Path:
 
 
 def write_keys(directory: Path, keys: Mapping[str, tuple[Any, dict[str, Any]]]) -> None:
-    """The public keys as HAProxy reads them."""
+    """Write the public keys for HAProxy."""
     for algorithm, (pair, _) in keys.items():
         pem = pair.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         (directory / f"{algorithm}.pem").write_bytes(pem)
 
 
 def launch(name: str, port: int, file: Path, backend: str, current: Session) -> Launch:
-    """How to start an engine; `file` is the router's."""
+    """Return how to start an engine; `file` is the settings file of the router."""
     if name == "router":
         admin = free_port()
         flags = ("--workers", "1", "--port", str(port), "--admin-port", str(admin), "--access-log", "off")
@@ -190,62 +190,63 @@ def launch(name: str, port: int, file: Path, backend: str, current: Session) -> 
 
 
 @contextmanager
-def serving(name: str, file: Path, backend: str, current: Session) -> Iterator[tuple[Running, Counter]]:
-    """An engine that is ready, and what reads one of the router's counters."""
+def running_tls_engine(name: str, file: Path, backend: str, current: Session) -> Iterator[tuple[Running, Counter]]:
+    """Start an engine; yield it when it is ready, with a reader of the router's counters."""
     port = free_port()
-    how = launch(name, port, file, backend, current)
-    with started(how.argv, name=name, cpus=current.cpus.engine, directory=current.directory) as child:
-        seconds = wait_until(lambda: answers(*how.ready), child=child, seconds=READY_SECONDS)
+    launched = launch(name, port, file, backend, current)
+    with running_child(launched.argv, name=name, cpus=current.cpus.engine, directory=current.directory) as child:
+        seconds = wait_until(lambda: responds(*launched.ready), child=child, seconds=READY_SECONDS)
 
         def counter(line: str) -> float:
-            text = urllib.request.urlopen(f"http://127.0.0.1:{how.ready[0]}/metrics", timeout=10).read().decode()
+            text = urllib.request.urlopen(f"http://127.0.0.1:{launched.ready[0]}/metrics", timeout=10).read().decode()
             return next((float(each.rpartition(" ")[2]) for each in text.splitlines() if each.startswith(line)), 0.0)
 
         yield Running(name=name, port=port, child=child, ready_seconds=seconds), counter
 
 
-def check_refusal(engine: Running, case: Case) -> None:
-    """Raises BenchmarkError unless a word of which one character is altered is refused."""
-    if case.words[0] == "-":
+def check_rejection(engine: Running, case: Case) -> None:
+    """Raise BenchmarkError unless the engine rejects a credential with one changed character."""
+    if case.credentials[0] == "-":
         return
-    word = case.words[0]
-    place = len(word) - 10
-    altered = word[:place] + ("A" if word[place] != "A" else "B") + word[place + 1 :]
-    line = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=10)
-    line.request("POST", scoring_path(case.service), BODY, {"Authorization": f"Bearer {altered}"})
-    status = line.getresponse().status
-    line.close()
+    credential = case.credentials[0]
+    position = len(credential) - 10
+    other = "A" if credential[position] != "A" else "B"
+    changed = credential[:position] + other + credential[position + 1 :]
+    connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=10)
+    connection.request("POST", scoring_path(case.service), BODY, {"Authorization": f"Bearer {changed}"})
+    status = connection.getresponse().status
+    connection.close()
     if status != 401:
-        raise BenchmarkError(f"{engine.name}, {case.title}: an altered word was answered {status}, not 401")
+        raise BenchmarkError(f"{engine.name}, {case.title}: a changed credential got {status}, not 401")
 
 
-def script(case: Case, words: Sequence[str], directory: Path) -> Path:
-    """wrk's script for a case; the words stand in a file of their own that this user alone can read."""
+def script(case: Case, credentials: Sequence[str], directory: Path) -> Path:
+    """Write wrk's script for a case; the credentials are in a separate file that only this user can read."""
     file = directory / f"{case.name}.txt"
     file.touch(mode=0o600)
-    file.write_text("\n".join(words) + "\n")
+    file.write_text("\n".join(credentials) + "\n")
     text = (SCRIPTS / "score_tokens.lua").read_text() + "\n" + (SCRIPTS / "result.lua").read_text()
     path = directory / f"{case.name}.lua"
     path.write_text(text.replace("@TOKENS@", str(file)).replace("@BODY@", BODY))
     return path
 
 
-def throughput(engine: Running, case: Case, words: Sequence[str], current: Session, seconds: int) -> Rate:
-    """Requests per second of a case."""
+def throughput(engine: Running, case: Case, credentials: Sequence[str], current: Session, seconds: int) -> Rate:
+    """Measure the requests per second of a case."""
     url = f"http://127.0.0.1:{engine.port}{scoring_path(case.service)}"
-    lua = script(case, words, current.directory)
+    lua = script(case, credentials, current.directory)
     argv = ("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(lua), url)
     return rate_of(argv, engine, connections=CONNECTIONS, seconds=seconds, cpus=current.cpus)
 
 
-def latency(engine: Running, case: Case, words: Sequence[str], current: Session) -> dict[str, float]:
-    """Latency of a case at a fixed rate, microseconds."""
+def latency(engine: Running, case: Case, credentials: Sequence[str], current: Session) -> dict[str, float]:
+    """Measure the latency of a case at a fixed rate, in microseconds."""
     fields = f"Host: 127.0.0.1:{engine.port}\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}"
     requests = [
         f"POST {scoring_path(case.service)} HTTP/1.1\r\n{fields}\r\n"
-        + ("" if word == "-" else f"Authorization: Bearer {word}\r\n")
+        + ("" if credential == "-" else f"Authorization: Bearer {credential}\r\n")
         + f"\r\n{BODY}"
-        for word in words
+        for credential in credentials
     ]
     job = {
         "host": "127.0.0.1",
@@ -261,12 +262,12 @@ def latency(engine: Running, case: Case, words: Sequence[str], current: Session)
     output = run_json(argv, job=json.dumps(job), cpus=current.cpus.load, timeout=current.seconds + 40)
     result: dict[str, float] = json.loads(output)
     if result["not_200"] or result["lost"]:
-        raise BenchmarkError(f"{case.title}: {result['not_200']} answers not 200, {result['lost']} connections lost")
+        raise BenchmarkError(f"{case.title}: {result['not_200']} responses not 200, {result['lost']} connections lost")
     return result
 
 
 def measure(engine: Running, case: Case, current: Session, counter: Counter) -> dict[str, object]:
-    """One case, one round."""
+    """Measure one case in one round."""
     counted = engine.name == "router" and "token" in case.title
 
     def lookups() -> dict[str, float]:
@@ -275,32 +276,32 @@ def measure(engine: Running, case: Case, current: Session, counter: Counter) -> 
         time.sleep(COUNTERS_SECONDS)
         return {name: counter(f'azureml_fe_token_cache_lookups_total{{result="{name}"}}') for name in ("hit", "miss")}
 
-    check_refusal(engine, case)
-    begin = lookups()
-    throughput(engine, case, case.words, current, WARM_UP_SECONDS)
+    check_rejection(engine, case)
+    start = lookups()
+    throughput(engine, case, case.credentials, current, WARM_UP_SECONDS)
     before = lookups()
-    new = int(before["miss"] - begin["miss"])
-    rate = throughput(engine, case, case.following(new), current, current.seconds)
-    new = int(lookups()["miss"] - begin["miss"])
-    waits = latency(engine, case, case.following(new), current)
+    new = int(before["miss"] - start["miss"])
+    rate = throughput(engine, case, case.credentials_after(new), current, current.seconds)
+    new = int(lookups()["miss"] - start["miss"])
+    latencies = latency(engine, case, case.credentials_after(new), current)
     found = {name: number - before[name] for name, number in lookups().items()}
     verified = found["miss"] / sum(found.values()) if any(found.values()) else 0.0
     if counted and abs(verified - case.verified_share) > 0.01:
         raise BenchmarkError(f"{case.title}: {verified:.1%} of the tokens were verified, not {case.verified_share:.0%}")
-    current.say(
-        f"  {engine.name:8} {case.title:26} {rate.requests_per_second:9,.0f} requests/s, p50 {waits['p50']:5,.0f} us, "
-        f"p99 {waits['p99']:6,.0f} us{rate.disturbance}"
+    current.log(
+        f"  {engine.name:8} {case.title:26} {rate.requests_per_second:9,.0f} requests/s, "
+        f"p50 {latencies['p50']:5,.0f} us, p99 {latencies['p99']:6,.0f} us{rate.disturbance}"
     )
-    return {"engine": engine.name, "case": case.name, "title": case.title, **asdict(rate), **waits}
+    return {"engine": engine.name, "case": case.name, "title": case.title, **asdict(rate), **latencies}
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark from the command line."""
     arguments = parser(__doc__, engines=tuple(CASES), rounds=5, seconds=3)
     parsed = arguments.parse_args()
     with session("tokens", parsed) as current, nginx_backend(cpus=current.cpus, directory=current.directory) as port:
-        keys = signers()
-        current.say(f"signing {NEW_TOKENS:,} tokens of each kind")
+        keys = issuer_keys()
+        current.log(f"signing {NEW_TOKENS:,} tokens of each kind")
         measured = cases(keys, current.key, NEW_TOKENS)
         cells: list[dict[str, object]] = []
         with issuer(keys) as url:
@@ -308,11 +309,11 @@ def main() -> None:
             file = write_settings(current.directory, backend, current.key, url)
             write_keys(current.directory, keys)
             for number in range(1, current.rounds + 1):
-                current.say(f"round {number} of {current.rounds}")
+                current.log(f"round {number} of {current.rounds}")
                 for name in current.engines:
-                    able = [case for case in measured if case.name in CASES[name]]
-                    with serving(name, file, backend, current) as (engine, counter):
-                        cells += ({"round": number, **measure(engine, case, current, counter)} for case in able)
+                    supported = [case for case in measured if case.name in CASES[name]]
+                    with running_tls_engine(name, file, backend, current) as (engine, counter):
+                        cells += ({"round": number, **measure(engine, case, current, counter)} for case in supported)
         current.store(cells)
 
 

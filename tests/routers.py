@@ -1,11 +1,11 @@
-"""`azureml-fe local` as its user runs it: a process with a file, watched from outside.
+"""`azureml-fe local` as a process with a configuration file, observed from outside.
 
-    def test_something(start: Start) -> None:
-        router = start({"echo": echo()})
+    def test_something(start: StartRouter) -> None:
+        router = start({"echo": echo_service()})
         assert router.score("echo", b"[1]").body == b"[1]"
 
-When the test is over each router must be at rest (no request in flight or waiting, no slot taken), end by SIGINT with
-exit code 0, and leave no process behind.
+At the end of a test each router must become idle (no request in flight or waiting, no slot in use), exit with code 0 on
+SIGINT, and leave no process behind.
 """
 
 import contextlib
@@ -23,17 +23,19 @@ from typing import Any
 
 from tests.processes import (
     ECHO_SERVER,
-    PATIENCE_SECONDS,
-    Answer,
+    TIMEOUT_SECONDS,
     Load,
-    Pending,
-    all_gone,
-    ask,
+    PendingRequest,
+    Response,
+    all_ended,
     descendants,
-    processes,
+    handles_signal,
+    pids_with,
+    running_processes,
+    send_request,
     statistics,
-    until,
-    workers_of,
+    wait_until,
+    worker_pids,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -44,76 +46,78 @@ _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")  # in the text format of Prome
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
-def echo(**settings: Any) -> dict[str, Any]:
-    """A service whose replicas answer with the request's body. `delay`, `print` and the like are options of theirs."""
+def echo_service(**settings: Any) -> dict[str, Any]:
+    """Return a service of echo servers, which respond with the request's body.
+
+    `delay`, `print` and others are options of the echo server.
+    """
     names = ("delay", "start_delay", "exit_after_start", "print", "ignore_sigterm", "fail_readiness_for")
     options = {name: settings.pop(name) for name in names if name in settings}
-    words = ["python", str(ECHO_SERVER), "--port", "{port}"]
+    command = ["python", str(ECHO_SERVER), "--port", "{port}"]
     for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
+        command += [f"--{name.replace('_', '-')}", str(value)]
     if not any(name.startswith("autoscale_") for name in settings):
         settings = {"num_replicas": 1, **settings}
-    return {"command": words, "success_threshold": 1, **settings}
+    return {"command": command, "success_threshold": 1, **settings}
 
 
-def open_echo(**settings: Any) -> dict[str, Any]:
-    """One that asks for no key."""
-    return echo(auth_enabled=False, **settings)
+def open_echo_service(**settings: Any) -> dict[str, Any]:
+    """Return an echo service without authentication."""
+    return echo_service(auth_enabled=False, **settings)
 
 
 class Router:
-    """A router process, and what can be seen of it."""
+    """A router process and what can be observed of it."""
 
     def __init__(
-        self, folder: Path, services: Services, *flags: str, token_issuers: Services | None = None, **settings: Any
+        self, directory: Path, services: Services, *flags: str, token_issuers: Services | None = None, **settings: Any
     ) -> None:
-        self.file = folder / "models.yaml"
-        self.state = folder / "state"
-        self._mark = f"mark-{secrets.token_hex(8)}"
-        given = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": str(self.state), **settings}
-        self._settings = {name: value for name, value in given.items() if value is not None}
+        self.config_file = directory / "models.yaml"
+        self.state_dir = directory / "state"
+        self._mark = f"mark-{secrets.token_hex(8)}"  # in the command line of every replica
+        all_settings = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": str(self.state_dir), **settings}
+        self._settings = {name: value for name, value in all_settings.items() if value is not None}
         self.token_issuers = token_issuers or {}
-        self._errors = folder / "errors.txt"
-        self._output = folder / "output.txt"
-        self.write(services)
-        with self._errors.open("w") as errors, self._output.open("w") as output:
+        self._stderr = directory / "errors.txt"
+        self._stdout = directory / "output.txt"
+        self.write_config(services)
+        with self._stderr.open("w") as stderr, self._stdout.open("w") as stdout:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "router", "local", str(self.file), *flags],
-                cwd=folder,
-                env=environment(),
+                [sys.executable, "-m", "router", "local", str(self.config_file), *flags],
+                cwd=directory,
+                env=router_environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
+                stdout=stdout,
+                stderr=stderr,
                 start_new_session=True,
             )
         self.pid = self.process.pid
         self.port = self.admin_port = 0
 
-    def write(self, services: Services, **settings: Any) -> None:
-        """Write the file anew; JSON is YAML."""
+    def write_config(self, services: Services, **settings: Any) -> None:
+        """Replace the configuration file. JSON is valid YAML."""
         marked = {name: self._marked(service) for name, service in services.items()}
         sections = {"services": marked, "router": self._settings | settings, "token_issuers": self.token_issuers}
-        text = json.dumps(sections, indent=1)
-        fresh = self.file.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.replace(self.file)
+        new_file = self.config_file.with_suffix(".new")
+        new_file.write_text(json.dumps(sections, indent=1))
+        new_file.replace(self.config_file)
 
-    def change(self, services: Services, **settings: Any) -> None:
-        """Write the file anew, and wait until it is in force."""
-        times = len(self.log("changed file in force"))
-        self.write(services, **settings)
-        until(lambda: len(self.log("changed file in force")) > times, "the changed file")
+    def apply_config(self, services: Services, **settings: Any) -> None:
+        """Replace the configuration file and wait until the router has applied it."""
+        times = len(self.log("changed file applied"))
+        self.write_config(services, **settings)
+        wait_until(lambda: len(self.log("changed file applied")) > times, "changed file applied")
 
-    def serve(self, services: Services) -> None:
-        """Have these services instead of all others, and wait until they are ready."""
-        self.change(services)
-        self.all_ready(services)
+    def apply_services(self, services: Services) -> None:
+        """Make these the complete set of services, and wait until their replicas are ready."""
+        self.apply_config(services)
+        self.wait_for_all_replicas(services)
 
-    def all_ready(self, services: Services) -> None:
-        """Wait for the replicas that these are to have at first."""
+    def wait_for_all_replicas(self, services: Services) -> None:
+        """Wait until the services with a fixed number of replicas have this number of ready replicas."""
         for name, service in services.items():
             if "num_replicas" in service:
-                self.ready(name, service["num_replicas"])
+                self.wait_for_replicas(name, service["num_replicas"])
 
     def _marked(self, service: Mapping[str, Any]) -> dict[str, Any]:
         marked = dict(service)
@@ -123,163 +127,175 @@ class Router:
             marked["versions"] = {name: self._marked(version) for name, version in service["versions"].items()}
         return marked
 
-    # What it says.
+    # Output.
 
     @property
-    def said(self) -> str:
-        """All of its standard error so far."""
-        return self._errors.read_text()
+    def stderr(self) -> str:
+        """Standard error so far."""
+        return self._stderr.read_text()
 
     @property
     def access_log(self) -> list[dict[str, Any]]:
-        """The lines of its access log so far."""
-        whole, _, _ = self._output.read_text().rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        """The complete lines of the access log so far."""
+        complete, _, _ = self._stdout.read_text().rpartition("\n")
+        return [json.loads(line) for line in complete.splitlines()]
 
     @property
-    def printed(self) -> str:
-        """All of its standard output so far: the access log."""
-        return self._output.read_text()
+    def stdout(self) -> str:
+        """Standard output so far: the access log."""
+        return self._stdout.read_text()
 
-    def says(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """Wait until it has said something; the last time it did."""
+    def wait_for_stderr(self, pattern: str, times: int = 1) -> re.Match[str]:
+        """Wait until a pattern occurs on standard error, and return the last match."""
 
-        def heard() -> list[re.Match[str]]:
-            return list(re.finditer(pattern, self.said))
+        def matches() -> list[re.Match[str]]:
+            return list(re.finditer(pattern, self.stderr))
 
-        until(lambda: len(heard()) >= times or self.process.poll() is not None, f"{pattern!r} in\n{self.said}")
-        assert len(heard()) >= times, self.said
-        return heard()[-1]
+        wait_until(lambda: len(matches()) >= times or self.process.poll() is not None, f"{pattern!r} in\n{self.stderr}")
+        assert len(matches()) >= times, self.stderr
+        return matches()[-1]
 
-    def serves(self) -> None:
-        """Wait until it accepts clients."""
-        self.port = int(self.says(r"serves .+ at http://127\.0\.0\.1:(\d+)")[1])
-        self.admin_port = int(self.says(r"metrics and health: http://127\.0\.0\.1:(\d+)/metrics")[1])
+    def wait_until_serving(self) -> None:
+        """Wait until the router accepts clients."""
+        self.port = int(self.wait_for_stderr(r"serves .+ at http://127\.0\.0\.1:(\d+)")[1])
+        self.admin_port = int(self.wait_for_stderr(r"status page: http://127\.0\.0\.1:(\d+)/")[1])
 
     def log(self, message: str) -> list[dict[str, Any]]:
-        """The lines of its log with this message."""
-        lines = [line for line in self.said.splitlines() if line.startswith("{") and message in line]
+        """Return the log entries with this message."""
+        lines = [line for line in self.stderr.splitlines() if line.startswith("{") and message in line]
         return [line for line in map(json.loads, lines) if line["message"] == message]
 
-    # What it does.
+    # Requests.
 
-    def score(self, service: str, body: bytes = b"[1]", **headers: str) -> Answer:
-        """One request."""
-        return ask(self.port, f"/api/v1/service/{service}/score", body, **headers)
+    def score(self, service: str, body: bytes = b"[1]", **headers: str) -> Response:
+        """Send a scoring request."""
+        return send_request(self.port, f"/api/v1/service/{service}/score", body, **headers)
 
     def load(self, service: str, **options: Any) -> Load:
-        """Clients that ask again and again."""
+        """Return clients that send scoring requests in a loop."""
         return Load(self.port, f"/api/v1/service/{service}/score", **options)
 
-    def pending(self, service: str) -> Pending:
-        """A request that has reached its replica."""
+    def start_request(self, service: str) -> PendingRequest:
+        """Start a scoring request, and wait until a replica has received it."""
         running = self.replicas()
         starts = [line for line in self.log("replica starts") if line["service"] == service]
         replicas = [line["port"] for line in starts if line["pid"] in running]
         before = [statistics(port)["requests"] for port in replicas]
-        pending = Pending(self.port, f"/api/v1/service/{service}/score")
-        until(lambda: [statistics(port)["requests"] for port in replicas] != before, "request in flight")
+        pending = PendingRequest(self.port, f"/api/v1/service/{service}/score")
+        wait_until(lambda: [statistics(port)["requests"] for port in replicas] != before, "request in flight")
         return pending
 
     def key(self, service: str, which: str = "primary") -> str:
-        """A generated key."""
-        key: str = json.loads((self.state / "keys.json").read_text())["services"][service][which]
+        """Return a generated key."""
+        key: str = json.loads((self.state_dir / "keys.json").read_text())["services"][service][which]
         return key
 
     def metrics(self) -> Metrics:
-        """All samples of a scrape, by name and labels."""
+        """Scrape the metrics, and return the samples by name and labels."""
         samples = {}
-        for line in ask(self.admin_port, "/metrics").body.decode().splitlines():
+        for line in send_request(self.admin_port, "/metrics").body.decode().splitlines():
             if not line.startswith("#"):
                 name, labels, value = _SAMPLE.fullmatch(line).groups()  # type: ignore[union-attr]
                 samples[name, frozenset(_LABEL.findall(labels or ""))] = float(value)
         return samples
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples that have these labels."""
+        """Return the sum of the samples with these labels."""
         return sum(
             value
-            for (full_name, its), value in self.metrics().items()
-            if full_name == f"azureml_fe_{name}" and labels.items() <= set(its)
+            for (full_name, sample_labels), value in self.metrics().items()
+            if full_name == f"azureml_fe_{name}" and labels.items() <= set(sample_labels)
         )
 
-    def ready(self, service: str, count: int = 1) -> None:
-        """Wait until a service has exactly so many replicas ready, and no other."""
+    def status(self) -> dict[str, Any]:
+        """Return `/status.json`."""
+        status: dict[str, Any] = json.loads(send_request(self.admin_port, "/status.json").body)
+        return status
 
-        def states() -> tuple[float, ...]:
-            names = ("ready", "starting", "draining")
-            return tuple(self.metric("replicas", service=service, state=state) for state in names)
+    def wait_for_replicas(self, service: str, count: int = 1) -> None:
+        """Wait until a service has exactly `count` ready replicas, and none that are starting or draining."""
 
-        until(lambda: states() == (count, 0, 0), f"{count} replicas of {service}")
+        def counts_by_state() -> tuple[float, ...]:
+            states = ("ready", "starting", "draining")
+            return tuple(self.metric("replicas", service=service, state=state) for state in states)
+
+        wait_until(lambda: counts_by_state() == (count, 0, 0), f"{count} replicas of {service}")
 
     def replicas(self) -> dict[int, int]:
-        """Port by process of the replicas that run."""
-        running = {process.pid for process in processes()}
+        """Return the ports of the running replicas, by process id."""
+        running = {process.pid for process in running_processes()}
         return {line["pid"]: line["port"] for line in self.log("replica starts") if line["pid"] in running}
 
     @property
     def workers(self) -> list[int]:
-        """Its worker processes."""
-        return workers_of(self.pid)
+        """The process ids of the workers."""
+        return worker_pids(self.pid)
 
     @property
-    def family(self) -> set[int]:
-        """It, and all that it has started."""
+    def process_tree(self) -> set[int]:
+        """The process ids of the router and its descendants."""
         return {self.pid, *descendants(self.pid)}
 
-    # Its end.
+    # End.
 
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
+    def wait_until_handling_signals(self) -> None:
+        """Wait until the router has installed its first signal handlers. Before, Python handles SIGINT with a
+        traceback."""
+        wait_until(lambda: handles_signal(self.pid, signal.SIGTERM), "signal handlers")
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the router."""
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Its exit code."""
-        return self.process.wait(PATIENCE_SECONDS)
+        """Wait until the router has ended, and return its exit code."""
+        return self.process.wait(TIMEOUT_SECONDS)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
-        """End it by a signal; nothing of it may be left. Its exit code."""
-        family = self.family
-        self.send(number)
+        """Stop the router by a signal, check that no process is left, and return the exit code."""
+        pids = self.process_tree
+        self.send_signal(number)
         code = self.wait()
-        self.is_gone(family)
+        self.wait_until_ended(pids)
         return code
 
-    def is_gone(self, family: set[int]) -> None:
-        """Wait until nothing is left of these, nor of any replica."""
-        until(lambda: all_gone(family), "end of all processes")
-        assert not [process for process in processes() if self._mark in process.words]
+    def wait_until_ended(self, pids: set[int]) -> None:
+        """Wait until these processes have ended, and check that no replica is left."""
+        wait_until(lambda: all_ended(pids), "end of all processes")
+        assert not pids_with(self._mark)
 
-    def at_rest(self) -> None:
-        """Wait until nothing is in flight, nothing waits and no slot is taken."""
+    def wait_until_idle(self) -> None:
+        """Wait until no request is in flight or waits and no slot is in use."""
         names = ("requests_in_flight", "requests_queued", "slots_in_use")
-        until(lambda: [self.metric(name) for name in names] == [0, 0, 0], "rest")
+        wait_until(lambda: [self.metric(name) for name in names] == [0, 0, 0], "idle router")
         assert self.metric("slot_leaks_repaired_total") == 0
 
     def end(self) -> None:
-        """See that it is at rest, and that it ends as it should; if it has ended already, that nothing is left."""
+        """Check that the router becomes idle and stops in order. Leave no process behind, even if the test failed."""
         try:
             if self.process.poll() is None and self.port:
-                self.at_rest()
-                assert self.stop() == 0, self.said
-            # Until its handlers are in place, Python answers SIGINT in its own way.
-            assert "Traceback" not in self.said or self.said.endswith("KeyboardInterrupt\n")
+                self.wait_until_idle()
+                assert self.stop() == 0, self.stderr
+            assert "Traceback" not in self.stderr
+            assert "KeyboardInterrupt" not in self.stderr
         finally:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            for process in processes():
-                if self._mark in process.words:
-                    os.kill(process.pid, signal.SIGKILL)
+            for pid in pids_with(self._mark):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def joined(router: Router) -> Iterator[int]:
-    """A router that has joined another one; the port that its clients use."""
-    peer = router.says(r"joins with: azureml-fe local --peer (\S+) ")[1]
-    words = ["local", "--peer", peer, "--port", "0", "--admin-port", "0", "--workers", "1"]
-    command = [sys.executable, "-m", "router", *words, "--state-dir", str(router.state)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+def joined_router(router: Router, **settings: object) -> Iterator[int]:
+    """Run a router that has joined another one, and yield its port."""
+    environment = {f"AZUREML_FE_{name.upper()}": str(value) for name, value in settings.items()}
+    peer = router.wait_for_stderr(r"joins with: .+ local --peer (\S+) ")[1]
+    flags = ["--peer", peer, "--port", "0", "--admin-port", "0", "--workers", "1"]
+    command = [sys.executable, "-m", "router", "local", *flags, "--state-dir", str(router.state_dir)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=router_environment() | environment, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         try:
             yield int(next(line for line in process.stderr if " at http://127.0.0.1:" in line).rpartition(":")[2])
@@ -288,31 +304,31 @@ def joined(router: Router) -> Iterator[int]:
             process.stderr.read()
 
 
-def environment() -> dict[str, str]:
-    """The router's environment: the user's, with this package and its command."""
+def router_environment() -> dict[str, str]:
+    """Return the environment of a router: this process's, without settings, with this package and its command."""
     return {name: value for name, value in os.environ.items() if not name.startswith("AZUREML_FE_")} | {
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
 
 
-Start = Callable[..., Router]
+StartRouter = Callable[..., Router]
 
 
 @contextlib.contextmanager
-def starting_in(folder: Path) -> Iterator[Start]:
-    """What starts routers, and sees to their end."""
-    with contextlib.ExitStack() as ends:
+def router_starter(directory: Path) -> Iterator[StartRouter]:
+    """Yield a function that starts a router; check and stop the routers at the end."""
+    with contextlib.ExitStack() as cleanup:
         count = itertools.count()
 
-        def begin(services: Services, *flags: str, serving: bool = True, **settings: Any) -> Router:
-            home = folder / f"router {next(count)}"
-            home.mkdir()
-            router = Router(home, services, *flags, **settings)
-            ends.callback(router.end)
+        def start(services: Services, *flags: str, serving: bool = True, **settings: Any) -> Router:
+            router_directory = directory / f"router {next(count)}"
+            router_directory.mkdir()
+            router = Router(router_directory, services, *flags, **settings)
+            cleanup.callback(router.end)
             if serving:
-                router.serves()
-                router.all_ready(services)
+                router.wait_until_serving()
+                router.wait_for_all_replicas(services)
             return router
 
-        yield begin
+        yield start

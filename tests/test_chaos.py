@@ -1,7 +1,7 @@
-"""Replicas, workers and a peer are killed under load while every display is read: each stays true, and none fails.
+"""Replicas, workers and a peer are killed under load, while the state of the router is read.
 
-Read all the while: `/metrics`, `/status.json`, the screen of `top` and the events of the status page. Counters never go
-back; each death shows, and what comes after it; when it is over nothing is counted twice.
+The test continuously reads `/metrics`, `/status.json`, the screen of `top` and the events of the status page. Counters
+never decrease, each crash and each replacement is visible, and at the end no request was counted twice.
 """
 
 import contextlib
@@ -18,69 +18,72 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from router.top import Screen, from_url
-from tests.processes import PATIENCE_SECONDS, ask, descendants, until
-from tests.routers import Router, Start, environment, open_echo
+from router.cli.top import from_url
+from router.cli.top_view import TopView
+from tests.processes import TIMEOUT_SECONDS, descendants, wait_until
+from tests.routers import Router, StartRouter, open_echo_service, router_environment
 
-_LEVELS = ("_bucket", "_sum", "_count", "_total")
+_COUNTER_SUFFIXES = ("_bucket", "_sum", "_count", "_total")
 
 
-class Watch:
-    """Reads every display again and again, and notes what is not as it should be."""
+class StatusReader:
+    """Continuously reads the state of a router, and records contradictions."""
 
     def __init__(self, router: Router) -> None:
-        self.faults: list[str] = []
+        self.errors: list[str] = []
         self.reads = 0
         self.status: dict[str, Any] = {}
         self._router = router
         self._url = f"http://127.0.0.1:{router.admin_port}"
         self._counters: dict[Any, float] = {}
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(read,)) for read in (self._read, self._follow)]
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(read,)) for read in (self._read_pages, self._read_events)
+        ]
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "StatusReader":
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stop.set()
         for thread in self._threads:
             thread.join()
 
-    def _run(self, read: Any) -> None:
+    def _run(self, read: Callable[[], None]) -> None:
         try:
             read()
-        except Exception as fault:  # noqa: BLE001  (whatever it is, the test must hear of it)
-            self.faults.append(f"{read.__name__}: {fault!r}")
+        except Exception as error:  # noqa: BLE001  (the main thread reports it)
+            self.errors.append(f"{read.__name__}: {error!r}")
 
-    def _read(self) -> None:
-        while not self._over.wait(0.05):
+    def _read_pages(self) -> None:
+        while not self._stop.wait(0.05):
             for key, value in self._router.metrics().items():
-                if key[0].endswith(_LEVELS) and key[0].startswith("azureml_fe_"):
+                if key[0].endswith(_COUNTER_SUFFIXES) and key[0].startswith("azureml_fe_"):
                     if value < self._counters.get(key, 0.0):
-                        self.faults.append(f"{key} went back from {self._counters[key]} to {value}")
+                        self.errors.append(f"{key} decreased from {self._counters[key]} to {value}")
                     self._counters[key] = value
             self.status = from_url(self._url)()
-            lines = Screen(coloured=True).lines(self.status, 100, 30, "name")
-            if not any("iris" in line for line in lines):
-                self.faults.append(f"top does not show the service: {lines}")
+            lines = TopView().lines(self.status, 100, 30)
+            if not any("iris" in line.plain for line in lines):
+                self.errors.append(f"top does not show the service: {lines}")
             self.reads += 1
 
-    def _follow(self) -> None:
-        """The page's events until the end."""
-        with urllib.request.urlopen(f"{self._url}/status/events", timeout=PATIENCE_SECONDS) as events:
-            while not self._over.is_set():
+    def _read_events(self) -> None:
+        """Read the events of the status page."""
+        with urllib.request.urlopen(f"{self._url}/status/events", timeout=TIMEOUT_SECONDS) as events:
+            while not self._stop.is_set():
                 line = events.readline()
                 if line.startswith(b"data: "):
                     json.loads(line[6:])
 
     def workers(self) -> set[int]:
-        """Processes that are shown as accepting clients."""
+        """Return the workers that are shown as accepting clients, by process id."""
         return {each["pid"] for each in self.status.get("workers", ()) if each["state"] == "accepting"}
 
     def replicas(self) -> set[str]:
-        """Replicas that are shown as ready."""
+        """Return the ids of the replicas that are shown as ready."""
         return {
             replica["id"]
             for service in self.status.get("services", ())
@@ -89,85 +92,84 @@ class Watch:
             if replica["state"] == "ready"
         }
 
-    def standings(self) -> list[str]:
-        """Of other pods."""
+    def peer_statuses(self) -> list[str]:
+        """Return the status of each peer."""
         return [peer["standing"] for peer in self.status.get("peers", ())]
 
 
 @contextlib.contextmanager
-def joined(router: Router, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A second router that has joined the first; its process and the port of its clients."""
-    peer = router.says(r"joins with: azureml-fe local --peer (\S+)")[1]
-    errors = folder / "joined.txt"
-    words = ["local", "--peer", peer, "--port", "0", "--admin-port", "0", "--workers", "1", "--state-dir"]
+def joined_router(router: Router, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a second router that joins the first one."""
+    peer = router.wait_for_stderr(r"joins with: .+ local --peer (\S+)")[1]
+    errors = directory / "joined.txt"
+    arguments = ["local", "--peer", peer, "--port", "0", "--admin-port", "0", "--workers", "1", "--state-dir"]
     with errors.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "router", *words, str(router.state)],
-            env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file,
+            [sys.executable, "-m", "router", *arguments, str(router.state_dir)],
+            env=router_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file,
             start_new_session=True,
         )  # fmt: skip
     try:
-        serves = re.compile(r"serves .+ at http://127\.0\.0\.1:(\d+)")
-        until(lambda: serves.search(errors.read_text()), "the second router")
-        found = serves.search(errors.read_text())
-        assert found is not None
-        yield process, int(found[1])
+        wait_until(lambda: re.search(r"serves .+ at http://", errors.read_text()), "start of the second router")
+        yield process
     finally:
         family = descendants(process.pid)
         process.kill()
-        process.wait(PATIENCE_SECONDS)
+        process.wait(TIMEOUT_SECONDS)
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _at_a_standstill(read: Callable[[], float]) -> float:
-    """What is read once it has not changed for longer than workers take to report."""
+def _final_value(read: Callable[[], float]) -> float:
+    """Return the value once it has not changed for longer than the interval of reports."""
     last, since = read(), time.monotonic()
 
-    def stands() -> bool:
+    def is_final() -> bool:
         nonlocal last, since
         now = read()
         if now != last:
             last, since = now, time.monotonic()
         return time.monotonic() - since > 2.5
 
-    until(stands, "a standstill")
+    wait_until(is_final, "a value that does not change")
     return last
 
 
-def test_every_display_stays_true_while_all_kinds_of_processes_are_killed(start: Start, tmp_path: Path) -> None:
-    services = {"iris": open_echo(delay=0.005, num_replicas=3, max_request_wait_time=10_000)}
+def test_status_and_metrics_stay_correct_while_processes_are_killed(start: StartRouter, tmp_path: Path) -> None:
+    services = {"iris": open_echo_service(delay=0.005, num_replicas=3, max_request_wait_time=10_000)}
     router = start(services, workers=2)
-    with joined(router, tmp_path) as (second, _), Watch(router) as watch, router.load("iris", clients=6) as load:
-        until(lambda: watch.standings() == ["live"] and len(watch.replicas()) == 3, "the whole on display")
-        load.goes_on()
+    with (
+        joined_router(router, tmp_path) as second,
+        StatusReader(router) as reader,
+        router.load("iris", clients=6) as load,
+    ):
+        wait_until(lambda: reader.peer_statuses() == ["live"] and len(reader.replicas()) == 3, "complete status")
+        load.wait_for_responses()
 
-        replicas = watch.replicas()
+        replicas = reader.replicas()
         os.kill(min(router.replicas()), signal.SIGKILL)
-        until(
-            lambda: len(watch.replicas() - replicas) == 1 and len(watch.replicas()) == 3, "another replica on display"
-        )
-        load.goes_on()
+        wait_until(lambda: len(reader.replicas() - replicas) == 1 and len(reader.replicas()) == 3, "another replica")
+        load.wait_for_responses()
 
         worker = min(router.workers)
         os.kill(worker, signal.SIGKILL)
-        until(lambda: worker not in watch.workers() and len(watch.workers()) == 2, "a successor on display")
-        load.goes_on()
+        wait_until(lambda: worker not in reader.workers() and len(reader.workers()) == 2, "another worker")
+        load.wait_for_responses()
 
         second.kill()
-        until(lambda: "live" not in watch.standings(), "the peer's end on display")
-        load.goes_on()
-        reads = watch.reads
-        until(lambda: watch.reads > reads + 3, "more reads")
-    assert watch.faults == []
+        wait_until(lambda: "live" not in reader.peer_statuses(), "end of the peer")
+        load.wait_for_responses()
+        reads = reader.reads
+        wait_until(lambda: reader.reads > reads + 3, "more reads")
+    assert reader.errors == []
     assert router.metric("worker_restarts_total") == 1
-    router.at_rest()
-    counted = _at_a_standstill(lambda: router.metric("requests_total", service="iris"))
-    # What a worker counted within a second of being killed ended with it; nothing is ever counted twice.
-    assert 0 < counted <= load.answers.total() + len(load.failures)
+    router.wait_until_idle()
+    counted = _final_value(lambda: router.metric("requests_total", service="iris"))
+    # The counts of a worker's last second are lost when it is killed. No request is counted twice.
+    assert 0 < counted <= load.responses.total() + len(load.failures)
     for _ in range(20):
         assert router.score("iris").status == 200
-    until(lambda: router.metric("requests_total", service="iris") == counted + 20, "each request counted once")
-    told = json.loads(ask(router.admin_port, "/status.json").body)
-    assert (told["totals"]["in_flight"], told["totals"]["queued"], told["totals"]["replicas_ready"]) == (0, 0, 3)
+    wait_until(lambda: router.metric("requests_total", service="iris") == counted + 20, "each request counted once")
+    totals = router.status()["totals"]
+    assert (totals["in_flight"], totals["queued"], totals["replicas_ready"]) == (0, 0, 3)

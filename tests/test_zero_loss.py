@@ -1,7 +1,7 @@
-"""Nothing is lost and nothing is sent twice, whatever the router does to itself: counted at clients and at replicas.
+"""No request is lost or sent twice while workers are replaced, scaled or drained: counted at clients and at replicas.
 
-Clients and replicas are outside of the router. Slow requests (10 s) and large ones (100 MB, both ways) are in flight at
-the moment of the change, and a load of small ones goes on all the time.
+Slow requests (10 s) and large ones (100 MB in each direction) are in flight at the moment of the change. Small requests
+are sent continuously.
 """
 
 import http.client
@@ -13,155 +13,169 @@ from pathlib import Path
 
 import pytest
 
-from tests.named_requests import PATIENCE, Address, NamedRequests, recording_server
-from tests.processes import PATIENCE_SECONDS, Answer, Pending, all_gone, ask, ask_over, until
-from tests.routers import Router, Start, open_echo, starting_in
-from tests.sizing.flood import Flood
+from tests.named_requests import LONG_TIMEOUT_SECONDS, Address, NamedRequests, recording_server
+from tests.processes import (
+    TIMEOUT_SECONDS,
+    PendingRequest,
+    Response,
+    all_ended,
+    send_request,
+    send_request_over,
+    wait_until,
+)
+from tests.routers import Router, StartRouter, open_echo_service, router_starter
+from tests.scaling.self.flood import Flood
 
 MODEL = "iris"
 
 
-def begin(start: Start, replica: Address, *flags: str, **settings: object) -> tuple[Router, NamedRequests]:
-    """A router in front of a replica that it has not started, and its clients."""
+def start_with_clients(
+    start: StartRouter, replica: Address, *flags: str, **settings: object
+) -> tuple[Router, NamedRequests]:
+    """Start a router in front of a running replica. Return it, and its clients."""
     service = {
         "addresses": [f"{replica[0]}:{replica[1]}"],
         "auth_enabled": False,
         "replica_max_concurrent_requests": 100,
         "max_request_wait_time": 10_000,
     }
-    router = start({MODEL: service}, *flags, drain_seconds=PATIENCE, **settings)
-    router.ready(MODEL)
-    where = [("127.0.0.1", router.port)]
-    return router, NamedRequests(MODEL, lambda: where, [replica])
+    router = start({MODEL: service}, *flags, drain_seconds=LONG_TIMEOUT_SECONDS, **settings)
+    router.wait_for_replicas(MODEL)
+    addresses = [("127.0.0.1", router.port)]
+    return router, NamedRequests(MODEL, lambda: addresses, [replica])
 
 
-def in_flight(router: Router, requests: NamedRequests) -> None:
-    """Have slow and large requests under way: some by each worker."""
-    requests.in_flight([("127.0.0.1", router.port)], slow=4, large=2)
+def start_slow_and_large(router: Router, requests: NamedRequests) -> None:
+    """Have slow and large requests in flight at each worker."""
+    requests.start_slow_and_large([("127.0.0.1", router.port)], slow=4, large=2)
 
 
-def ready(router: Router) -> Answer:
-    return ask(router.admin_port, "/readyz")
+def readiness(router: Router) -> Response:
+    return send_request(router.admin_port, "/readyz")
 
 
-Story = Callable[[Start], None]
+Scenario = Callable[[StartRouter], None]
 
 
-def workers_are_replaced(start: Start) -> None:
+def replace_workers(start: StartRouter) -> None:
     with recording_server() as replica:
-        router, requests = begin(start, replica, workers=2)
-        former = router.workers
+        router, requests = start_with_clients(start, replica, workers=2)
+        replaced = router.workers
         with requests:
-            in_flight(router, requests)
-            router.send(signal.SIGHUP)
-            until(lambda: len(set(router.workers) - set(former)) == 2, "new workers")
-            requests.goes_on()
-            assert not all_gone(former)
-            until(lambda: all_gone(former), "end of the former workers", seconds=PATIENCE)
-        requests.are_whole()
-        assert not router.log("worker had to cut requests")
+            start_slow_and_large(router, requests)
+            router.send_signal(signal.SIGHUP)
+            wait_until(lambda: len(set(router.workers) - set(replaced)) == 2, "new workers")
+            requests.wait_for_responses()
+            assert not all_ended(replaced)
+            wait_until(lambda: all_ended(replaced), "exit of the replaced workers")
+        requests.check()
+        assert not router.log("worker aborted requests")
 
 
-def the_router_stops(start: Start) -> None:
-    """Not ready, then no more accepting, then the end; clients leave as load balancers let them."""
+def stop_router(start: StartRouter) -> None:
+    """The router becomes unready, then clients leave, then it closes its listeners and exits."""
     with recording_server() as replica:
-        router, requests = begin(start, replica, workers=2, shutdown_delay_seconds=5)
+        router, requests = start_with_clients(start, replica, workers=2, shutdown_delay_seconds=5)
         with requests:
-            in_flight(router, requests)
-            router.send(signal.SIGTERM)
-            until(lambda: ready(router).status == 503, "unreadiness")
-            assert b"about to stop" in ready(router).body
-            requests.goes_on()  # who has not noticed is served
-            requests.leave()
-        requests.are_whole()
+            start_slow_and_large(router, requests)
+            router.send_signal(signal.SIGTERM)
+            wait_until(lambda: readiness(router).status == 503, "unreadiness")
+            assert b"stopping" in readiness(router).body
+            requests.wait_for_responses()  # clients that still send requests get responses
+            requests.stop_small_requests()
+        requests.check()
         assert router.wait() == 0
 
 
-class Together:
-    """Stories that are told at once, as each takes as long as its slow requests. One that is asked for again is told
-    again."""
+class ConcurrentScenarios:
+    """Runs scenarios at the same time, because each takes as long as its slow requests. A scenario whose result was
+    already fetched runs again."""
 
-    def __init__(self, pool: ThreadPoolExecutor, folder: Path, *stories: Story) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, directory: Path, *scenarios: Scenario) -> None:
         self._pool = pool
-        self._folder = folder
-        self._told: dict[Story, Future[None]] = {story: self._tell(story, folder / story.__name__) for story in stories}
+        self._directory = directory
+        self._results: dict[Scenario, Future[None]] = {
+            each: self._run(each, directory / each.__name__) for each in scenarios
+        }
 
-    def _tell(self, story: Story, folder: Path) -> Future[None]:
-        def telling() -> None:
-            folder.mkdir()
-            with starting_in(folder) as start:
-                story(start)
+    def _run(self, scenario: Scenario, directory: Path) -> Future[None]:
+        def run() -> None:
+            directory.mkdir()
+            with router_starter(directory) as start:
+                scenario(start)
 
-        return self._pool.submit(telling)
+        return self._pool.submit(run)
 
-    def went_well(self, story: Story) -> None:
-        """Wait for its end. Raises what it has raised."""
-        told = self._told.pop(story, None) or self._tell(story, self._folder / f"{story.__name__} again")
-        told.result()
+    def result(self, scenario: Scenario) -> None:
+        """Wait for the end of a scenario. Raises what it has raised."""
+        result = self._results.pop(scenario, None)
+        (result or self._run(scenario, self._directory / f"{scenario.__name__} again")).result()
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
+def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConcurrentScenarios]:
     with ThreadPoolExecutor() as pool:
-        yield Together(pool, tmp_path_factory.mktemp("together"), workers_are_replaced, the_router_stops)
+        yield ConcurrentScenarios(pool, tmp_path_factory.mktemp("scenarios"), replace_workers, stop_router)
 
 
-@pytest.mark.parametrize("story", [workers_are_replaced, the_router_stops])
-def test_nothing_is_lost_when(story: Story, together: Together) -> None:
-    together.went_well(story)
+@pytest.mark.parametrize("scenario", [replace_workers, stop_router])
+def test_no_request_is_lost(scenario: Scenario, scenarios: ConcurrentScenarios) -> None:
+    scenarios.result(scenario)
 
 
-def test_nothing_is_lost_when_workers_come_and_go_with_the_load(start: Start) -> None:
+def test_no_request_is_lost_when_the_number_of_workers_follows_the_load(start: StartRouter) -> None:
     quick = {
         "self_scaling_window_seconds": 3,
-        "self_scaling_route_time_threshold_ms": 15,  # above what a busy machine adds by itself
+        "self_scaling_route_time_threshold_ms": 15,  # more than the delays of a busy machine
         "self_scaling_up_cooldown_seconds": 1,
         "self_scaling_down_cooldown_seconds": 1,
     }
     with recording_server() as replica:
-        router, requests = begin(start, replica, "--min-workers", "1", "--max-workers", "2", workers=None, **quick)
+        router, requests = start_with_clients(
+            start, replica, "--min-workers", "1", "--max-workers", "2", workers=None, **quick
+        )
         with requests:
             with Flood(router.port):
-                until(lambda: len(router.workers) == 2, "a second worker")
-                requests.goes_on()
-                in_flight(router, requests)
-            until(lambda: router.metric("workers") == 1, "one worker to remain")
-            requests.goes_on()
-            until(lambda: len(router.workers) == 1, "the end of the other one", seconds=PATIENCE)
-        requests.are_whole()
-        assert not router.log("worker had to cut requests")
+                wait_until(lambda: len(router.workers) == 2, "a second worker")
+                requests.wait_for_responses()
+                start_slow_and_large(router, requests)
+            wait_until(lambda: router.metric("workers") == 1, "metric of one worker")
+            requests.wait_for_responses()
+            wait_until(lambda: len(router.workers) == 1, "exit of the other worker")
+        requests.check()
+        assert not router.log("worker aborted requests")
 
 
-def test_a_connection_that_rests_outlives_its_worker_for_a_while(start: Start) -> None:
-    """Its client's next request must not meet a closed connection."""
-    router = start({MODEL: open_echo(replica_max_concurrent_requests=20)}, workers=1)
-    (former,) = router.workers
-    line = http.client.HTTPConnection("127.0.0.1", router.port, timeout=PATIENCE_SECONDS)
+def test_idle_connection_of_a_replaced_worker_serves_one_more_request(start: StartRouter) -> None:
+    """The client's next request must not meet a closed connection."""
+    router = start({MODEL: open_echo_service(replica_max_concurrent_requests=20)}, workers=1)
+    (replaced,) = router.workers
+    connection = http.client.HTTPConnection("127.0.0.1", router.port, timeout=TIMEOUT_SECONDS)
     path = f"/api/v1/service/{MODEL}/score"
-    assert ask_over(line, path, b"[1]").status == 200
-    router.send(signal.SIGHUP)
-    until(lambda: router.workers not in ([former], []) and router.metric("workers") == 1, "another worker")
-    answer = ask_over(line, path, b"[1]")
-    assert (answer.status, answer.headers["connection"]) == (200, "close")
-    until(lambda: router.workers != [former] and former not in router.workers, "end of the former worker")
+    assert send_request_over(connection, path, b"[1]").status == 200
+    router.send_signal(signal.SIGHUP)
+    wait_until(lambda: router.workers not in ([replaced], []) and router.metric("workers") == 1, "another worker")
+    response = send_request_over(connection, path, b"[1]")
+    assert (response.status, response.headers["connection"]) == (200, "close")
+    wait_until(lambda: replaced not in router.workers, "exit of the replaced worker")
 
 
-def test_who_waits_to_be_accepted_is_served_to_the_end(start: Start) -> None:
-    """A stopped worker accepts nobody; connections wait in the socket's queue when it is told to end."""
-    router = start({MODEL: open_echo(replica_max_concurrent_requests=20)}, workers=1)
+def test_connections_in_the_accept_queue_are_served_during_a_drain(start: StartRouter) -> None:
+    """The only worker is stopped, so connections wait in the accept queue when the drain begins."""
+    router = start({MODEL: open_echo_service(replica_max_concurrent_requests=20)}, workers=1)
     (worker,) = router.workers
     os.kill(worker, signal.SIGSTOP)
-    waiting = [Pending(router.port, f"/api/v1/service/{MODEL}/score", b"[1]") for _ in range(20)]
-    until(lambda: _queued(router.port) == 20, "twenty in the queue")
-    router.send(signal.SIGTERM)
-    until(lambda: ready(router).status == 503, "unreadiness")
+    waiting = [PendingRequest(router.port, f"/api/v1/service/{MODEL}/score", b"[1]") for _ in range(20)]
+    wait_until(lambda: _accept_queue(router.port) == 20, "twenty connections in the accept queue")
+    router.send_signal(signal.SIGTERM)
+    wait_until(lambda: readiness(router).status == 503, "unreadiness")
     os.kill(worker, signal.SIGCONT)
-    assert [pending.answer().status for pending in waiting] == [200] * 20
+    assert [pending.response().status for pending in waiting] == [200] * 20
     assert router.wait() == 0
 
 
-def _queued(port: int) -> int:
-    """Connections that wait to be accepted (proc_net_tcp(5): of a listening socket, the receive queue)."""
+def _accept_queue(port: int) -> int:
+    """The length of a port's accept queue: the receive queue of its listening sockets (proc_net_tcp(5))."""
     with open("/proc/net/tcp") as table:
         rows = [line.split() for line in table.readlines()[1:]]
     return sum(

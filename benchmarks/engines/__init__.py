@@ -1,4 +1,4 @@
-"""The engines' settings as templates (``@NAME@`` is filled in), and the two proxies written for comparison.
+"""Templates of the engines' settings (the harness replaces ``@NAME@``), and two proxies written for comparison.
 
-No measuring happens here; how an engine is started is in ``benchmarks.harness.engines``.
+``benchmarks.harness.engines`` starts the engines.
 """

@@ -1,6 +1,6 @@
-"""The engine "aiohttp": the streaming proxy that one writes with aiohttp's server and client, on uvloop.
+"""The engine "aiohttp": a simple streaming proxy with aiohttp's server and client, on uvloop.
 
-It authenticates nobody, counts nothing and holds no slots. ``python -m benchmarks.engines.aiohttp_proxy PORT BACKEND``.
+It has no authentication, metrics or slots. ``python -m benchmarks.engines.aiohttp_proxy PORT BACKEND``.
 """
 
 import sys
@@ -15,21 +15,21 @@ CHUNK_BYTES = 65_536
 
 
 def end_to_end(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The headers that are passed on, repeated ones included."""
+    """Return the headers to forward, including repeated ones."""
     return [(name, value) for name, value in headers.items() if name.lower() not in HOP_BY_HOP]
 
 
 async def application(backend: str) -> web.Application:
-    """An application that passes every request on to ``backend`` (``host:port``)."""
+    """Return an application that forwards all requests to ``backend`` (``host:port``)."""
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False)
 
     async def forward(request: web.Request) -> web.StreamResponse:
         body = request.content if request.body_exists else None
         url = f"http://{backend}{request.raw_path}"
-        async with session.request(request.method, url, headers=end_to_end(request.headers), data=body) as answer:
-            response = web.StreamResponse(status=answer.status, headers=end_to_end(answer.headers))
+        async with session.request(request.method, url, headers=end_to_end(request.headers), data=body) as upstream:
+            response = web.StreamResponse(status=upstream.status, headers=end_to_end(upstream.headers))
             await response.prepare(request)
-            async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
+            async for chunk in upstream.content.iter_chunked(CHUNK_BYTES):
                 await response.write(chunk)
             await response.write_eof()
             return response

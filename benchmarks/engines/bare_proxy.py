@@ -1,8 +1,8 @@
-"""The engine "bare": ``asyncio.Protocol`` on uvloop with llhttp (httptools) parsing both sides, and nothing more.
+"""The engine "bare": ``asyncio.Protocol`` on uvloop, with llhttp (httptools) as the parser on both sides.
 
-It is the ceiling of this stack, not a proxy to use: one backend, no authentication, no slots, no metrics, no timeouts,
-no pipelining, bodies with a ``Content-Length`` only. What the router is slower by is the price of its features.
-``python -m benchmarks.engines.bare_proxy PORT BACKEND``.
+It shows the maximum of this stack and is not meant for use: one backend, no authentication, no slots, no metrics, no
+timeouts, no pipelining, bodies with a ``Content-Length`` only. The difference to the router is the cost of its
+features. ``python -m benchmarks.engines.bare_proxy PORT BACKEND``.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 
 
 class Side(asyncio.Protocol):
-    """What both connections share: the head being read, bytes to pass on, backpressure on the other side."""
+    """Shared by both connections: the current head, bytes to forward, backpressure on the other side."""
 
     transport: asyncio.Transport
     other: "Side | None" = None
@@ -57,7 +57,7 @@ class Side(asyncio.Protocol):
 
 
 class Pool:
-    """Idle connections to the one backend."""
+    """Idle connections to the backend."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
@@ -114,7 +114,7 @@ class Upstream(Side):
 
 
 class Downstream(Side):
-    """A client's connection."""
+    """A connection of a client."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool

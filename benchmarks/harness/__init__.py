@@ -1,4 +1,4 @@
-"""What all benchmarks share: processes and CPUs, engines and back-ends, wrk, results on disk.
+"""Shared by all benchmarks: processes and CPUs, engines and back ends, wrk, stored results.
 
-Nothing here decides what is measured; that is in the scripts one level up.
+The scripts one level up decide what is measured.
 """

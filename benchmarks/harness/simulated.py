@@ -1,4 +1,4 @@
-"""What simulations show of themselves: a table in the terminal, and one panel over time for each load."""
+"""Output of simulations: a table in the terminal, and a plot with one panel over time for each load."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """The first row holds the headings, the first column names."""
+    """Print rows as aligned columns. The first row has the headings, the first column the names."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *rest in rows:
         cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
@@ -21,8 +21,10 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def panels(count: int, path: Path, *, inches: float) -> Iterator[Sequence[Axes]]:
-    """So many panels below each other, each so high, to be drawn to; minutes on the axis that they share. Writes the
-    file when the block ends."""
+    """Yield `count` axes below each other, each `inches` high, with minutes on the common horizontal axis.
+
+    The plot is written to `path` when the block ends.
+    """
     figure, grid = plt.subplots(count, 1, figsize=(11, inches * count), layout="constrained", squeeze=False)
     axes = list(grid[:, 0])
     yield axes

@@ -1,5 +1,5 @@
-"""What makes and takes load: wrk's scripts, the open-loop generator, the large-body client and the upload sink.
+"""Load generators and sinks: wrk's scripts, the open-loop generator, the large-body client, the upload sink.
 
-Each runs as a process of its own on the load CPUs; job in by standard input (keys never stand in a process list),
-result out as one line of JSON on standard output.
+Each runs as its own process on the load CPUs. The job is passed by standard input, because command lines are
+visible to other users and the job contains a key. The result is one line of JSON on standard output.
 """

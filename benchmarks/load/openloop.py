@@ -1,7 +1,7 @@
-"""Open-loop generator: requests at a fixed rate, each latency counted from the moment it was due to be sent.
+"""Open-loop generator: requests at a fixed rate. Each latency starts when the request was due.
 
-A slow answer delays no later request's due time, so nothing is omitted by coordination. The loop's own timers tick in
-milliseconds; a timerfd gives due times tens of microseconds precise, and what it is late by counts as latency.
+A slow response does not delay later due times, so there is no coordinated omission. The event loop's timers have a
+resolution of milliseconds. A timerfd is precise to tens of microseconds, and its delay counts as latency.
 Standard input: a ``Job`` as JSON. Standard output: one line of JSON.
 """
 
@@ -25,12 +25,12 @@ import uvloop
 CLOCK_MONOTONIC = 1
 TFD_TIMER_ABSTIME = 1
 TFD_NONBLOCK = os.O_NONBLOCK
-GRACE_SECONDS = 10.0  # for the answers that are still out when the last request has been sent
+GRACE_SECONDS = 10.0  # for responses that are missing when the last request has been sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to send. Rate in requests per second; the warm-up is sent at the same rate and not counted."""
+    """The server, the requests, and the rate per second. The warm-up has the same rate and is not counted."""
 
     host: str
     port: int
@@ -39,7 +39,7 @@ class Job:
     seconds: float
     warmup_seconds: float
     connections: int
-    others: tuple[str, ...] = ()  # requests that are sent in turn with the first one
+    others: tuple[str, ...] = ()  # sent in turn with `request`
     tls: bool = False
 
 
@@ -54,7 +54,7 @@ class Ticker:
             raise OSError(ctypes.get_errno(), "timerfd")
 
     def ticks(self) -> int:
-        """Ticks since the last call."""
+        """Return the number of ticks since the last call."""
         return cast(int, struct.unpack("Q", os.read(self.fd, 8))[0])
 
 
@@ -62,8 +62,8 @@ def _timespec(seconds: float) -> tuple[int, int]:
     return divmod(round(seconds * 1e9), 1_000_000_000)
 
 
-def trusting_anyone() -> ssl.SSLContext:
-    """For connections over TLS; the client's own work is not what is measured."""
+def unverified_context() -> ssl.SSLContext:
+    """Return a TLS context without verification, because the client's own work is not measured."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -71,7 +71,7 @@ def trusting_anyone() -> ssl.SSLContext:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection; at most one request out."""
+    """One keep-alive connection with at most one request in flight."""
 
     def __init__(self, generator: "Generator") -> None:
         self.generator = generator
@@ -89,14 +89,14 @@ class Connection(asyncio.Protocol):
         self.parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        self.generator.answered(self, self.parser.get_status_code())
+        self.generator.on_response(self, self.parser.get_status_code())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.generator.lost += 1
 
 
 class Generator:
-    """Sends on idle connections, longest idle first; due requests wait in order when none is idle."""
+    """Sends requests over idle connections, the longest idle first. Due requests wait in order if none is idle."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -105,7 +105,7 @@ class Generator:
         self.waiting: deque[float] = deque()
         self.total = round(job.rate * (job.seconds + job.warmup_seconds))
         self.sent = 0
-        self.out = 0
+        self.in_flight = 0
         self.lost = 0
         self.not_200 = 0
         self.queued = 0
@@ -113,7 +113,7 @@ class Generator:
 
     async def run(self) -> dict[str, float]:
         loop = asyncio.get_running_loop()
-        context = trusting_anyone() if self.job.tls else None
+        context = unverified_context() if self.job.tls else None
         for _ in range(self.job.connections):
             _, connection = await loop.create_connection(
                 lambda: Connection(self), self.job.host, self.job.port, ssl=context
@@ -134,7 +134,7 @@ class Generator:
         for _ in range(min(self.ticker.ticks(), self.total - self.sent)):
             due = self.start + self.sent * self.interval
             self.sent += 1
-            self.out += 1
+            self.in_flight += 1
             if self.idle:
                 self.idle.popleft().send(due)
             else:
@@ -144,8 +144,8 @@ class Generator:
             asyncio.get_running_loop().remove_reader(self.ticker.fd)
             os.close(self.ticker.fd)
 
-    def answered(self, connection: Connection, status: int) -> None:
-        self.out -= 1
+    def on_response(self, connection: Connection, status: int) -> None:
+        self.in_flight -= 1
         if status != 200:
             self.not_200 += 1
         if connection.due >= self.counted_from:
@@ -154,7 +154,7 @@ class Generator:
             connection.send(self.waiting.popleft())
         else:
             self.idle.append(connection)
-        if self.sent == self.total and self.out == 0:
+        if self.sent == self.total and self.in_flight == 0:
             self.done.set_result(None)
 
     def result(self) -> dict[str, float]:

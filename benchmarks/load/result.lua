@@ -1,4 +1,4 @@
--- wrk: the result as one line of JSON; appended to the scripts beside this file.
+-- wrk: the result as one line of JSON. The harness appends this to the other scripts.
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(

@@ -1,4 +1,4 @@
--- wrk: one scoring request, sent over and over. Filled in by benchmarks.harness.wrk.
+-- wrk: one scoring request, repeated. Template of benchmarks.harness.wrk.
 wrk.method = "POST"
 wrk.body = '@BODY@'
 wrk.headers["Content-Type"] = "application/json"

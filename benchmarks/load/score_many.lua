@@ -1,4 +1,4 @@
--- wrk: scoring requests to each of many services in turn. Filled in by benchmarks.harness.wrk.
+-- wrk: scoring requests to many services in turn. Template of benchmarks.harness.wrk.
 local requests = {}
 local last = 0
 

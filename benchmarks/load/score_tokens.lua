@@ -1,4 +1,4 @@
--- wrk: scoring requests, each with the next of many tokens. Filled in by benchmarks.tokens.
+-- wrk: scoring requests with many tokens in turn. Template of benchmarks.tokens.
 local requests = {}
 local last = 0
 

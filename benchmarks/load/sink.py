@@ -1,9 +1,9 @@
-"""The replica for uploads: reads a body to its last byte, drops it, then answers how many bytes it read.
+"""The replica for uploads: reads a whole body, discards it, and responds with the number of bytes.
 
-nginx cannot play this part. ``return 200`` answers as soon as the head is there and discards the body afterwards, so
-a proxy in front would rightly stop sending; every way to make nginx read a whole body first (``proxy_pass`` with
-buffering, ``mirror``, DAV) writes the body to a temporary file. This reads into one buffer per connection, on uvloop.
-``python -m benchmarks.load.sink PORT``; bodies need a ``Content-Length``.
+nginx cannot do this. ``return 200`` responds after the head and discards the body afterwards, so a proxy may stop
+sending. All ways to make nginx read the whole body first (``proxy_pass`` with buffering, ``mirror``, DAV) write it to a
+temporary file. This server reads into one buffer per connection, on uvloop. ``python -m benchmarks.load.sink PORT``.
+Bodies need a ``Content-Length``.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from typing import cast
 
 import uvloop
 
-BUFFER_BYTES = 262_144  # large enough that the system calls' fixed cost vanishes, small enough for the L2 cache
+BUFFER_BYTES = 262_144  # large compared with the fixed cost of a system call, and fits the L2 cache
 HEAD_LIMIT_BYTES = 65_536
 
 
 class Sink(asyncio.BufferedProtocol):
-    """One connection; requests one after another."""
+    """One connection with sequential requests."""
 
     def __init__(self) -> None:
         self.buffer = bytearray(BUFFER_BYTES)
@@ -35,7 +35,7 @@ class Sink(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.in_body:
-            self.take(nbytes)
+            self.count(nbytes)
             return
         self.head += self.buffer[:nbytes]
         head, end, rest = self.head.partition(b"\r\n\r\n")
@@ -45,9 +45,9 @@ class Sink(asyncio.BufferedProtocol):
             return
         self.head = b""
         self.received, self.remaining, self.in_body = 0, content_length(head), True
-        self.take(len(rest))
+        self.count(len(rest))
 
-    def take(self, nbytes: int) -> None:
+    def count(self, nbytes: int) -> None:
         self.received += nbytes
         self.remaining -= nbytes
         if self.remaining > 0:
@@ -59,7 +59,7 @@ class Sink(asyncio.BufferedProtocol):
 
 
 def content_length(head: bytes) -> int:
-    """The body's bytes as the head has them; 0 without a ``Content-Length``."""
+    """Return the ``Content-Length`` of a head, or 0."""
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":

@@ -1,7 +1,7 @@
-"""Large-body client: some connections at once, each uploads or downloads one body; counts every byte.
+"""Large-body client: concurrent connections that upload or download one body each, with every byte counted.
 
-Non-blocking sockets and one selector, `sendfile` out and one buffer in, so that it costs far less than any engine.
-Standard input: a ``Job`` as JSON. Standard output: one line of JSON.
+It uses non-blocking sockets, one selector, `sendfile` for uploads and one buffer for downloads, so it needs far less
+CPU than any engine. Standard input: a ``Job`` as JSON. Standard output: one line of JSON.
 """
 
 import json
@@ -18,7 +18,7 @@ TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What each connection does: sends ``head``, then ``upload`` bytes, and expects ``download`` bytes (or any few)."""
+    """Each connection sends ``head`` and ``upload`` bytes, and expects ``download`` bytes, or a short body if None."""
 
     host: str
     port: int
@@ -29,7 +29,7 @@ class Job:
 
 
 class Transfer:
-    """One connection: sends, then reads an answer framed by its ``Content-Length``."""
+    """One connection: sends, then reads a response with a ``Content-Length``."""
 
     def __init__(self, job: Job, source: int) -> None:
         self.job = job
@@ -44,21 +44,22 @@ class Transfer:
         self.socket.setblocking(False)
 
     def writable(self) -> bool:
-        """Send some; true while more is to be sent."""
+        """Send some bytes. Return True while there are more."""
         self.sent += os.sendfile(self.socket.fileno(), self.source, self.sent, self.job.upload - self.sent)
         return self.sent < self.job.upload
 
     def readable(self, buffer: memoryview) -> bool:
-        """Read some; true while more is to come. Raises ConnectionError when the answer is cut or not a 200."""
+        """Read some bytes. Return True while there are more. Raises ConnectionError if the response is incomplete or no
+        200."""
         count = self.socket.recv_into(buffer)
         if not count:
-            raise ConnectionError(f"closed after {self.received} of {self.expected} bytes of the answer's body")
+            raise ConnectionError(f"closed after {self.received} of {self.expected} bytes of the response's body")
         if self.expected is None:
             self.head += bytes(buffer[:count])
             head, end, rest = self.head.partition(b"\r\n\r\n")
             if not end:
                 return True
-            self.begin(head, rest)
+            self.on_head(head, rest)
         else:
             self.received += count
             if self.expected < BUFFER_BYTES:
@@ -66,25 +67,25 @@ class Transfer:
         assert self.expected is not None
         return self.received < self.expected
 
-    def begin(self, head: bytes, rest: bytes) -> None:
+    def on_head(self, head: bytes, rest: bytes) -> None:
         lines = head.split(b"\r\n")
         if lines[0].split(b" ")[1] != b"200":
-            raise ConnectionError(f"answered {lines[0].decode('latin-1')} after {self.sent} bytes were sent")
+            raise ConnectionError(f"response {lines[0].decode('latin-1')} after {self.sent} bytes were sent")
         fields = dict(line.lower().split(b":", 1) for line in lines[1:])
         self.expected = int(fields[b"content-length"])
         self.received = len(rest)
         self.body = rest
 
     def check(self) -> None:
-        """Raises ConnectionError unless every byte has come through."""
+        """Raise ConnectionError unless every byte has arrived."""
         if self.job.upload and json.loads(self.body) != {"received": self.job.upload}:
-            raise ConnectionError(f"the sink read {self.body.decode('latin-1')}, sent were {self.job.upload} bytes")
+            raise ConnectionError(f"the sink read {self.body.decode('latin-1')} of {self.job.upload} bytes sent")
         if self.job.download is not None and self.received != self.job.download:
-            raise ConnectionError(f"{self.received} bytes came, expected were {self.job.download}")
+            raise ConnectionError(f"received {self.received} of {self.job.download} bytes")
 
 
 def run(job: Job) -> dict[str, float]:
-    """Run all transfers at once; seconds from the first byte sent to the last byte received."""
+    """Run all transfers concurrently. Return the seconds from the first byte sent to the last byte received."""
     buffer = memoryview(bytearray(BUFFER_BYTES))
     source = os.memfd_create("body")
     os.ftruncate(source, job.upload)

@@ -1,1 +1,1 @@
-"""A simulated router for the self-scaler: its load, its CPUs, its pods. No clock, no I/O, no plotting."""
+"""A simulated router for the self-scaler: load, CPUs and pods. No clock, no I/O, no plotting."""

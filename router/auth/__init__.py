@@ -1,1 +1,1 @@
-"""Who may score: checks of keys and tokens. No I/O, no clock; secrets never leave through an error or a repr."""
+"""Authentication of scoring requests by keys and tokens. No I/O, no clock; errors and reprs contain no secrets."""

@@ -1,4 +1,4 @@
-"""Who may issue tokens, and what their tokens must say: the `token_issuers:` section of a file.
+"""Issuers of tokens, and the requirements for their tokens: the section `token_issuers:` of a configuration file.
 
     token_issuers:
       corp:
@@ -7,8 +7,8 @@
         audience: api://models/{service}
         required_roles: [Models.Score]
 
-Lives here: the table of an issuer's settings, the presets, the rules between settings, and what a claim must be to
-satisfy a required one. Must not live here: tokens (`tokens`), the issuer's keys (`jwks`), reading of files.
+Contains: the table of an issuer's settings, the presets, and the rules between settings. Does not contain: tokens
+(`tokens`), the issuer's keys (`jwks`), reading of files.
 """
 
 from __future__ import annotations
@@ -16,142 +16,143 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from router.values import Kind, Scope, Setting, SettingsError, parse_value, settings_of, unknown_name
+from router.config.listener_settings import is_loopback
+from router.config.schema import ErrorCollector, Setting, SettingKind, SettingsError, parse_value
+from router.config.unknown import unknown_setting
 
-OWN = "router"
-"""The name of the router as an issuer, which no other one may have."""
+ROUTER_ISSUER_NAME = "router"
+"""The name of the router as an issuer. No other issuer may have this name."""
 
-OWN_ISSUER = "azureml-fe"
-_OWN_AUDIENCE = "azureml-fe/service/{service}"
+ROUTER_ISS = "azureml-fe"
+"""The `iss` of tokens that the router issues."""
+
+_ROUTER_AUDIENCE = "azureml-fe/service/{service}"
 SERVICE_PLACEHOLDER = "{service}"
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""Signatures by a key pair, all of them: with a shared secret whoever can check tokens could also make them."""
+"""Only signatures by key pairs: with a shared secret, everything that can verify tokens could also issue them."""
 
-MOST_ISSUERS = 50
+MAX_ISSUERS = 50
 
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
-_NAME_MEANS = "must be 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
-_TENANT = "{tenant}"
+_NAME_RULE = "must be 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
+_TENANT_PLACEHOLDER = "{tenant}"
 
-_issuer = settings_of(Scope.ISSUER)
-
-_URL: dict[str, Any] = {"pattern": r"https?://[!-~]{1,2000}", "pattern_means": "an https URL; http on loopback only"}
+_URL: dict[str, Any] = {"pattern": r"https?://[!-~]{1,2000}", "pattern_text": "an https URL; http on loopback only"}
 
 ISSUER_SETTINGS: tuple[Setting, ...] = (
-    _issuer(
+    Setting(
         "preset",
-        Kind.TEXT,
-        "Gives issuer, jwks_url and algorithms of a well-known issuer; each can still be set.",
+        SettingKind.TEXT,
+        "Sets issuer and jwks_url of a well-known issuer; each of them can still be set.",
         choices=("entra-v1", "entra-v2"),
     ),
-    _issuer(
+    Setting(
         "tenant",
-        Kind.TEXT,
-        "Tenant of the preset: the directory's id, as it stands in the tokens.",
+        SettingKind.TEXT,
+        "Tenant of the preset: the directory's id, as in the tokens.",
         pattern=r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-        pattern_means="a GUID in lower case",
+        pattern_text="a GUID in lower case",
     ),
-    _issuer(
+    Setting(
         "issuer",
-        Kind.TEXT,
-        "What a token's iss must be, character by character.",
-        default_means="the preset's",
+        SettingKind.TEXT,
+        "The exact value of iss in its tokens.",
+        default_text="the preset's",
         pattern=r"[!-~]{1,2000}",
-        pattern_means="visible ASCII characters",
+        pattern_text="visible ASCII characters",
     ),
-    _issuer(
+    Setting(
         "audience",
-        Kind.LIST,
-        "A token's aud must have one of these. {service} stands for the service's name and binds a token to it.",
+        SettingKind.LIST,
+        "A token's aud must contain one of these. {service} stands for the service's name and binds a token to it.",
         pattern=r"[!-~]{1,2000}",
-        pattern_means="visible ASCII characters",
+        pattern_text="visible ASCII characters",
     ),
-    _issuer(
+    Setting(
         "jwks_url",
-        Kind.TEXT,
-        "Where the issuer publishes its keys.",
-        default_means="the preset's, else what OpenID discovery at `issuer` says",
+        SettingKind.TEXT,
+        "URL at which the issuer publishes its keys.",
+        default_text="the preset's, or else found by OpenID discovery at `issuer`",
         **_URL,
     ),
-    _issuer(
+    Setting(
         "algorithms",
-        Kind.LIST,
-        "Signatures that are accepted, whatever a token says of itself.",
+        SettingKind.LIST,
+        "Accepted signature algorithms; the algorithm that a token names must be one of these.",
         default=("RS256",),
         choices=ALGORITHMS,
     ),
-    _issuer(
+    Setting(
         "required_claims",
-        Kind.MAPPING,
-        "Claims that a token must have; one that is a list, or a scope of words, must contain the text.",
+        SettingKind.MAPPING,
+        "Claims that a token must have; a claim that is a list, or a scope of words, must contain the text.",
         default={},
-        default_means="none",
+        default_text="none",
         pattern=r"[!-~]{1,200}",
-        pattern_means="names of claims",
+        pattern_text="names of claims",
     ),
-    _issuer(
+    Setting(
         "required_roles",
-        Kind.LIST,
-        "Roles that a token's roles must contain, all of them.",
+        SettingKind.LIST,
+        "Roles that a token's roles must all contain.",
         default=(),
         pattern=r"[!-~]{1,200}",
-        pattern_means="visible ASCII characters",
+        pattern_text="visible ASCII characters",
     ),
-    _issuer(
+    Setting(
         "services",
-        Kind.LIST,
+        SettingKind.LIST,
         "Services that accept its tokens.",
         default=(),
-        default_means="all",
-        pattern=_NAME.pattern,
-        pattern_means="names of services",
+        default_text="all",
+        pattern=f"({_NAME.pattern}/)?{_NAME.pattern}",
+        pattern_text="names of services",
     ),
-    _issuer(
+    Setting(
         "clock_skew_seconds",
-        Kind.FLOAT,
+        SettingKind.FLOAT,
         "How far the issuer's clock may be from this one.",
         unit="s",
         default=60.0,
         maximum=600,
     ),
-    _issuer(
+    Setting(
         "keys_refresh_seconds",
-        Kind.FLOAT,
-        "Time between two fetches of its keys; sooner if they say so themselves, or a token names an unknown key.",
+        SettingKind.FLOAT,
+        "Time between two fetches of its keys; shorter if the response says so, or a token names an unknown key.",
         unit="s",
         default=3600.0,
         minimum=10,
         maximum=604_800,
     ),
-    _issuer(
+    Setting(
         "keys_max_age_seconds",
-        Kind.FLOAT,
-        "How long known keys are used while they cannot be fetched again.",
+        SettingKind.FLOAT,
+        "How long known keys are used while they cannot be fetched.",
         unit="s",
         default=86_400.0,
         minimum=60,
         maximum=2_592_000,
     ),
-    _issuer(
+    Setting(
         "ca_file",
-        Kind.TEXT,
-        "PEM bundle of authorities that its certificate is checked against; in a file, relative to that file.",
-        default_means="the system's",
+        SettingKind.TEXT,
+        "PEM bundle of authorities for its certificate; a relative path is relative to the file that sets it.",
+        default_text="the system's",
         pattern=r"[^\x00]+",
-        pattern_means="a path",
+        pattern_text="a path",
     ),
 )
 
 _BY_NAME = {setting.name: setting for setting in ISSUER_SETTINGS}
 
 _PRESETS: Mapping[str, Mapping[str, str]] = {
-    # Tokens for the older endpoint of Microsoft Entra ID; which one a resource gets is said by its application
-    # manifest (`requestedAccessTokenVersion`), whatever endpoint the client used.
+    # Tokens of version 1 of Microsoft Entra ID. The application manifest of a resource determines the version of its
+    # tokens (`requestedAccessTokenVersion`), whichever endpoint the client used.
     "entra-v1": {
         "issuer": "https://sts.windows.net/{tenant}/",
         "jwks_url": "https://login.microsoftonline.com/{tenant}/discovery/keys",
@@ -165,7 +166,7 @@ _PRESETS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issuer:
-    """One issuer; each field is explained in `ISSUER_SETTINGS`. `jwks_url` is None where discovery tells it."""
+    """One issuer. `ISSUER_SETTINGS` explains the fields. `jwks_url` is None if discovery must find the URL."""
 
     name: str
     issuer: str
@@ -181,74 +182,80 @@ class Issuer:
     ca_file: str | None = None
 
     def audiences_of(self, service: str) -> frozenset[str]:
-        """What `aud` may be in a token for a service."""
+        """Return the accepted values of `aud` in a token for a service."""
         return frozenset(audience.replace(SERVICE_PLACEHOLDER, service) for audience in self.audience)
 
     def serves(self, service: str) -> bool:
-        """Whether a service accepts its tokens."""
+        """Return True if a service accepts this issuer's tokens."""
         return not self.services or service in self.services
 
     @property
     def discovery_url(self) -> str:
-        """Where OpenID Connect Discovery 1.0 has an issuer publish its metadata."""
+        """The URL of the issuer's metadata (OpenID Connect Discovery 1.0, section 4)."""
         return self.issuer.rstrip("/") + "/.well-known/openid-configuration"
 
 
-OWN_AS_ISSUER = Issuer(
-    name=OWN,
-    issuer=OWN_ISSUER,
-    audience=(_OWN_AUDIENCE,),
+ROUTER_ISSUER = Issuer(
+    name=ROUTER_ISSUER_NAME,
+    issuer=ROUTER_ISS,
+    audience=(_ROUTER_AUDIENCE,),
     jwks_url=None,
     algorithms=("ES256",),
-    keys_refresh_seconds=60.0,  # a new key is published for longer than that before it signs
+    keys_refresh_seconds=60.0,  # much shorter than the time between publication of a new key and its first signature
 )
-"""The router itself. Its keys come from its own store, never from an address."""
+"""The router itself as an issuer. Its keys are read from its store, never fetched from a URL."""
 
 
-def own_audience(service: str) -> str:
-    """The `aud` of tokens that the router issues for a service."""
-    return _OWN_AUDIENCE.replace(SERVICE_PLACEHOLDER, service)
+def router_audience(service: str) -> str:
+    """Return the `aud` of tokens that the router issues for a service."""
+    return _ROUTER_AUDIENCE.replace(SERVICE_PLACEHOLDER, service)
 
 
 def parse_issuers(
     raw: object, locate: Callable[[tuple[str, ...]], str], *, resolve: Callable[[str], str] = str
 ) -> dict[str, Issuer]:
-    """The issuers that a `token_issuers:` section describes, by name; None is an empty one.
+    """Parse the section `token_issuers:` into issuers by name. `raw` is None for an empty section.
 
-    `locate` says where the value at a path within the section was written; `resolve` makes a path in it one that can be
-    opened. Raises `SettingsError`.
+    `locate` returns the place in the file (for errors) of a path of keys within the section. `resolve` makes a file
+    path in a setting absolute. Raises `SettingsError`.
     """
     if raw is None:
         return {}
     if not isinstance(raw, Mapping):
         raise SettingsError("token_issuers", None, "must be a mapping of names to issuers", locate(()))
-    if len(raw) > MOST_ISSUERS:
-        raise SettingsError("token_issuers", len(raw), f"must not be more than {MOST_ISSUERS} issuers", locate(()))
+    if len(raw) > MAX_ISSUERS:
+        raise SettingsError("token_issuers", len(raw), f"must not be more than {MAX_ISSUERS} issuers", locate(()))
     issuers: dict[str, Issuer] = {}
+    errors = ErrorCollector()
     for name, mapping in raw.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise SettingsError("issuer name", name, _NAME_MEANS, locate((str(name),)))
-        if name == OWN:
-            raise SettingsError("issuer name", name, "is the router's own as an issuer", locate((name,)))
-        issuers[name] = _Reader(name, mapping, locate, resolve).issuer()
+        with errors.collect():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise SettingsError("issuer name", name, _NAME_RULE, locate((str(name),)))
+            if name == ROUTER_ISSUER_NAME:
+                raise SettingsError("issuer name", name, "is the name of the router itself", locate((name,)))
+            issuers[name] = _IssuerParser(name, mapping, locate, resolve).parse()
+    errors.raise_errors()
     return issuers
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _IssuerParser:
     name: str
     mapping: object
     locate: Callable[[tuple[str, ...]], str]
     resolve: Callable[[str], str]
 
-    def issuer(self) -> Issuer:
+    def parse(self) -> Issuer:
         if not isinstance(self.mapping, Mapping):
-            raise self._fault("issuer", None, "must be a mapping of setting names to values")
+            raise self._error("issuer", None, "must be a mapping of setting names to values")
         given: dict[str, Any] = {}
+        errors = ErrorCollector()
         for name, raw in self.mapping.items():
-            if name not in _BY_NAME:
-                raise unknown_name(str(name), _BY_NAME, self._place(str(name)))
-            given[name] = parse_value(_BY_NAME[name], raw, self._place(name))
+            with errors.collect():
+                if name not in _BY_NAME:
+                    raise unknown_setting(str(name), _BY_NAME, self._place(str(name)))
+                given[name] = parse_value(_BY_NAME[name], raw, self._place(name))
+        errors.raise_errors()
         values = {setting.name: setting.default for setting in ISSUER_SETTINGS} | self._preset(given) | given
         self._check(values)
         del values["preset"], values["tenant"]
@@ -261,41 +268,43 @@ class _Reader:
         preset, tenant = given.get("preset"), given.get("tenant")
         if preset is None:
             if tenant is not None:
-                raise self._fault("tenant", tenant, "needs a preset")
+                raise self._error("tenant", tenant, "needs a preset")
             return {}
         if tenant is None:
-            raise self._fault("preset", preset, "needs tenant, the directory's id")
-        return {name: text.replace(_TENANT, tenant) for name, text in _PRESETS[preset].items()}
+            raise self._error("preset", preset, "needs tenant, the id of the directory")
+        return {name: text.replace(_TENANT_PLACEHOLDER, tenant) for name, text in _PRESETS[preset].items()}
 
     def _check(self, values: Mapping[str, Any]) -> None:
         if values["issuer"] is None:
-            raise self._fault("issuer", None, "must be given, or a preset")
-        if values["issuer"] == OWN_ISSUER:
-            raise self._fault("issuer", OWN_ISSUER, "is the router's own as an issuer")
+            raise self._error("issuer", None, "must be given, or a preset")
+        if values["issuer"] == ROUTER_ISS:
+            raise self._error("issuer", ROUTER_ISS, "is the issuer of the router itself")
         if not values["audience"]:
-            raise self._fault("audience", None, "must be given: without it a token for anything else would do here")
+            raise self._error(
+                "audience", None, "must be given: otherwise a token for any other program would be accepted"
+            )
         if not values["algorithms"]:
-            raise self._fault("algorithms", None, "must not be empty")
-        address = "issuer" if values["jwks_url"] is None else "jwks_url"
-        if not is_safe_url(values[address]):
-            allowed = "must be an https URL (http on loopback only)"
-            if address == "issuer":
-                allowed += ", as its keys are found by discovery there; or give jwks_url"
-            raise self._fault(address, values[address], allowed)
+            raise self._error("algorithms", None, "must not be empty")
+        url_setting = "issuer" if values["jwks_url"] is None else "jwks_url"
+        if not is_safe_url(values[url_setting]):
+            problem = "must be an https URL (http on loopback only)"
+            if url_setting == "issuer":
+                problem += ", as its keys are found by discovery there; or give jwks_url"
+            raise self._error(url_setting, values[url_setting], problem)
         if values["keys_max_age_seconds"] < values["keys_refresh_seconds"]:
-            allowed = f"must be at least keys_refresh_seconds ({values['keys_refresh_seconds']:g})"
-            raise self._fault("keys_max_age_seconds", values["keys_max_age_seconds"], allowed)
+            problem = f"must be at least keys_refresh_seconds ({values['keys_refresh_seconds']:g})"
+            raise self._error("keys_max_age_seconds", values["keys_max_age_seconds"], problem)
 
     def _place(self, name: str = "") -> str:
         source = self.locate((self.name, name) if name else (self.name,))
         return (f"{source}: " if source else "") + f"token issuer {self.name}"
 
-    def _fault(self, setting: str, value: object, allowed: str) -> SettingsError:
-        return SettingsError(setting, value, allowed, self._place(setting))
+    def _error(self, setting: str, value: object, problem: str) -> SettingsError:
+        return SettingsError(setting, value, problem, self._place(setting))
 
 
 def is_safe_url(url: str) -> bool:
-    """Whether keys that come from there are the issuer's: over TLS, or from this machine. No user, no fragment."""
+    """Return True if keys from a URL can be trusted: https, or http on loopback; no user name and no fragment."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -303,13 +312,4 @@ def is_safe_url(url: str) -> bool:
         return False
     if not parts.hostname or "@" in parts.netloc or parts.fragment or port == 0 or not url.isascii():
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))

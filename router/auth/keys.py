@@ -1,4 +1,4 @@
-"""Key authentication: is this Authorization header one of a service's two keys?"""
+"""Key authentication: whether an Authorization header carries one of a service's two keys."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ INVALID_CHALLENGE = 'Bearer realm="azureml-fe", error="invalid_token"'  # RFC 67
 INSUFFICIENT_CHALLENGE = 'Bearer realm="azureml-fe", error="insufficient_scope"'
 
 MISSING = "missing"
-"""Why a request is refused: it carries neither key nor token."""
+"""Denial reason: the request has neither key nor token."""
 INVALID = "invalid"
-"""Why a request is refused: what it carries is none of the keys."""
+"""Denial reason: the credential is none of the keys."""
 
 
-def bearer(authorization: bytes | None) -> bytes | None:
-    """What an Authorization header carries by the scheme of RFC 6750; None without it."""
+def parse_bearer(authorization: bytes | None) -> bytes | None:
+    """Return the credential of an Authorization header of scheme Bearer (RFC 6750), None for any other header."""
     if authorization is None or (authorization[:7] != b"Bearer " and authorization[:7].lower() != _SCHEME):
         return None
     return authorization[7:].strip()
 
 
 class KeyCheck:
-    """Checks keys in constant time: every key of the service is compared, whichever matches and however early."""
+    """Checks keys in constant time: it compares every key of the service, even after a match."""
 
     __slots__ = ("_headers", "_keys")
 
-    unknown_key_of = ""
-    """See `TokenCheck`: no key becomes valid by asking somebody."""
+    unknown_key_issuer = ""
+    """As in `TokenCheck`; always empty, as no fetch makes a key valid."""
 
     def __init__(self, keys: Iterable[str | None]) -> None:
         self._keys = tuple(key.encode() for key in keys if key)
-        self._headers = tuple(b"Bearer " + key for key in self._keys)  # as nearly all clients write it
+        self._headers = tuple(b"Bearer " + key for key in self._keys)  # the spelling of nearly all clients
 
     def __repr__(self) -> str:
         return f"KeyCheck({len(self._keys)} keys)"
 
     def allows(self, authorization: bytes | None) -> bool:
-        """Whether the value of an Authorization header carries one of the keys."""
+        """Return True if the value of an Authorization header carries one of the keys."""
         if authorization is None:
             return False
         found = False
         for header in self._headers:
             if compare_digest(authorization, header):
                 found = True
-        return found or self._allows_as_spelt(authorization)
+        return found or self._allows_other_spelling(authorization)
 
-    def _allows_as_spelt(self, authorization: bytes) -> bool:
-        """The same for other spellings of the scheme, and white space around the key."""
-        given = bearer(authorization)
-        if given is None:
+    def _allows_other_spelling(self, authorization: bytes) -> bool:
+        """Check a header whose scheme has other letter case, or with white space around the key."""
+        credential = parse_bearer(authorization)
+        if credential is None:
             return False
         found = False
         for key in self._keys:
-            if compare_digest(given, key):
+            if compare_digest(credential, key):
                 found = True
         return found
 
-    def why_not(self, authorization: bytes | None) -> str:
-        """Why `allows` has just said no."""
+    def denial_reason(self, authorization: bytes | None) -> str:
+        """Return the reason why `allows` returns False for this header: `MISSING` or `INVALID`."""
         return MISSING if authorization is None else INVALID

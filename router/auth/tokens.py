@@ -1,15 +1,15 @@
-"""Token authentication: is this Authorization header a valid token for a service?
+"""Token authentication: whether an Authorization header carries a valid token for a service.
 
-A token is a JWT that one of the trusted issuers has signed. What it says of itself only chooses which issuer and which
-key it is held against; which signatures an issuer may use is the issuer's setting, so neither `none` nor a signature
-by some other kind of key is ever tried. PyJWT reads keys and verifies signatures. The form is checked here, as strictly
-as RFC 7515 has it and three times as fast, and so are the claims, as time is an argument.
+A token is a JWT signed by a trusted issuer. Its header and claims only select the issuer and the key for verification.
+The accepted algorithms are a setting of the issuer, so neither `none` nor a signature by another kind of key is ever
+accepted. PyJWT reads keys and verifies signatures. The format is checked here, as strictly as RFC 7515 requires and
+three times as fast as in PyJWT. The claims are checked here as well, because time is an argument.
 
-A token that was found valid is remembered by its hash until it expires, so that only the first request with it costs
-a signature check (about as much as the rest of the request), every other one a look-up.
+A valid token is cached by its hash until it expires. Only the first request with a token needs the verification of a
+signature, which takes about as long as the rest of the request. Later requests need a lookup.
 
-Lives here: verification and that memory. Must not live here: where keys come from (`jwks`), and I/O. This module loads
-PyJWT and with it cryptography (9 MB), so only who has a service with tokens may import it.
+Contains: verification and the cache. Does not contain: the origin of keys (`jwks`), and I/O. This module loads PyJWT
+and with it cryptography (9 MB): import it only when a service uses tokens.
 """
 
 from __future__ import annotations
@@ -31,103 +31,105 @@ from jwt.exceptions import PyJWTError
 from jwt.warnings import InsecureKeyLengthWarning
 
 from router.auth.issuers import Issuer
-from router.auth.keys import MISSING, bearer
+from router.auth.keys import MISSING, parse_bearer
 from router.auth.trust import KeySet, PublicKey, Trust
 
-MOST_TOKEN_BYTES = 16_384
-"""Longer ones are not looked into. Entra ID bounds its own at some 200 groups, well below."""
+MAX_TOKEN_BYTES = 16_384
+"""Longer tokens are rejected as malformed. Entra ID limits a token to some 200 groups, which is far shorter."""
 
-MOST_REMEMBERED = 10_000
-"""Tokens that one worker remembers, the oldest goes first; at about 200 bytes each."""
+MAX_CACHED_TOKENS = 10_000
+"""Maximum number of tokens that one worker caches, at about 200 bytes each. The oldest is dropped first."""
 
-_FORM = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_COMPACT_FORM = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 _TYPES = frozenset(("jwt", "at+jwt", "application/at+jwt"))
-"""An access token's `typ` where it has one (RFC 9068, RFC 8725): other kinds are signed with the same keys."""
+"""The accepted values of `typ`, if a token has it (RFC 9068, RFC 8725): issuers sign other kinds of JWTs with the same
+keys."""
 
-_LATEST = 2.0**53  # seconds; beyond it a float no longer tells one second from the next
+_MAX_TIME = 2.0**53  # seconds; above this a float cannot represent each second
 
 MALFORMED = "malformed"
 UNKNOWN_ISSUER = "unknown-issuer"
 UNKNOWN_KEY = "unknown-key"
 NO_KEYS = "no-keys"
-ALGORITHM = "wrong-algorithm"
-SIGNATURE = "wrong-signature"
-AUDIENCE = "wrong-audience"
+WRONG_ALGORITHM = "wrong-algorithm"
+WRONG_SIGNATURE = "wrong-signature"
+WRONG_AUDIENCE = "wrong-audience"
 EXPIRED = "expired"
-NOT_YET = "not-yet-valid"
-CLAIM = "missing-claim"
+NOT_YET_VALID = "not-yet-valid"
+MISSING_CLAIM = "missing-claim"
 
 
 class Verdict(NamedTuple):
-    """What a token is worth. `refused` says why it is not valid, "" if it is, until `expires` (epoch seconds).
+    """The result of verifying a token.
 
-    `unknown_key_of` names the issuer whose keys, if they were fetched again, might make it valid.
+    `denial_reason` is "" for a valid token, which is valid until `expires_at` (epoch seconds). `unknown_key_issuer`
+    names the issuer whose keys must be fetched again before the token can be verified, "" if that would not help.
     """
 
-    refused: str
-    expires: float = 0.0
-    unknown_key_of: str = ""
+    denial_reason: str
+    expires_at: float = 0.0
+    unknown_key_issuer: str = ""
 
 
-class _Malformed(ValueError):
-    """Text that no issuer would write. Tells nothing of it."""
+class _MalformedError(ValueError):
+    """The token is not well-formed. The error has no message, as the token is a secret."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Trusted:
-    """One issuer with its keys."""
+class _TrustedIssuer:
+    """An issuer and its keys, ready for verification."""
 
     issuer: Issuer
     published: tuple[PublicKey, ...]
-    keys: Mapping[tuple[str | None, str], jwt.PyJWK]  # those that fit its algorithms, by id and algorithm
+    keys: Mapping[tuple[str | None, str], jwt.PyJWK]  # the usable keys, by id and algorithm
 
     def key(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
-        """The key that a token names; the only one of that algorithm where it names none."""
+        """Return the key that a token names, or the only key of that algorithm if it names none."""
         if kid is not None:
             return self.keys.get((kid, algorithm))
-        fitting = [key for (_, its), key in self.keys.items() if its == algorithm]
-        return fitting[0] if len(fitting) == 1 else None
+        candidates = [key for (_, key_algorithm), key in self.keys.items() if key_algorithm == algorithm]
+        return candidates[0] if len(candidates) == 1 else None
 
 
 class TokenVerifier:
-    """Holds tokens against the trusted issuers. Knows no time and remembers nothing."""
+    """Verifies tokens with the keys of the trusted issuers. Reads no clock and caches nothing."""
 
     def __init__(self) -> None:
-        self._by_iss: dict[str, list[_Trusted]] = {}
+        self._by_iss: dict[str, list[_TrustedIssuer]] = {}
 
     def set_trust(self, trust: Trust) -> None:
-        """Go by these issuers and keys, and no others."""
-        former = {trusted.issuer: trusted for several in self._by_iss.values() for trusted in several}
+        """Replace the trusted issuers and keys."""
+        previous = {trusted.issuer: trusted for issuers in self._by_iss.values() for trusted in issuers}
         self._by_iss = {}
         for issuer in trust.issuers:
-            published = trust.keys.get(issuer.name, KeySet()).keys
-            trusted = former.get(issuer)
-            if trusted is None or trusted.published != published:  # most news is that nothing is new
-                trusted = _Trusted(issuer, published, _fitting(published, issuer.algorithms))
+            published = trust.key_sets.get(issuer.name, KeySet()).keys
+            trusted = previous.get(issuer)
+            if trusted is None or trusted.published != published:  # most updates change no keys
+                trusted = _TrustedIssuer(issuer, published, _load_usable_keys(published, issuer.algorithms))
             self._by_iss.setdefault(issuer.issuer, []).append(trusted)
 
     def verify(self, token: bytes, service: str, now: float) -> Verdict:
-        """Whether a token gives access to a service at a time (seconds since the epoch)."""
+        """Verify a token for a service at `now` (seconds since the epoch)."""
         try:
-            header, payload, signed = _take_apart(token)
-            algorithm, kid = _algorithm_and_key(header)
-            claims = _claims(payload)
-        except _Malformed:
+            header, payload, signed = _parse_token(token)
+            algorithm, kid = _parse_header(header)
+            claims = _parse_claims(payload)
+        except _MalformedError:
             return Verdict(MALFORMED)
-        refusal = Verdict(UNKNOWN_ISSUER)
-        for trusted in self._by_iss.get(claims["iss"], ()):  # more than one where they differ in what they ask for
+        denial = Verdict(UNKNOWN_ISSUER)
+        for trusted in self._by_iss.get(claims["iss"], ()):  # several issuers may share `iss` and differ otherwise
             if trusted.issuer.serves(service):
                 verdict = _verify(trusted, service, now, algorithm, kid, claims, signed)
-                if not verdict.refused:
+                if not verdict.denial_reason:
                     return verdict
-                if not refusal.unknown_key_of:
-                    refusal = verdict
-        return refusal
+                if not denial.unknown_key_issuer:
+                    denial = verdict
+        return denial
 
 
 def _verify(
-    trusted: _Trusted,
+    trusted: _TrustedIssuer,
     service: str,
     now: float,
     algorithm: str,
@@ -137,49 +139,52 @@ def _verify(
 ) -> Verdict:
     issuer = trusted.issuer
     if algorithm not in issuer.algorithms:
-        return Verdict(ALGORITHM)
+        return Verdict(WRONG_ALGORITHM)
     key = trusted.key(kid, algorithm)
     if key is None:
-        return Verdict(UNKNOWN_KEY if trusted.published else NO_KEYS, unknown_key_of=issuer.name)
-    # The key is bound to this algorithm, and was found fit for it (`usable_key`).
+        return Verdict(UNKNOWN_KEY if trusted.published else NO_KEYS, unknown_key_issuer=issuer.name)
+    # The key is bound to this algorithm and was checked for it (`_load_usable_key`).
     if not key.Algorithm.verify(signed.text, key.key, signed.signature):
-        return Verdict(SIGNATURE)
-    return _judge(claims, issuer, service, now)
+        return Verdict(WRONG_SIGNATURE)
+    return _verify_claims(claims, issuer, service, now)
 
 
-def _judge(claims: dict[str, Any], issuer: Issuer, service: str, now: float) -> Verdict:
-    """What the claims of a token with a valid signature are worth."""
+def _verify_claims(claims: dict[str, Any], issuer: Issuer, service: str, now: float) -> Verdict:
+    """Verify the claims of a token that has a valid signature."""
     if not issuer.audiences_of(service).intersection(claims["aud"]):
-        return Verdict(AUDIENCE)
+        return Verdict(WRONG_AUDIENCE)
     skew = issuer.clock_skew_seconds
-    expires = claims["exp"] + skew
-    if now >= expires:
+    expires_at = claims["exp"] + skew
+    if now >= expires_at:
         return Verdict(EXPIRED)
     if now < claims["nbf"] - skew or now < claims["iat"] - skew:
-        return Verdict(NOT_YET)
-    for name, wanted in issuer.required_claims:
-        if not _has(claims.get(name), wanted, words=name in ("scp", "scope")):
-            return Verdict(CLAIM)
+        return Verdict(NOT_YET_VALID)
+    for name, required in issuer.required_claims:
+        if not _matches(claims.get(name), required, words=name in ("scp", "scope")):
+            return Verdict(MISSING_CLAIM)
     roles = claims.get("roles")
-    if issuer.required_roles and not all(_has(roles, role, words=False) for role in issuer.required_roles):
-        return Verdict(CLAIM)
-    return Verdict("", expires)
+    if issuer.required_roles and not all(_matches(roles, role, words=False) for role in issuer.required_roles):
+        return Verdict(MISSING_CLAIM)
+    return Verdict("", expires_at)
 
 
-def _has(claim: object, wanted: str, *, words: bool) -> bool:
-    """Whether a claim is the wanted text or contains it, as a list of texts or a text of words does."""
+def _matches(claim: object, required: str, *, words: bool) -> bool:
+    """Return True if a claim equals the required text or is a list that contains it.
+
+    With `words`, a claim that is a text of several words also matches if one of the words is the required text.
+    """
     if isinstance(claim, list):
-        return wanted in [item for item in claim if isinstance(item, str)]
+        return required in [item for item in claim if isinstance(item, str)]
     if isinstance(claim, bool):
-        return wanted == ("true" if claim else "false")
+        return required == ("true" if claim else "false")
     if isinstance(claim, int):
-        return wanted == str(claim)
+        return required == str(claim)
     if not isinstance(claim, str):
         return False
-    return wanted == claim or (words and wanted in claim.split(" "))
+    return required == claim or (words and required in claim.split(" "))
 
 
-# A token's text.
+# Parsing of tokens.
 
 
 class _Signed(NamedTuple):
@@ -187,194 +192,205 @@ class _Signed(NamedTuple):
     signature: bytes
 
 
-def _take_apart(token: bytes) -> tuple[dict[str, Any], dict[str, Any], _Signed]:
-    """Header and payload, both unverified, and what was signed (RFC 7515, compact form). Raises `_Malformed`."""
-    if len(token) > MOST_TOKEN_BYTES or not _FORM.fullmatch(token):
-        raise _Malformed
+def _parse_token(token: bytes) -> tuple[dict[str, Any], dict[str, Any], _Signed]:
+    """Parse the compact form (RFC 7515) into unverified header, unverified payload, and signed text.
+
+    Raises `_MalformedError`.
+    """
+    if len(token) > MAX_TOKEN_BYTES or not _COMPACT_FORM.fullmatch(token):
+        raise _MalformedError
     header, payload, signature = token.split(b".")
     text = token[: len(header) + 1 + len(payload)]
-    return _object(_decoded(header)), _object(_decoded(payload)), _Signed(text, _decoded(signature))
+    return _parse_object(_decode(header)), _parse_object(_decode(payload)), _Signed(text, _decode(signature))
 
 
-def _decoded(text: bytes) -> bytes:
-    """From base64url without padding; of several texts that mean the same bytes only the one that is made of them."""
+def _decode(text: bytes) -> bytes:
+    """Decode base64url without padding. Only the canonical form is accepted, the one that an encoder produces."""
     try:
         content = urlsafe_b64decode(text + b"=" * (-len(text) % 4))
     except ValueError:
-        raise _Malformed from None
+        raise _MalformedError from None
     if urlsafe_b64encode(content).rstrip(b"=") != text:
-        raise _Malformed
+        raise _MalformedError
     return content
 
 
-def _object(content: bytes) -> dict[str, Any]:
+def _parse_object(content: bytes) -> dict[str, Any]:
     try:
         value = _JSON.decode(content.decode())
     except (ValueError, RecursionError):
-        raise _Malformed from None
+        raise _MalformedError from None
     if not isinstance(value, dict):
-        raise _Malformed
+        raise _MalformedError
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two members of one name, readers differ in which they see (RFC 7519 section 4)."""
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the members as a dict. Duplicate members are rejected, as parsers use different ones (RFC 7519 section 4).
+
+    Raises `_MalformedError`.
+    """
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise _Malformed
+        raise _MalformedError
     return values
 
 
-def _refused(_: str) -> Any:
-    raise _Malformed  # NaN and Infinity are no JSON
+def _reject_constant(_: str) -> Any:
+    raise _MalformedError  # NaN and Infinity are not JSON
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refused)
+_JSON = json.JSONDecoder(object_pairs_hook=_unique_members, parse_constant=_reject_constant)
 
 
-def _algorithm_and_key(header: dict[str, Any]) -> tuple[str, str | None]:
-    """What a header says of its signature. Addresses and keys in it (jku, x5u, jwk, x5c) mean nothing here."""
+def _parse_header(header: dict[str, Any]) -> tuple[str, str | None]:
+    """Return `alg` and `kid` of a header. URLs and keys in it (jku, x5u, jwk, x5c) are ignored."""
     algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ", "JWT")
     if not isinstance(algorithm, str) or not isinstance(kid, str | None) or not isinstance(kind, str):
-        raise _Malformed
-    # What must be understood (RFC 7515 section 4.1.11) and is not.
+        raise _MalformedError
+    # Extensions that must be understood (RFC 7515 section 4.1.11), and are not supported.
     if "crit" in header or "b64" in header or kind.lower() not in _TYPES:
-        raise _Malformed
+        raise _MalformedError
     return algorithm, kid
 
 
-def _claims(payload: dict[str, Any]) -> dict[str, Any]:
-    """The registered claims of the right types, `aud` as a list, times as finite numbers; the others as they are."""
+def _parse_claims(payload: dict[str, Any]) -> dict[str, Any]:
+    """Check the types of the registered claims; return them with `aud` as a list and defaults for missing times."""
     audience = payload.get("aud")
     audiences = [audience] if isinstance(audience, str) else audience
     if not isinstance(payload.get("iss"), str) or not isinstance(audiences, list):
-        raise _Malformed
+        raise _MalformedError
     if not all(isinstance(each, str) for each in audiences) or "exp" not in payload:
-        raise _Malformed
+        raise _MalformedError
     times = {name: payload.get(name, 0) for name in ("exp", "nbf", "iat")}
     if not all(_is_time(value) for value in times.values()):
-        raise _Malformed
+        raise _MalformedError
     return payload | times | {"aud": audiences}
 
 
 def _is_time(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < _LATEST and math.isfinite(value)
+    return abs(value) < _MAX_TIME and math.isfinite(value)
 
 
 # Keys.
 
 
-def _fitting(keys: tuple[PublicKey, ...], algorithms: tuple[str, ...]) -> dict[tuple[str | None, str], jwt.PyJWK]:
-    """The keys that can verify signatures of these algorithms, by id. Of two different ones with one id neither: which
-    one a token means it does not say."""
-    found: dict[tuple[str | None, str], jwt.PyJWK] = {}
-    twice = set()
+def _load_usable_keys(
+    keys: tuple[PublicKey, ...], algorithms: tuple[str, ...]
+) -> dict[tuple[str | None, str], jwt.PyJWK]:
+    """Return the keys that can verify signatures of these algorithms, by id and algorithm.
+
+    Different keys with the same id and algorithm are omitted, as a token does not distinguish them.
+    """
+    usable: dict[tuple[str | None, str], jwt.PyJWK] = {}
+    ambiguous = set()
     for key in keys:
         for algorithm in algorithms:
-            made = usable_key(key, algorithm)
-            if made is not None:
+            loaded = _load_usable_key(key, algorithm)
+            if loaded is not None:
                 identity = key.get("kid"), algorithm
-                if identity in found and made.key != found[identity].key:
-                    twice.add(identity)
-                found[identity] = made
-    return {identity: key for identity, key in found.items() if identity not in twice}
+                if identity in usable and loaded.key != usable[identity].key:
+                    ambiguous.add(identity)
+                usable[identity] = loaded
+    return {identity: key for identity, key in usable.items() if identity not in ambiguous}
 
 
-_KIND = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
-_CURVE = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519"}
+_KEY_TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
+_CURVES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "EdDSA": "Ed25519"}
 
 
-def usable_key(key: PublicKey, algorithm: str) -> jwt.PyJWK | None:
-    """A published key, ready to verify signatures of an algorithm; None if it is not meant or not fit for that."""
-    if key.get("kty") != _KIND[algorithm[:2]] or key.get("alg", algorithm) != algorithm:
+def _load_usable_key(key: PublicKey, algorithm: str) -> jwt.PyJWK | None:
+    """Load a published key for an algorithm. Return None if the key is for another algorithm or too weak."""
+    if key.get("kty") != _KEY_TYPES[algorithm[:2]] or key.get("alg", algorithm) != algorithm:
         return None
-    if key.get("crv") != _CURVE.get(algorithm):
+    if key.get("crv") != _CURVES.get(algorithm):
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", InsecureKeyLengthWarning)
-            made = jwt.PyJWK(dict(key), algorithm)
-            if made.Algorithm.check_key_length(made.key):
+            loaded = jwt.PyJWK(dict(key), algorithm)
+            if loaded.Algorithm.check_key_length(loaded.key):
                 return None
     except (PyJWTError, InsecureKeyLengthWarning, ValueError, TypeError):
         return None
-    return made
+    return loaded
 
 
-# What the data plane asks.
+# Checks of requests.
 
 
-class TokenMemory:
-    """Valid tokens by their hash, and until when they are; bounded. One for all services of a worker."""
+class TokenCache:
+    """The expiry times of valid tokens by hash, at most `limit`. One cache serves all services of a worker."""
 
-    __slots__ = ("_limit", "_until", "hits", "misses")
+    __slots__ = ("_limit", "_valid_until", "hits", "misses")
 
-    def __init__(self, limit: int = MOST_REMEMBERED) -> None:
+    def __init__(self, limit: int = MAX_CACHED_TOKENS) -> None:
         self._limit = limit
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self._valid_until: OrderedDict[bytes, float] = OrderedDict()
         self.hits = 0
         self.misses = 0
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self._valid_until)
 
-    def until(self, digest: bytes) -> float:
-        """Until when a token is valid (epoch seconds); 0 for one that is not remembered."""
-        return self._until.get(digest, 0.0)
+    def valid_until(self, digest: bytes) -> float:
+        """Return the time until which a token is valid (epoch seconds), or 0 for a token that is not cached."""
+        return self._valid_until.get(digest, 0.0)
 
-    def remember(self, digest: bytes, until: float) -> None:
-        self._until[digest] = until
-        if len(self._until) > self._limit:
-            self._until.popitem(last=False)
+    def add(self, digest: bytes, valid_until: float) -> None:
+        self._valid_until[digest] = valid_until
+        if len(self._valid_until) > self._limit:
+            self._valid_until.popitem(last=False)
 
-    def forget(self, digest: bytes) -> None:
-        self._until.pop(digest, None)
+    def discard(self, digest: bytes) -> None:
+        self._valid_until.pop(digest, None)
 
     def clear(self) -> None:
-        self._until.clear()
+        self._valid_until.clear()
 
 
 class TokenCheck:
-    """Checks the tokens of one service. `allows` is what each request costs: a hash and a look-up."""
+    """Checks the tokens of one service. A request with a cached token costs a hash and a lookup."""
 
-    __slots__ = ("_clock", "_memory", "_refused", "_salt", "_service", "_verifier", "unknown_key_of")
+    __slots__ = ("_cache", "_clock", "_denial_reason", "_salt", "_service", "_verifier", "unknown_key_issuer")
 
-    def __init__(self, service: str, verifier: TokenVerifier, memory: TokenMemory, clock: Callable[[], float]) -> None:
+    def __init__(self, service: str, verifier: TokenVerifier, cache: TokenCache, clock: Callable[[], float]) -> None:
         self._service = service
         self._verifier = verifier
-        self._memory = memory
+        self._cache = cache
         self._clock = clock
-        # A token is remembered for this service and for as long as this check exists, for no other one.
+        # With the salt, the entries of this object in the shared cache match for no other service or object.
         self._salt = secrets.token_bytes(16)
-        self._refused = ""
-        self.unknown_key_of = ""
-        """Whose keys, if they were fetched again, might make `allows` say yes, where it has just said no."""
+        self._denial_reason = ""
+        self.unknown_key_issuer = ""
+        """After `allows` returned False: the issuer whose keys must be fetched again before the token can be verified,
+        "" if that would not help."""
 
     def __repr__(self) -> str:
         return f"TokenCheck({self._service})"
 
     def allows(self, authorization: bytes | None) -> bool:
-        """Whether the value of an Authorization header carries a valid token."""
-        token = bearer(authorization)
+        """Return True if the value of an Authorization header carries a valid token."""
+        token = parse_bearer(authorization)
         if token is None:
-            self._refused, self.unknown_key_of = MISSING, ""
+            self._denial_reason, self.unknown_key_issuer = MISSING, ""
             return False
-        memory, now = self._memory, self._clock()
+        cache, now = self._cache, self._clock()
         digest = sha256(self._salt + token).digest()
-        if now < memory.until(digest):
-            memory.hits += 1
+        if now < cache.valid_until(digest):
+            cache.hits += 1
             return True
-        memory.misses += 1
+        cache.misses += 1
         verdict = self._verifier.verify(token, self._service, now)
-        self._refused, self.unknown_key_of = verdict.refused, verdict.unknown_key_of
-        if verdict.refused:
-            memory.forget(digest)
+        self._denial_reason, self.unknown_key_issuer = verdict.denial_reason, verdict.unknown_key_issuer
+        if verdict.denial_reason:
+            cache.discard(digest)
             return False
-        memory.remember(digest, verdict.expires)
+        cache.add(digest, verdict.expires_at)
         return True
 
-    def why_not(self, _: bytes | None) -> str:
-        """Why `allows` has just said no."""
-        return self._refused
+    def denial_reason(self, _: bytes | None) -> str:
+        """Return why the last call of `allows` returned False."""
+        return self._denial_reason

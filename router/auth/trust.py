@@ -1,4 +1,4 @@
-"""Whom workers trust: issuers and their public keys, as the supervisor tells them. Facts only, and nothing secret."""
+"""What workers trust: issuers and their public keys, as the supervisor sends them. Contains no secrets."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ from typing import NamedTuple
 from router.auth.issuers import Issuer
 
 PublicKey = Mapping[str, str]
-"""A JSON Web Key (RFC 7517), its public members only."""
+"""A JSON Web Key (RFC 7517), public members only."""
 
 
 class KeySet(NamedTuple):
-    """What is known of an issuer's keys."""
+    """The known keys of one issuer. Times are seconds of the monotonic clock, common to all processes of a machine."""
 
     keys: tuple[PublicKey, ...] = ()
-    answered_at: float = -math.inf
-    """When the issuer last answered, or failed to; seconds of the monotonic clock, which all processes of a machine
-    share."""
-    may_be_asked_at: float = -math.inf
-    """From when on an unknown key is a reason to ask it again."""
+    last_attempt_at: float = -math.inf
+    """When the last fetch of the keys succeeded or failed."""
+    refetch_allowed_at: float = -math.inf
+    """Until then, a token that names an unknown key does not cause another fetch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The complete set of issuers, and the keys of each by its name."""
+    """All trusted issuers, and the key set of each by the issuer's name."""
 
     issuers: tuple[Issuer, ...] = ()
-    keys: Mapping[str, KeySet] = field(default_factory=dict)
+    key_sets: Mapping[str, KeySet] = field(default_factory=dict)
 
-    def takes_back(self, former: Trust) -> bool:
-        """Whether something that `former` trusted is trusted no more, or on other terms."""
-        if former.issuers != self.issuers:
+    def may_invalidate_tokens_of(self, previous: Trust) -> bool:
+        """Return True if a token that was valid under `previous` may be invalid now.
+
+        That is the case if a key was removed, or if the issuers differ in any way. An added issuer alone invalidates no
+        token, but issuers change too rarely to tell the cases apart.
+        """
+        if previous.issuers != self.issuers:
             return True
         return any(
-            key not in self.keys.get(name, KeySet()).keys for name, known in former.keys.items() for key in known.keys
+            key not in self.key_sets.get(name, KeySet()).keys
+            for name, key_set in previous.key_sets.items()
+            for key in key_set.keys
         )

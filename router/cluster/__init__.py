@@ -1,52 +1,60 @@
-"""What the supervisor and a cluster say to each other.
+"""The interface between the supervisor and a cluster, which runs the replicas.
 
-Lives here: the two protocols between them, and nothing else. Must not live here: anything that knows Kubernetes,
-processes or files (`cluster.kubernetes`, `cluster.local`).
+Does not contain: anything about Kubernetes, processes or files (`cluster.kubernetes`, `cluster.local`).
 
-A cluster knows which services and replicas there are and can change how many; it never sees a request. It reports to
-its listener from the supervisor's event loop, and each report is complete: it replaces the former one, so that a
-listener needs no memory of what it missed.
+A cluster reports services and replicas to its listener, and changes the number of replicas. It never handles a request.
+It calls the listener in the supervisor's event loop. Each report is complete and replaces the previous one, so a
+listener that has missed a report only needs the next one.
 """
 
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from router.services import Replica, Service, VersionKey
+from router.model.services import Replica, Service, VersionKey
 
 __all__ = ["Cluster", "ClusterListener"]
 
 
 class ClusterListener(Protocol):
-    """Who hears what the cluster finds. The calls are plain functions and must not block."""
+    """Receives the reports of a cluster. The methods must not block."""
 
     def services_changed(self, services: Mapping[str, Service]) -> None:
-        """All services there are, by name; keys are filled in. Comes before any replica of a new version is
-        reported."""
+        """Receive all services by name, with their keys. Called before the replicas of a new version are reported."""
 
     def replicas_changed(self, key: VersionKey, replicas: tuple[Replica, ...]) -> None:
-        """All replicas of one version. For a version that `services_changed` no longer has, reports go on while its
-        replicas drain, until an empty tuple says that the last one is gone."""
+        """Receive all replicas of one version. After a version was removed, the reports continue while its replicas
+        drain; the last one is empty."""
 
-    def count_set(self, key: VersionKey, replicas: int) -> None:
-        """Somebody else than the listener has set the number of replicas that a version is to have; also the number
-        that it has when it is found."""
+    def replicas_changed_externally(self, key: VersionKey, replicas: int) -> None:
+        """Receive the desired number of replicas of a version after another program or a user has set it. Also called
+        with the initial number of a new version."""
 
-    def left_alone(self, key: VersionKey, why: str | None) -> None:
-        """A version is not to be scaled from now on, as somebody else does it or nobody may; None: it is again."""
+    def scaling_suspended(self, key: VersionKey, why: str | None) -> None:
+        """Receive the reason why a version must not be scaled; None if it may be scaled again."""
 
-    def notice(self, key: VersionKey | None, level: int, message: str, **fields: object) -> None:
-        """Something that an operator should read: a constant message, a level of `logging`, and what it is about."""
+    def notice(
+        self, key: VersionKey | None, level: int, message: str, *, text: str | None = "", **fields: object
+    ) -> None:
+        """Receive a message for operators: a constant text, a level of `logging`, and fields. `key` is the version
+        concerned, None if the message is not about a version. `text` is as in `telemetry.log.event`."""
 
 
 class Cluster(Protocol):
-    """Where replicas live."""
+    """Runs the replicas of all services."""
 
     async def start(self, listener: ClusterListener) -> None:
-        """Begin to report; returns once the first complete picture has been given. Raises `SettingsError`."""
+        """Start to report, and return after the first complete report. Raises `SettingsError` and OSError."""
 
     def scale(self, key: VersionKey, replicas: int, remove: Collection[str] = ()) -> None:
-        """Want `replicas` of a version, from now on and without waiting for it. When some must go, those in `remove`
-        (ids of replicas that the caller has drained) go first."""
+        """Set the desired number of replicas of a version, without waiting for the effect. If the number decreases, the
+        replicas in `remove` are removed first. `remove` has the ids of replicas that the caller has drained."""
+
+    def report_ejection(self, key: VersionKey, replica_id: str, reason: str) -> None:
+        """A worker has ejected a replica, for a reason in words: tell the operators of the replica."""
+
+    def report_server_error(self, key: VersionKey, replica_id: str, status: int) -> None:
+        """A worker has received the first response of a replica with a status of 500 or more. Called at least once for
+        each such replica."""
 
     async def stop(self) -> None:
-        """End all that `start` began; the caller has drained. What the cluster started itself is gone on return."""
+        """Stop everything that `start` started. The caller has drained the replicas."""

@@ -1,6 +1,6 @@
-"""The cluster of a router that has joined another one: whatever that one says there is.
+"""The cluster of a router that has joined another router.
 
-The other router starts, scales and stops the replicas. This one routes to them and tells what it sees.
+The other router starts, scales and stops the replicas, and reports them. The joined router only sends requests to them.
 """
 
 from __future__ import annotations
@@ -9,40 +9,45 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from router.cluster import ClusterListener
-from router.services import Replica, Service, VersionKey
+from router.model.services import Replica, Service, VersionKey
 
 
 class JoinedCluster:
-    """A `Cluster` that is told by a peer. What it was told last stays in force when the peer is gone.
-
-    `join` connects with peers; nothing can be told before.
-    """
+    """A `Cluster` whose services and replicas a peer reports. While the peer is unreachable, the last report stays in
+    effect."""
 
     def __init__(self, join: Callable[[], Awaitable[None]]) -> None:
+        """`join` connects to the peers."""
         self._join = join
         self._listener: ClusterListener | None = None
-        self._told = asyncio.Event()
+        self._has_services = asyncio.Event()
 
     async def start(self, listener: ClusterListener) -> None:
-        """Returns once the other router has told its services. Raises what `join` raises."""
+        """Return once the other router has reported its services. Raises the exceptions of `join`."""
         self._listener = listener
         await self._join()
-        await self._told.wait()
+        await self._has_services.wait()
 
-    def services_told(self, services: Mapping[str, Service]) -> None:
-        """The other router says which services there are."""
+    def receive_services(self, services: Mapping[str, Service]) -> None:
+        """Pass a report of all services to the listener."""
         if self._listener is not None:
             self._listener.services_changed(services)
-            self._told.set()
+            self._has_services.set()
 
-    def replicas_told(self, key: VersionKey, replicas: tuple[Replica, ...]) -> None:
-        """The other router says which replicas a version has."""
+    def receive_replicas(self, key: VersionKey, replicas: tuple[Replica, ...]) -> None:
+        """Pass a report of the replicas of a version to the listener."""
         if self._listener is not None:
             self._listener.replicas_changed(key, replicas)
 
     def scale(self, key: VersionKey, replicas: int, remove: Collection[str] = ()) -> None:
-        """The other router does that."""
+        """Do nothing: the other router scales."""
+
+    def report_ejection(self, key: VersionKey, replica_id: str, reason: str) -> None:
+        """Do nothing: the worker has logged it."""
+
+    def report_server_error(self, key: VersionKey, replica_id: str, status: int) -> None:
+        """Do nothing: the output of the replica is where the other router runs."""
 
     async def stop(self) -> None:
-        """Nothing was begun."""
+        """Stop passing on reports."""
         self._listener = None

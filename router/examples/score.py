@@ -1,11 +1,11 @@
-"""Azure ML entry script: tells iris species from four measurements, with a scikit-learn classifier.
+"""Azure ML entry script: predicts the species of an iris from four measurements, with a scikit-learn classifier.
 
 `init()` runs once in each replica, `run(data)` once per request:
 
     {"data": [[5.1, 3.5, 1.4, 0.2]]}  ->  {"predictions": ["setosa"]}
 
-The model is trained by the first replica that starts, from a data set that scikit-learn ships, and kept in
-`AZUREML_MODEL_DIR` for the others.
+The first replica that starts trains the model on a data set of scikit-learn and stores it in `AZUREML_MODEL_DIR` for
+the others.
 """
 
 import fcntl
@@ -24,15 +24,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 FEATURES = ("sepal length", "sepal width", "petal length", "petal width")  # in cm
-MOST_ROWS = 10_000
+MAX_ROWS = 10_000
 
 model: Any = None
 
 
 def init() -> None:
-    """Load the model, which must be trained first if nobody has done so yet."""
+    """Load the model. Train it first if no replica has trained it yet."""
     global model
-    # A stored model is bound to the version of the library that stored it.
+    # A stored model can be loaded only by the library version that stored it.
     path = Path(os.environ["AZUREML_MODEL_DIR"]) / f"iris-sklearn-{sklearn.__version__}.joblib"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several replicas may start at once: one trains, the others wait for it.
@@ -44,7 +44,7 @@ def init() -> None:
 
 
 def train(path: Path) -> None:
-    """Train on scikit-learn's iris data, and store the model as a whole or not at all."""
+    """Train on scikit-learn's iris data and store the model atomically."""
     iris = load_iris()
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     classifier.fit(iris.data, iris.target_names[iris.target])
@@ -54,7 +54,7 @@ def train(path: Path) -> None:
 
 
 def run(data: str) -> Any:
-    """Species of each row in the request's body; 400 with a message when it is not as it must be."""
+    """Return the species of each row in the request body, or 400 with a message if the body is invalid."""
     try:
         rows = parse(data)
     except ValueError as error:
@@ -63,22 +63,22 @@ def run(data: str) -> Any:
 
 
 def parse(data: str) -> list[list[float]]:
-    """The rows in a request's body. Raises ValueError that says what is wrong with it."""
+    """Return the rows of a request body. Raises ValueError with the rule that the body breaks."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("the body must be JSON") from None
     rows = body.get("data") if isinstance(body, dict) else None
-    if not isinstance(rows, list) or not 1 <= len(rows) <= MOST_ROWS:
-        raise ValueError(f'the body must be {{"data": [ROW, ...]}} with 1 to {MOST_ROWS} rows')
-    for number, row in enumerate(rows):
+    if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_ROWS:
+        raise ValueError(f'the body must be {{"data": [ROW, ...]}} with 1 to {MAX_ROWS} rows')
+    for index, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(FEATURES) or not all(map(is_number, row)):
-            raise ValueError(f"row {number} must be {len(FEATURES)} numbers: {', '.join(FEATURES)} in cm")
+            raise ValueError(f"row {index} must be {len(FEATURES)} numbers: {', '.join(FEATURES)} in cm")
     return rows
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number that the model can compute with; true and NaN are none."""
+    """True for a finite number below 1e9; JSON's true and NaN are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e9 and math.isfinite(value)

@@ -1,5 +1,13 @@
-"""The data plane: accepts clients, forwards requests, streams answers. One event loop, protocols instead of tasks.
+"""The data plane of one worker: accepts clients, forwards requests, streams responses.
 
-`downstream` speaks with clients, `upstream` with replicas, `exchange` is one request's life between the two, `table`
-is where requests may go, `gateway` puts them together for one worker.
+    gateway            builds the parts below for one worker
+    acceptor           listening sockets and TLS handshakes
+    client_connection  HTTP/1.1 to clients; its parser is `request_reader`
+    exchange           one request and its response, between client and replica; its record is `request`
+    admission          decides whether a request gets a slot, is queued or is refused
+    routes             services and versions, found in `routing_table`; `pool` has the connections to a replica
+    replica_connection HTTP/1.1 to replicas
+
+Each module imports only modules below it. Client and replica connections and exchanges call each other through the
+interfaces in `http.streams`.
 """

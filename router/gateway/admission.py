@@ -1,237 +1,310 @@
-"""From a request's head to a slot: address, method, key, length, version, queue.
+"""Decides whether a request gets a slot. It checks target, method, origin, credentials, length, version, body. No I/O.
 
-Lives here: every reason for which a request is answered without a replica, in the order in which they are looked at,
-so that a wrong key is refused before a body is read and before a replica hears of it. Must not live here: anything
-that comes after the slot (`exchange`).
+Contains: every reason to respond to a request without a replica, in the order of the checks, so that a request with a
+wrong key is refused before its body is read. Does not contain: effects of the decision (`exchange`).
 """
 
 from __future__ import annotations
 
-from time import monotonic
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from router.gateway.authentication import refusal
-from router.gateway.request import HELD, NEW, QUEUED, Request
-from router.http import answers
-from router.http.answers import Answer
-from router.http.ids import clean_client_id
-from router.http.target import origin_form, split_target
-from router.telemetry.journal import REPLICAS_KEPT
+from router.auth.credentials import (
+    AUTHORIZATION,
+    WEBSOCKET_PROTOCOL,
+    CredentialError,
+    find_credential,
+    split_protocols,
+)
+from router.auth.keys import CHALLENGE, INSUFFICIENT_CHALLENGE, INVALID_CHALLENGE, MISSING, KeyCheck
+from router.gateway.pool import ReplicaPool
+from router.gateway.request import Request
+from router.gateway.routes import ServiceRoute, VersionRoute
+from router.gateway.routing_table import RoutingTable
+from router.http import responses
+from router.http.header_rules import is_field_list, without_fields
+from router.http.responses import LocalResponse
+from router.http.target import origin_form, split_target, with_one_slash
+from router.slots.replica_leases import ReplicaLeases
 
 if TYPE_CHECKING:
-    from router.auth.keys import KeyCheck
     from router.auth.tokens import TokenCheck
-    from router.gateway.pool import ReplicaPool
-    from router.gateway.table import ServiceRoute, VersionRoute
-    from router.slots.holder import HeldReplica
 
+# For paths that belong to no service.
 _METHODS: Final = frozenset((b"POST", b"GET"))
-_CORS_PREFLIGHT: Final = (
-    b"\r\nAccess-Control-Allow-Methods: GET, POST\r\nAccess-Control-Allow-Headers: Authorization, "
-    b"Content-Type, azureml-model-deployment, traceparent, tracestate, x-ms-client-request-id"
-    b"\r\nAccess-Control-Max-Age: 600"
-)
+_ALLOWED: Final = "GET, POST"
+_VARY: Final = b"Vary: Origin"
+_PREFLIGHT_VARY: Final = b"Vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
+_PREFLIGHT_MAX_AGE: Final = b"Access-Control-Max-Age: 600"
+_PREFLIGHT: Final = LocalResponse(204, "", "")
+_MISSING_CLAIM: Final = "missing-claim"
+_MAX_NAME_IN_ERRORS: Final = 64
 
 
-class Admission(Request):
-    """A request until it holds a slot."""
+class Refuse:
+    """Respond to the request without a replica. `denial_reason` is "" if the request was authenticated."""
+
+    __slots__ = ("denial_reason", "response")
+
+    def __init__(self, response: LocalResponse, denial_reason: str = "") -> None:
+        self.response = response
+        self.denial_reason = denial_reason
+
+
+class Hold:
+    """Hold the request until the issuer's keys were fetched again, then call `readmit`.
+
+    If the request cannot be held, apply `otherwise`. See `Authentication.park_until_keys_fetched`.
+    """
+
+    __slots__ = ("issuer", "otherwise")
+
+    def __init__(self, issuer: str, otherwise: Refuse) -> None:
+        self.issuer = issuer
+        self.otherwise = otherwise
+
+
+class ReceiveBody:
+    """Receive the rest of the body first, then `admit_received`."""
 
     __slots__ = ()
 
-    # What it leads to: see `Exchange`.
 
-    def start(self, lease: HeldReplica[ReplicaPool], now: float) -> None:
-        raise NotImplementedError
+RECEIVE_BODY: Final = ReceiveBody()
 
-    def refuse(self, answer: Answer) -> None:
-        raise NotImplementedError
 
-    def fault(self, error: Exception) -> None:
-        raise NotImplementedError
+class Wait:
+    """Queue the request for a slot of its version: `Exchange` calls `LeaseCache.enqueue`."""
 
-    # The way to a slot.
+    __slots__ = ()
 
-    def begin(self) -> None:
-        """Decide what becomes of the request, now that its head is read."""
-        self.began = monotonic()
-        gateway = self.gateway
-        kept = self.kept
-        self.request_id = request_id = gateway.ids.next()
-        lines = b"\r\nx-ms-request-id: " + request_id + b"\r\nx-request-id: " + request_id
-        if b"x-ms-client-request-id" in kept:
-            self.client_id = client_id = clean_client_id(kept[b"x-ms-client-request-id"])
-            if client_id:
-                lines += b"\r\nx-ms-client-request-id: " + client_id
-        self.answer_lines = self.id_lines = lines
-        if self.refusal is not None:
-            self.refuse(self.refusal)
-            return
-        address = gateway.addresses.get(self.target)
-        if address is None and (address := self._find_service()) is None:
-            return
-        service, self.target = address
-        self.service = service
-        if (self.method not in _METHODS or service.origins is not None) and not self._allow_method_and_origin(service):
-            return
-        check = service.check
-        if check is not None and not check.allows(kept.get(b"authorization")):
-            self._not_authenticated(service, check)
-            return
-        self._authenticated(service)
 
-    def _authenticated(self, service: ServiceRoute) -> None:
-        """Go on to a slot, as far as that is possible now."""
-        gateway = self.gateway
-        kept = self.kept
-        if self.length > gateway.settings.max_payload_bytes:
-            self.refuse(answers.payload_too_large(gateway.settings.max_payload_bytes))
-            return
-        version = service.choose(kept.get(b"azureml-model-deployment"))
-        if version is None:
-            asked = kept[b"azureml-model-deployment"][:64].decode("latin-1")
-            self.refuse(answers.unknown_version(service.name, asked))
-            return
-        self.version = version
-        self.answer_lines += version.answer_line
-        self.checked = now = monotonic()
-        lease = version.holder.acquire(now)
-        if lease is None:
-            self._wait(version, now)
+WAIT: Final = Wait()
+
+Start = ReplicaLeases[ReplicaPool]
+"""Send the request to the replica of this lease, which the request has acquired."""
+
+
+def admit(
+    request: Request, routes: RoutingTable, clock: Callable[[], float], may_hold: bool = True
+) -> Refuse | Hold | ReceiveBody | Wait | Start:
+    """Decide what to do with a request whose head was read.
+
+    Sets the service and version of the request, its CORS response headers, and its target at the replica.
+    `clock` returns seconds of the monotonic clock. `may_hold` is False for a request that was held before.
+    """
+    service = request.service
+    if service is None:
+        if request.rejection is not None:
+            return Refuse(request.rejection)
+        found = routes.targets.get(request.target)
+        if found is None:
+            resolved = _resolve_target(request, routes)
+            if isinstance(resolved, Refuse):
+                return resolved
+            found = resolved
+        service, request.replica_target = found
+        request.service = service
+        if service.is_special or request.upgrade or request.method not in service.methods:
+            refusal = _check_special(request, service)
+            if refusal is not None:
+                return refusal
+    captured = request.captured
+    check = service.check
+    if check is not None:
+        if service.key_headers is None and not request.upgrade:
+            credential = captured.get(AUTHORIZATION)
         else:
-            self.start(lease, now)
+            try:
+                credential = find_credential(captured, service.key_headers or (AUTHORIZATION,), request.upgrade)
+            except CredentialError as error:
+                return Refuse(responses.bad_request(str(error)))
+        if not check.allows(credential):
+            denial = _denial(check, credential)
+            return Hold(check.unknown_key_issuer, denial) if check.unknown_key_issuer and may_hold else denial
+    if request.length > routes.max_payload_bytes:
+        return Refuse(responses.payload_too_large(routes.max_payload_bytes))
+    version = service.only_version
+    if version is None or b"azureml-model-deployment" in captured:
+        forced = captured.get(b"azureml-model-deployment")
+        version = service.choose(forced)
+        if version is None:
+            return _unknown_version(service, forced)
+    request.version = version
+    request.authenticated_at = now = clock()
+    if (
+        not request.body_complete
+        and request.length <= routes.max_buffered_body_bytes
+        and _receives_body(routes, version)
+    ):
+        return RECEIVE_BODY
+    lease = version.lease_cache.acquire(now)
+    return lease if lease is not None else _wait_or_refuse(version, request)
 
-    def _not_authenticated(self, service: ServiceRoute, check: KeyCheck | TokenCheck) -> None:
-        """Neither key nor token is good: refuse it, or wait if the token's issuer may have a new key."""
-        gateway = self.gateway
-        if self.state == NEW and check.unknown_key_of and gateway.authentication.hold(self, check.unknown_key_of):
-            self.state = HELD
-            return
-        reason = check.why_not(self.kept.get(b"authorization"))
-        gateway.counters.auth_failures[service.name, reason] += 1
-        self.refuse(refusal(reason))
 
-    def authenticate_again(self) -> None:
-        """Judge it finally, if its client still waits: the key that its token names may be known now."""
-        if self.state != HELD or self.service is None:
-            return
+def admit_received(request: Request, routes: RoutingTable, now: float) -> Refuse | Wait | Start:
+    """Ask for a slot for a request whose body was received, or as much of it as there was room for.
+
+    The version is chosen among the present ones: services may have changed in the meantime. What was checked before is
+    not checked again.
+    """
+    assert request.service is not None
+    name = request.service.name
+    service = routes.services.get(name.encode())
+    if service is None:
+        return Refuse(responses.unknown_service(name))
+    request.service = service
+    forced = request.captured.get(b"azureml-model-deployment")
+    version = service.choose(forced)
+    if version is None:
+        return _unknown_version(service, forced)
+    request.version = version
+    lease = version.lease_cache.acquire(now)
+    return lease if lease is not None else _wait_or_refuse(version, request)
+
+
+def _receives_body(routes: RoutingTable, version: VersionRoute) -> bool:
+    """Return True if bodies are received before their requests ask for a slot of this version.
+
+    If no replica can serve them, the response need not wait for the body.
+    """
+    return routes.max_buffered_body_bytes > 0 and version.settings.request_buffering and version.may_serve
+
+
+def _wait_or_refuse(version: VersionRoute, request: Request) -> Refuse | Wait:
+    return WAIT if version.may_queue else refuse_without_slot(version, request)
+
+
+def readmit(
+    request: Request, routes: RoutingTable, clock: Callable[[], float]
+) -> Refuse | Hold | ReceiveBody | Wait | Start:
+    """Decide again about a request that was held, as the key that its token names may be known now.
+
+    Never returns `Hold`.
+    """
+    assert request.service is not None
+    name = request.service.name
+    service = routes.services.get(name.encode())
+    if service is None:
+        return Refuse(responses.unknown_service(name))
+    request.service = service
+    return admit(request, routes, clock, may_hold=False)
+
+
+def refuse_without_slot(version: VersionRoute, request: Request) -> Refuse:
+    """Refuse a request that got no slot. It counts as demand for the autoscaler, but its repeats do not."""
+    version.count_refusal(request.client_request_id)
+    retry_after = version.retry_after()
+    if version.has_ready_replicas and not version.all_replicas_refuse:
+        return Refuse(responses.overloaded(version.service_name, retry_after))
+    return Refuse(responses.no_ready_replicas(version.service_name, retry_after))
+
+
+def _unknown_version(service: ServiceRoute, forced: bytes | None) -> Refuse:
+    """Refuse a request that names a version which does not exist."""
+    assert forced is not None
+    return Refuse(responses.unknown_version(service.name, forced[:_MAX_NAME_IN_ERRORS].decode("latin-1")))
+
+
+def _resolve_target(request: Request, routes: RoutingTable) -> tuple[ServiceRoute, bytes] | Refuse:
+    """Return the service, and the path at its replicas, for a target that is not in `RoutingTable.targets`."""
+    target = path = request.target
+    if b"#" in target:  # a fragment never belongs to a request (RFC 9110 section 4.2.5)
+        return Refuse(responses.bad_request("a fragment in the target"))
+    if target[:1] != b"/":
+        origin = origin_form(target, request.captured.get(b"host", b""))
+        if origin is None:
+            if target.lower().startswith((b"http://", b"https://")):
+                request.keep_alive = False  # the client takes this router for another server
+            return Refuse(responses.bad_request("the target is not a path of this host"))
+        path = origin
+    path = with_one_slash(path)
+    split = split_target(path, routes.scoring_prefix, name_parts=routes.name_parts)
+    if split is None:
+        return Refuse(_outside_of_services(path, request.method, routes.service_path))
+    name, replica_path = split
+    service = routes.services.get(name)
+    if service is None:
+        return Refuse(responses.unknown_service(name[:_MAX_NAME_IN_ERRORS].decode("latin-1")))
+    if path is target:
+        routes.remember(target, service, replica_path)
+    return service, replica_path
+
+
+def _outside_of_services(path: bytes, method: bytes, service_path: str) -> LocalResponse:
+    """Return the response for a path that belongs to no service."""
+    if path == b"/" and method in (b"GET", b"HEAD"):
+        return responses.HEALTHY
+    if method not in _METHODS:
+        return responses.method_not_allowed(_ALLOWED)
+    return responses.no_such_path(service_path)
+
+
+def _check_special(request: Request, service: ServiceRoute) -> Refuse | None:
+    """Check what most requests and services do not have: standby, origins, other methods, credentials in other headers.
+
+    Responds to a CORS preflight, sets the CORS headers of the response, and removes credentials from the request.
+    Refuses all requests for a service on standby.
+    """
+    if service.standby:
+        return Refuse(responses.standby(service.name))
+    if service.origins is not None and _is_preflight(request, service.origins):
+        request.cors_lines = _preflight_lines(request, service)
+        return Refuse(_PREFLIGHT)
+    if request.method not in service.methods:
+        return Refuse(responses.method_not_allowed(service.allow))
+    if request.upgrade and service.check is not None and WEBSOCKET_PROTOCOL in request.captured:
         try:
-            service = self.gateway.services.get(self.service.name.encode())
-            if service is None:
-                self.refuse(answers.unknown_service(self.service.name))
-            elif service.check is None or service.check.allows(self.kept.get(b"authorization")):
-                self.service = service
-                self._authenticated(service)
-            else:
-                self._not_authenticated(service, service.check)
-        except Exception as error:  # noqa: BLE001 - others wait for the same key
-            self.fault(error)
+            _remove_token_from_protocols(request)
+        except CredentialError as error:
+            return Refuse(responses.bad_request(str(error)))
+    if service.key_headers is not None:
+        request.header_lines = without_fields(request.header_lines, service.removed_fields)
+        request.underscore_lines = without_fields([*request.underscore_lines], service.removed_fields)
+    return None
 
-    def _find_service(self) -> tuple[ServiceRoute, bytes] | None:
-        """The service of an address that is not remembered, and its replica's path; None: the request is answered."""
-        gateway = self.gateway
-        target = self.target
-        if b"#" in target:  # what a fragment is for, no server knows (RFC 9110 section 4.2.5)
-            self.refuse(answers.bad_request("a fragment in the target"))
-            return None
-        if target[:1] != b"/":
-            path = origin_form(target, self.kept.get(b"host", b""))
-            if path is None:
-                self.refuse(answers.bad_request("the target is not a path of this host"))
-                return None
-            self.target = path
-        address = split_target(self.target, gateway.scoring_prefix)
-        if address is None:
-            self._answer_elsewhere()
-            return None
-        name, path = address
-        service = gateway.services.get(name)
-        if service is None:
-            self.refuse(answers.unknown_service(name[:64].decode("latin-1")))
-            return None
-        if target is self.target:
-            gateway.remember_address(target, service, path)
-        return service, path
 
-    def _answer_elsewhere(self) -> None:
-        """An address that is no service's."""
-        if self.target == b"/" and self.method in (b"GET", b"HEAD"):
-            self.refuse(answers.HEALTHY)
-        elif self.method not in _METHODS:
-            self.refuse(answers.method_not_allowed("GET, POST"))
-        else:
-            self.refuse(answers.no_such_path(self.gateway.settings.scoring_prefix))
+def _is_preflight(request: Request, origins: frozenset[bytes]) -> bool:
+    """Return True for a CORS preflight from an allowed origin. Sets the CORS headers of the response.
 
-    def _allow_method_and_origin(self, service: ServiceRoute) -> bool:
-        """Answer a preflight or a wrong method, and return False; else mark the answer for a browser's origin."""
-        origins = service.origins
-        if origins is not None:
-            origin = self.kept.get(b"origin", b"")
-            if origin and (b"*" in origins or origin in origins):
-                self.is_cross_origin = True
-                self.answer_lines += b"\r\nAccess-Control-Allow-Origin: %b\r\nVary: Origin" % origin
-                if self.method == b"OPTIONS" and b"access-control-request-method" in self.kept:
-                    self.answer_lines += _CORS_PREFLIGHT
-                    self.refuse(Answer(204, "", ""))
-                    return False
-                self.answer_lines += b"\r\nAccess-Control-Expose-Headers: *"
-        if self.method not in _METHODS:
-            self.refuse(answers.method_not_allowed("GET, POST, OPTIONS" if origins is not None else "GET, POST"))
-            return False
-        return True
+    A response to another origin varies with the origin, too: a cache must not use it for an allowed one.
+    """
+    captured = request.captured
+    origin = captured.get(b"origin", b"")
+    if not origin or not (b"*" in origins or origin in origins):
+        request.cors_lines = (_VARY,)
+        return False
+    request.cors_lines = (b"Access-Control-Allow-Origin: " + origin, _VARY, b"Access-Control-Expose-Headers: *")
+    return request.method == b"OPTIONS" and b"access-control-request-method" in captured
 
-    # The queue.
 
-    def _wait(self, version: VersionRoute, now: float) -> None:
-        """No slot is free: queue up, unless that is hopeless."""
-        if not version.may_wait:
-            self._refuse_for_want_of_slot(version)
-            return
-        self.state = QUEUED
-        version.holder.enqueue(self, now)
-        self.arrival = len(version.holder.waiters), version.holder.seen(REPLICAS_KEPT)
-        self.gateway.slots_changed(version)
-        version.watch_queue()
+def _preflight_lines(request: Request, service: ServiceRoute) -> tuple[bytes, ...]:
+    """Return the CORS headers of the response to a preflight. Any headers may be sent: the credential protects."""
+    captured = request.captured
+    lines = (
+        b"Access-Control-Allow-Origin: " + captured[b"origin"],
+        _PREFLIGHT_VARY,
+        b"Access-Control-Allow-Methods: " + service.allow.encode(),
+        _PREFLIGHT_MAX_AGE,
+    )
+    requested = captured.get(b"access-control-request-headers", b"")
+    return (*lines, b"Access-Control-Allow-Headers: " + requested) if is_field_list(requested) else lines
 
-    def wait_anew(self, now: float) -> None:
-        """The first replica is there: from now on the usual limit of the wait applies."""
-        self.queued_seconds += now - self.waiting_since
-        self.waiting_since = now
 
-    def version_gone(self, now: float) -> None:
-        """The version for which this waited is no more: another one of the service is as good, unless the client named
-        it. The former holder has let go of this waiter."""
-        service = self.gateway.services.get(self.service.name.encode()) if self.service is not None else None
-        version = service.choose(self.kept.get(b"azureml-model-deployment")) if service is not None else None
-        if version is None:
-            self.waited_too_long(now)
-        else:
-            self.service = service
-            self.queue_anew(version, now)
+def _remove_token_from_protocols(request: Request) -> None:
+    """Remove the token from Sec-WebSocket-Protocol, as the replica must not get it. Raises `CredentialError`."""
+    token, others = split_protocols(request.captured[WEBSOCKET_PROTOCOL])
+    if token is not None:
+        lines = without_fields(request.header_lines, frozenset((WEBSOCKET_PROTOCOL,)))
+        lines.append(b"Sec-WebSocket-Protocol: " + others)
+        request.header_lines = lines
 
-    def queue_anew(self, version: VersionRoute, now: float) -> None:
-        """Wait on at this version: its queue has begun anew, or it is in another one's place. The former holder has let
-        go of this waiter."""
-        assert self.version is not None
-        self.answer_lines = self.answer_lines.replace(self.version.answer_line, version.answer_line)
-        self.queued_seconds += now - self.waiting_since
-        self.state = NEW
-        self.version = version
-        lease = version.holder.acquire_again(now)
-        if lease is None:
-            self._wait(version, now)
-        else:
-            self.start(lease, now)
 
-    def waited_too_long(self, now: float) -> None:
-        """The time in the queue is up; the holder has let go of this waiter."""
-        assert self.version is not None
-        self.queued_seconds += now - self.waiting_since
-        self.state = NEW
-        self._refuse_for_want_of_slot(self.version)
-
-    def _refuse_for_want_of_slot(self, version: VersionRoute) -> None:
-        version.holder.refuse()
-        if version.has_ready_replicas:
-            self.refuse(answers.overloaded(version.service_name, version.retry_after()))
-        else:
-            self.refuse(answers.no_ready_replicas(version.service_name, version.retry_after()))
+def _denial(check: KeyCheck | TokenCheck, credential: bytes | None) -> Refuse:
+    """Refuse a request whose key or token was not accepted, with no more detail than RFC 6750 section 3.1 allows."""
+    reason = check.denial_reason(credential)
+    if reason == MISSING:
+        return Refuse(responses.unauthorized(CHALLENGE), reason)
+    if reason == _MISSING_CLAIM:
+        return Refuse(responses.forbidden(INSUFFICIENT_CHALLENGE), reason)
+    return Refuse(responses.unauthorized(INVALID_CHALLENGE), reason)

@@ -1,32 +1,45 @@
-"""How a connection to a replica is opened: the one thing on a request's way that waits in a coroutine.
+"""Opens a connection to a replica. This is the only coroutine on the path of a request.
 
-A file of its own, as coroutines are not compiled (`setup.py`): those of mypyc take errors in a form that Python 3.12
-and later warn of.
+It has a file of its own because modules with coroutines are not compiled (see `setup.py`): coroutines that mypyc has
+compiled raise errors in a form that Python 3.12 and later warn about.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from router.gateway.upstream import ReplicaConnection
+from router.config.router import RouterSettings
+from router.gateway.replica_connection import ReplicaConnection
+from router.http.streams import ReplicaStream
+from router.net.keepalive import set_keepalive
 
-if TYPE_CHECKING:
-    from router.gateway.exchange import Exchange
-    from router.gateway.pool import ReplicaPool
 
-
-async def connect(loop: asyncio.AbstractEventLoop, pool: ReplicaPool, exchange: Exchange, seconds: float) -> None:
-    """Open one within `seconds` for an exchange, which hears of it by `connected` or `connect_failed`."""
-    connection = ReplicaConnection(pool)
+async def open_replica_connection(
+    loop: asyncio.AbstractEventLoop,
+    host: str,
+    port: int,
+    settings: RouterSettings,
+    connection: ReplicaConnection,
+    on_connected: Callable[[ReplicaStream, float], None],
+    on_failed: Callable[[BaseException], None],
+) -> None:
+    """Open `connection` within `connect_timeout_ms`, then call `on_connected` with it and the time, or `on_failed`."""
     protocol = cast(asyncio.Protocol, connection)
+    failure: BaseException | None = None
     try:
-        async with asyncio.timeout(seconds):
-            await loop.create_connection(lambda: protocol, pool.host, pool.port)
+        async with asyncio.timeout(settings.connect_timeout_ms / 1000):
+            transport, _ = await loop.create_connection(lambda: protocol, host, port)
     except (OSError, TimeoutError) as error:
-        exchange.connect_failed(pool, error)
+        failure = error
+    if failure is not None:  # not within the handler, so that errors of later requests have no foreign context
+        on_failed(failure)
         return
-    pool.failures = 0
-    if not exchange.connected(pool, connection):
-        pool.put(connection, monotonic())
+    try:
+        sock = transport.get_extra_info("socket")
+        set_keepalive(sock, settings.tcp_keepalive_seconds, settings.replica_tcp_user_timeout_seconds)
+    except OSError:
+        pass  # it was closed meanwhile, which the connection itself detects
+    on_connected(connection, monotonic())

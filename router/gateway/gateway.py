@@ -1,52 +1,53 @@
-"""One worker's gateway: holds the parts of the data plane together and talks with whoever runs it.
+"""One worker's gateway: builds the parts of the data plane, and connects them with the worker process (`workers`).
 
-From above it gets settings, services, replicas and ledger messages (`apply`, `set_replicas`, `deliver`); it hands up
-what its holders say to ledgers (`send`) and what it has counted. Sockets are opened by others and passed in.
+It receives settings, services, replicas and ledger messages, and sends messages of lease caches to ledgers. The caller
+opens the listening sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 
 from router.auth.trust import Trust
+from router.config.router import RouterSettings
+from router.gateway.abandoned import AbandonedResponse
+from router.gateway.acceptor import Acceptor
 from router.gateway.authentication import Authentication
-from router.gateway.doors import Doors
-from router.gateway.downstream import ClientConnection
+from router.gateway.client_registry import ClientRegistry
+from router.gateway.connection_limits import RepeatedSample
+from router.gateway.context import GatewayContext
+from router.gateway.exchange import Exchange
+from router.gateway.ledger_outbox import LedgerOutbox, Send
 from router.gateway.pool import ReplicaPool
-from router.gateway.table import ServiceRoute, VersionRoute
-from router.http.headers import answer_kinds, request_kinds
-from router.http.ids import RequestIds
-from router.services import Replica, Service, Version, VersionKey
-from router.settings import RouterSettings
-from router.slots.holder import HeldReplica
-from router.slots.messages import Holds, ToHolder, ToLedger
+from router.gateway.routes import ExchangeCallbacks, ServiceRoute, VersionRoute
+from router.gateway.routing_table import RoutingTable
+from router.http.header_rules import response_rules
+from router.model.services import Replica, Service, Version, VersionKey
+from router.model.version_replicas import VersionReplicas
+from router.slots.messages import HeldSnapshot, ToLeaseCache
 from router.telemetry.access_log import AccessLog
 from router.telemetry.counters import GatewayCounters
 from router.telemetry.journal import Journal
-from router.telemetry.log import event
 from router.telemetry.tracing import Tracer
 
-if TYPE_CHECKING:
-    from router.gateway.admission import Admission
+_UNLIMITED_DESCRIPTORS = 1_048_576
+_CLIENT_CHECK_SECONDS = 0.25  # interval of checks of clients' timeouts and of file descriptors
+_POOL_CHECK_SECONDS = 1.0  # interval of checks for idle connections to replicas
+_BUSY_SECONDS = 1.0  # a client connection is busy if it had a request in this time
+_ACCESS_LOG_SECONDS = 0.2  # interval of writes of the access log
+_ACCESS_LOG_BUSY_SECONDS = 0.005  # until the next write while lines remain
+_ACCEPT_TURNS = 3  # of the event loop; after `accept` a connection takes one turn until its protocol is called
 
-_log = logging.getLogger("router.gateway")
-
-Send = Callable[[VersionKey, Sequence[ToLedger]], None]
-
-_MANY_DESCRIPTORS = 1_048_576
-_SWEEP_SECONDS = 0.25
-_TICK_SECONDS = 1.0
-_ACCESS_LOG_SECONDS = 0.2
-_MOST_REMEMBERED_ADDRESSES = 4096
-_LONGEST_REMEMBERED_ADDRESS = 256
-_ACCEPTING_TURNS = 3  # of the event loop; a connection takes one from being accepted to its protocol
-# A replica that refuses connections is left alone this long, doubling with each further refusal.
-_SUSPENSION_SECONDS = 0.1
-_LONGEST_SUSPENSION_SECONDS = 5.0
+_CALLBACKS = ExchangeCallbacks(
+    start=Exchange.start,
+    restart_wait=Exchange.restart_wait,
+    on_wait_timeout=Exchange.on_wait_timeout,
+    on_scoring_timeout=Exchange.on_scoring_timeout,
+    on_abandoned_timeout=AbandonedResponse.on_timeout,
+)
 
 
 class Gateway:
@@ -57,106 +58,141 @@ class Gateway:
         settings: RouterSettings,
         access_log: AccessLog,
         send: Send,
-        ask_for_keys: Callable[[str], None] | None = None,
+        request_keys: Callable[[str], None] | None = None,
         *,
-        descriptors: int = _MANY_DESCRIPTORS,
+        descriptors: int = _UNLIMITED_DESCRIPTORS,
     ) -> None:
-        """`ask_for_keys` is called with the name of a token issuer of whom a new key may be known by now; None where
-        nobody can tell. `descriptors`: how many files this process may have open."""
+        """`send` sends messages of a version's lease cache to its ledger. `request_keys` asks the supervisor to fetch
+        the keys of a token issuer; it is None without a supervisor. `descriptors` is the limit of file descriptors of
+        this process.
+        """
         self._loop = asyncio.get_running_loop()
         self.settings = settings
-        self.access_log = access_log
-        self.counters = GatewayCounters()
-        self.journal = Journal()
-        self.tracer = Tracer(settings.trace_sample_ratio) if settings.traces != "off" else None
-        self.ids = RequestIds()
-        self.scoring_prefix = settings.scoring_prefix.encode()
-        self.request_kinds = request_kinds()
-        # A head up to this size is within all limits: no header takes less than four bytes.
-        self.small_head_bytes = min(settings.max_head_bytes, 4 * settings.max_headers)
-        self.services: dict[bytes, ServiceRoute] = {}
-        self.addresses: dict[bytes, tuple[ServiceRoute, bytes]] = {}  # of services, with the replica's path
-        self.versions: dict[VersionKey, VersionRoute] = {}
-        self.draining = False  # whoever is answered is asked not to come back over the same connection
+        self.routes = RoutingTable(
+            settings.scoring_prefix.encode(),
+            settings.max_payload_bytes,
+            min(settings.request_buffer_bytes, settings.buffer_budget_bytes),
+            name_parts=2 if settings.names_have_namespace else 1,
+        )
+        self.authentication = Authentication(self._loop, time.time, request_keys)
+        self._outbox = LedgerOutbox(self._loop, send, self.routes.versions)
+        self.context = GatewayContext(
+            settings,
+            routes=self.routes,
+            outbox=self._outbox,
+            authentication=self.authentication,
+            access_log=access_log,
+            tracer=Tracer(settings.trace_sample_ratio) if settings.traces != "off" else None,
+            wall_clock=time.time,
+        )
+        self.clients = ClientRegistry(
+            self.counters, settings.max_client_connections, settings.max_connections_per_client_address
+        )
+        self.acceptor = Acceptor(self.context, self.clients, descriptors)
+        self._retirement = RepeatedSample()
         self.accepts = True
-        self._drain_until = self._farewell_seconds = 0.0
-        self.wall_clock = time.time
-        self.authentication = Authentication(self._loop, time.time, ask_for_keys)
-        self._answer_kinds = answer_kinds()
-        self._send = send
-        self._replicas: dict[VersionKey, tuple[tuple[Replica, ...], frozenset[str]]] = {}
-        self._changed: dict[VersionRoute, None] = {}
-        self._clients: set[ClientConnection] = set()
-        self.doors = Doors(self, descriptors)
+        self._drain_until = self._min_idle_seconds = 0.0
+        self._response_rules = response_rules()
+        self._services: dict[str, Service] = {}
+        self._replicas: dict[VersionKey, VersionReplicas] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._drained = asyncio.Event()
-        self._every(_SWEEP_SECONDS, self._sweep)
-        self._every(_TICK_SECONDS, self._tick)
+        self._repeat(_CLIENT_CHECK_SECONDS, self._check_clients)
+        self._repeat(_POOL_CHECK_SECONDS, self._check_pools)
         self.set_access_log_rate(access_log.rate)
 
-    # What is served.
+    @property
+    def versions(self) -> Mapping[VersionKey, VersionRoute]:
+        return self.routes.versions
+
+    @property
+    def counters(self) -> GatewayCounters:
+        return self.context.counters
+
+    @property
+    def journal(self) -> Journal:
+        return self.context.journal
+
+    @property
+    def tracer(self) -> Tracer | None:
+        return self.context.tracer
+
+    @property
+    def access_log(self) -> AccessLog:
+        return self.context.access_log
+
+    # Services and replicas.
 
     def apply(self, services: Mapping[str, Service]) -> None:
-        """Make `services` the complete set. Requests under way go on as they began."""
+        """Replace all services. Requests in progress keep the settings with which they began."""
+        versions = self.routes.versions
         keys = {(service.name, version.name) for service in services.values() for version in service.versions}
         now = time.monotonic()
-        left_over: list[Admission] = []
-        for key in [key for key in self.versions if key not in keys]:
-            left_over += self.versions.pop(key).retire(now)
+        removed_waiters: list[Exchange] = []
+        for key in [key for key in versions if key not in keys]:
+            removed_waiters += versions.pop(key).retire(now)
         self._replicas = {key: known for key, known in self._replicas.items() if key in keys}
+        routes: dict[bytes, ServiceRoute] = {}
         for service in services.values():
-            for version in service.versions:
-                self._apply_version((service.name, version.name), version)
-        self.services = {
-            service.name.encode(): ServiceRoute(
-                service,
-                {v.name.encode(): self.versions[service.name, v.name] for v in service.versions},
-                self.authentication.check(service),
-            )
-            for service in services.values()
-        }
+            name = service.name.encode()
+            if self._services.get(service.name) is service:  # unchanged, as nearly all are after most changes
+                routes[name] = self.routes.services[name]
+            else:
+                routes[name] = self._apply_service(service)
+        self._services = dict(services)
+        self.routes.set_services(routes)
         self.authentication.retain(frozenset(s.name for s in services.values() if s.token_auth_enabled))
-        self.addresses.clear()
         self.counters.retain(keys)
-        for waiter in left_over:
-            waiter.version_gone(now)
+        for waiter in removed_waiters:
+            waiter.on_version_removed(now)
 
-    def remember_address(self, target: bytes, service: ServiceRoute, path: bytes) -> None:
-        """Spare the next request to the same address its parsing."""
-        if len(target) <= _LONGEST_REMEMBERED_ADDRESS and b"?" not in target:
-            if len(self.addresses) >= _MOST_REMEMBERED_ADDRESSES:
-                self.addresses.clear()
-            self.addresses[target] = service, path
+    def _apply_service(self, service: Service) -> ServiceRoute:
+        for version in service.versions:
+            self._apply_version((service.name, version.name), version)
+        return ServiceRoute(
+            service,
+            {version.name.encode(): self.routes.versions[service.name, version.name] for version in service.versions},
+            self.authentication.check(service),
+            self.routes.scoring_prefix,
+        )
 
     def set_trust(self, trust: Trust) -> None:
-        """Make `trust` all that tokens are held against."""
+        """Accept the tokens of these issuers, and of no others."""
         self.authentication.set_trust(trust)
 
     def _apply_version(self, key: VersionKey, settings: Version) -> None:
-        route = self.versions.get(key)
+        versions = self.routes.versions
+        route = versions.get(key)
         unlimited = settings.replica_max_concurrent_requests == 0
         if route is not None and unlimited == (route.settings.replica_max_concurrent_requests == 0):
             route.change(settings)
             return
-        waiters: list[Admission] = []
+        waiters: list[Exchange] = []
         now = time.monotonic()
-        if route is not None:  # the limit came or went: begin anew, so that nothing is counted by the other rule
+        if route is not None:  # the limit was added or removed: make a new route, as its lease cache works differently
             waiters = route.retire(now)
-            self._send_news(route)
-        counters = self.counters.version(key)
-        self.versions[key] = route = VersionRoute(key, settings, counters, self._loop, self.slots_changed)
-        self._send(key, [route.holder.hello()])
+            self._outbox.flush(route)
+        versions[key] = route = VersionRoute(
+            key, settings, self.counters.version(key), self._loop, _CALLBACKS, self._outbox.notify
+        )
+        self._outbox.register(route)
         if key in self._replicas:
-            self.set_replicas(key, *self._replicas[key])
+            self.set_replicas(key, self._replicas[key])
         for waiter in waiters:
-            waiter.queue_anew(route, now)
+            waiter.requeue(route, now)
 
-    def set_replicas(self, key: VersionKey, replicas: tuple[Replica, ...], cordoned: Collection[str]) -> None:
-        """Make `replicas` the complete set of a version's; those `cordoned` finish what they have."""
-        self._replicas[key] = (replicas, frozenset(cordoned))
-        route = self.versions.get(key)
+    def set_replicas(self, key: VersionKey, replicas: VersionReplicas) -> None:
+        """Replace the replicas of a version."""
+        self._replicas[key] = replicas
+        route = self.routes.versions.get(key)
         if route is not None:
-            route.set_replicas(replicas, cordoned, self._make_pool)
+            route.set_replicas(replicas, self._make_pool)
+        if replicas.aborted:
+            for client in self.clients:
+                client.abort_requests_at(replicas.aborted)
+
+    def streaming(self) -> dict[str, int]:
+        """Return the responses in progress by replica. Costs time for each client."""
+        return dict(Counter(replica for client in self.clients if (replica := client.streaming_replica)))
 
     def _make_pool(self, replica: Replica) -> ReplicaPool:
         return ReplicaPool(
@@ -164,219 +200,156 @@ class Gateway:
             replica.id,
             replica.host,
             replica.port,
-            kinds=self._answer_kinds,
-            connect_timeout_seconds=self.settings.connect_timeout_ms / 1000,
+            rules=self._response_rules,
+            settings=self.settings,
+            turns=self.context.turns,
         )
 
     # Slots.
 
-    def slots_changed(self, route: VersionRoute) -> None:
-        """A holder may have something to say; it says it once this turn of the event loop is over."""
-        if not self._changed:
-            self._loop.call_soon(self._flush)
-        self._changed[route] = None
+    def held_snapshots(self, shard: int, shard_count: int) -> dict[VersionKey, HeldSnapshot]:
+        """Return snapshots of the lease caches in one of `shard_count` shards of the versions.
 
-    def _flush(self) -> None:
-        changed, self._changed = self._changed, {}
-        for route in changed:
-            if self.versions.get(route.key) is route:
-                self._send_news(route)
+        First sends the pending messages of these lease caches, as a snapshot must be sent after them.
+        """
+        snapshots: dict[VersionKey, HeldSnapshot] = {}
+        for route in tuple(self.routes.versions.values())[shard::shard_count]:
+            if route.lease_cache.needs_flush:
+                self._outbox.flush(route)
+            snapshot = route.lease_cache.held_snapshot()
+            if snapshot is not None:
+                snapshots[route.key] = snapshot
+        return snapshots
 
-    def _send_news(self, route: VersionRoute) -> None:
-        messages = route.holder.flush()
-        if messages:
-            self._send(route.key, messages)
+    def resync(self, services: Collection[str]) -> None:
+        """Register the lease caches of these services with their ledgers again."""
+        for key, route in self.routes.versions.items():
+            if key[0] in services:
+                route.lease_cache.resync()
+                self._outbox.notify(route)
 
-    def holds(self, part: int, parts: int) -> dict[VersionKey, Holds]:
-        """What the holders of one of `parts` parts of the versions hold, after all that there was to say is said."""
-        leases: dict[VersionKey, Holds] = {}
-        for route in tuple(self.versions.values())[part::parts]:
-            if route.holder.news:
-                self._send_news(route)
-            holds = route.holder.holds()
-            if holds is not None:
-                leases[route.key] = holds
-        return leases
-
-    def deliver(self, key: VersionKey, message: ToHolder) -> None:
-        """Take in what a ledger says."""
-        route = self.versions.get(key)
+    def deliver(self, key: VersionKey, message: ToLeaseCache) -> None:
+        """Deliver a ledger's message to the lease cache of its version."""
+        route = self.routes.versions.get(key)
         if route is None:
             return
         now = time.monotonic()
-        for waiter, lease in route.holder.handle(message, now):
+        waiter: Exchange
+        for waiter, lease in route.lease_cache.handle(message, now):
             waiter.start(lease, now)
-        if route.holder.news:
-            self.slots_changed(route)
+        if route.lease_cache.needs_flush:
+            self._outbox.notify(route)
 
-    def replica_refused(self, route: VersionRoute, lease: HeldReplica[ReplicaPool], error: BaseException) -> None:
-        """A replica does not accept connections: spare it for a while."""
-        route.counters.connect_failures[_why_refused(error)] += 1
-        if lease.suspended:
-            return
-        lease.target.failures = failures = lease.target.failures + 1
-        seconds = min(_SUSPENSION_SECONDS * 2 ** min(failures - 1, 10), _LONGEST_SUSPENSION_SECONDS)
-        route.holder.suspend(lease)
-        self._loop.call_later(seconds, self._resume, route, lease)
-        level = logging.WARNING if failures == 1 else logging.DEBUG
-        event(
-            _log, level, "replica refuses connections",
-            service=route.key[0], version=route.key[1], replica=lease.id, error=str(error) or type(error).__name__,
-        )  # fmt: skip
-
-    def _resume(self, route: VersionRoute, lease: HeldReplica[ReplicaPool]) -> None:
-        now = time.monotonic()
-        for waiter, replica in route.holder.resume(lease, now):
-            waiter.start(replica, now)
-        self.slots_changed(route)
-
-    def log_garbled(self, route: VersionRoute | None, replica_id: str, error: BaseException | None) -> None:
-        """A replica answers with something that is not HTTP."""
-        service, version = route.key if route is not None else ("", "")
-        event(
-            _log, logging.WARNING, "replica sent an invalid answer",
-            service=service, version=version, replica=replica_id, error=str(error),
-        )  # fmt: skip
-
-    def log_fault(self, error: BaseException) -> None:
-        """This program has a fault; the request at hand is answered 500."""
-        event(_log, logging.ERROR, "request failed through a fault of the router", exception=error)
-
-    # Clients.
-
-    @property
-    def connections(self) -> int:
-        """Clients that are connected."""
-        return len(self._clients)
-
-    def admit(self, client: ClientConnection) -> bool:
-        """Count a new connection; False if there are too many."""
-        if len(self._clients) >= self.settings.max_client_connections:
-            self.counters.connections_refused += 1
-            return False
-        self.counters.connections_accepted += 1
-        self.counters.connections_open += 1
-        self._clients.add(client)
-        return True
-
-    def forget(self, client: ClientConnection) -> None:
-        """A connection has closed."""
-        if client in self._clients:
-            self._clients.discard(client)
-            self.counters.connections_open -= 1
-            if self.draining and not self._clients:
-                self._drained.set()
+    # Connections.
 
     @property
     def connections_idle(self) -> int:
-        """Connections to replicas that rest in their pools."""
-        return sum(len(pool) for route in self.versions.values() for pool in route.pools())
+        """Idle connections to replicas."""
+        return sum(len(pool) for route in self.routes.versions.values() for pool in route.pools())
 
-    # Time.
+    def _connections_to_replicas(self) -> int:
+        """Return the approximate number of connections to replicas."""
+        return self.connections_idle + sum(route.lease_cache.busy for route in self.routes.versions.values())
 
-    def _every(self, seconds: float, action: Callable[[], None]) -> None:
-        def again() -> None:
-            self._timers[action.__name__] = self._loop.call_later(seconds, again)
+    def begin_lame_duck(self) -> None:
+        """Close each client connection after its next response from now on."""
+        self.context.begin_lame_duck()
+
+    def retire_clients(self, share: float, now: float) -> None:
+        """Close this share of the busy client connections, each with its next response."""
+        busy = [client for client in self.clients if client.idle_seconds(now) < _BUSY_SECONDS]
+        for client in self._retirement.select(busy, share):
+            client.retire()
+
+    # Timers.
+
+    def _repeat(self, seconds: float, action: Callable[[], None]) -> None:
+        def run() -> None:
+            self._timers[action.__name__] = self._loop.call_later(seconds, run)
             action()
 
-        self._timers[action.__name__] = self._loop.call_later(seconds, again)
+        self._timers[action.__name__] = self._loop.call_later(seconds, run)
 
-    def _sweep(self) -> None:
+    def _check_clients(self) -> None:
         now = time.monotonic()
-        self.journal.make_room(_SWEEP_SECONDS)
-        for client in tuple(self._clients):
-            client.check(now)
-        self.doors.look(self._upstream_connections)
+        self.journal.refill(_CLIENT_CHECK_SECONDS)
+        for client in self.clients:
+            client.enforce_timeouts(now)
+        self.acceptor.check_descriptors(self._connections_to_replicas)
 
-    def _upstream_connections(self) -> int:
-        """Connections to replicas, about."""
-        return sum(route.holder.busy + sum(len(pool) for pool in route.pools()) for route in self.versions.values())
-
-    def _tick(self) -> None:
+    def _check_pools(self) -> None:
         now = time.monotonic()
-        old = now - self.settings.replica_idle_connection_seconds
-        for route in self.versions.values():
+        idle_since = now - self.settings.replica_idle_connection_seconds
+        for route in self.routes.versions.values():
             route.tick(now)
             for pool in route.pools():
-                pool.close_idle(old)
+                pool.close_idle(idle_since)
 
     def set_access_log_rate(self, rate: float) -> None:
         """Log this share of the requests from now on."""
         self.access_log.set_rate(rate)
         if rate and self._write_access_log.__name__ not in self._timers:
-            self._every(_ACCESS_LOG_SECONDS, self._write_access_log)
+            self._repeat(_ACCESS_LOG_SECONDS, self._write_access_log)
 
     def _write_access_log(self) -> None:
         if self.access_log.flush():
-            self._loop.call_later(0.005, self._write_access_log)
+            self._loop.call_later(_ACCESS_LOG_BUSY_SECONDS, self._write_access_log)
 
     # The end.
 
-    async def drain(self, seconds: float, farewell_seconds: float, last: bool) -> bool:
-        """Accept no more, let requests under way finish, then close. False if some did not within `seconds`.
+    async def drain(self, seconds: float, min_idle_seconds: float, accept_queued: bool) -> bool:
+        """Stop accepting, let requests in progress finish, then close. Return False if some did not in `seconds`.
 
-        A client that sends one request after another gets its next answer with "Connection: close". To close its
-        connection between two of them would be a race with the next, which it could not safely repeat: so that is done
-        only to one that has been idle for `farewell_seconds` since. `last`: connections that wait to be accepted are
-        taken in before, as nobody else will.
+        Each client's next response has "Connection: close". If a connection is closed between two requests, the next
+        request may already be on its way, and its client cannot safely repeat it. So only a connection that has been
+        idle for `min_idle_seconds` is closed. With `accept_queued`, connections in the queues of the sockets are
+        accepted first, as no other process will accept them.
         """
-        self.draining, self.accepts = True, False
-        began = now = self._loop.time()
-        self._drain_until, self._farewell_seconds = began + seconds, farewell_seconds
-        if last:
-            await self.doors.take_in_who_waits()
-        self.doors.close()
-        for _ in range(_ACCEPTING_TURNS):  # who has just been accepted is a client of ours in a moment
+        self.begin_lame_duck()
+        self.accepts = False
+        started_at = now = self._loop.time()
+        self._drain_until, self._min_idle_seconds = started_at + seconds, min_idle_seconds
+        if accept_queued:
+            await self.acceptor.drain_accept_queue()
+        self.acceptor.close()
+        for _ in range(_ACCEPT_TURNS):  # connections that were just accepted become clients
             await asyncio.sleep(0)
-        while now < self._drain_until and (self._clients or self._shakes_hands(now - began)):
-            self._send_idle_clients_away(now - began)
-            await self._all_have_left(min(_SWEEP_SECONDS, self._drain_until - now))
+        while now < self._drain_until and (len(self.clients) or self._has_handshakes(now - started_at)):
+            self._close_idle_clients(now - started_at)
+            await self.clients.wait_until_empty(min(_CLIENT_CHECK_SECONDS, self._drain_until - now))
             now = self._loop.time()
-        unfinished = [client for client in self._clients if not client.idle]
-        for client in tuple(self._clients):
-            client.transport.abort()
+        unfinished = [client for client in self.clients if not client.idle]
+        for client in self.clients:
+            client.abort()
         await asyncio.sleep(0)
         self.close()
         return not unfinished
 
-    def _shakes_hands(self, drained_seconds: float) -> bool:
-        """Whether a client may still come out of a hand-shake that had begun before."""
-        return self.doors.handshakes > 0 and drained_seconds < self._farewell_seconds
+    def _has_handshakes(self, drained_seconds: float) -> bool:
+        """Return True if a TLS handshake that was in progress may still become a client."""
+        return self.acceptor.handshakes > 0 and drained_seconds < self._min_idle_seconds
 
-    def hasten(self, seconds: float, farewell_seconds: float) -> None:
-        """While draining: be done within so many seconds from now, if not sooner."""
+    def shorten_drain(self, seconds: float, min_idle_seconds: float) -> None:
+        """Finish draining in at most `seconds` from now."""
         self._drain_until = min(self._drain_until, self._loop.time() + seconds)
-        self._farewell_seconds = min(self._farewell_seconds, farewell_seconds)
+        self._min_idle_seconds = min(self._min_idle_seconds, min_idle_seconds)
 
-    def _send_idle_clients_away(self, drained_seconds: float) -> None:
+    def _close_idle_clients(self, drained_seconds: float) -> None:
         now = time.monotonic()
-        for client in tuple(self._clients):
-            if min(client.idle_seconds(now), drained_seconds) >= self._farewell_seconds:
+        for client in self.clients:
+            if min(client.idle_seconds(now), drained_seconds) >= self._min_idle_seconds:
                 client.close()
 
-    async def _all_have_left(self, seconds: float) -> None:
-        """Wait for the last client to go, at most so long."""
-        self._drained.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._drained.wait()
-        except TimeoutError:
-            pass
-
     def close(self) -> None:
-        """Stop the timers and close the connections to replicas."""
-        self.doors.close()
+        """Stop the timers, and close the connections to replicas."""
+        self.acceptor.close()
         for timer in self._timers.values():
             timer.cancel()
+        for response in tuple(self.context.abandoned):
+            response.close()
         now = time.monotonic()
-        for route in self.versions.values():
+        waiter: Exchange
+        for route in self.routes.versions.values():
             for waiter in route.retire(now):
-                waiter.waited_too_long(now)
+                waiter.on_wait_timeout(now)
         self.access_log.close()
-
-
-def _why_refused(error: BaseException) -> str:
-    """A constant for a connection that could not be opened."""
-    if isinstance(error, ConnectionRefusedError):
-        return "refused"
-    return "timeout" if isinstance(error, TimeoutError) else "other"

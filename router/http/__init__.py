@@ -1,1 +1,1 @@
-"""HTTP/1.1 as this router speaks it: header rules, addresses, ids and the router's own answers. No I/O, no state."""
+"""HTTP as rules and codecs: header rules, targets, ids, local responses, the bytes of HTTP/1.1. No I/O."""

@@ -1,14 +1,17 @@
-"""Connections between router pods: what is said over them, how both ends prove themselves, who is connected.
+"""Links between router pods, and everything that pods exchange over them.
 
-    mesh       which peers there are, one link with each, who lives          (asyncio)
-    link       one connection: hand-shake, heartbeats, bounds                (asyncio)
-    dialling   how an address is reached, and what a failure proves          (asyncio)
-    roster     which of two connections stays, what is known of each peer    (no I/O)
-    handshake  mutual proof of a shared secret, versions, session's codes    (no I/O)
-    encryption TLS from there on, with the certificate that was named        (no I/O)
-    frames     where a frame ends, and that it is the peer's                 (no I/O)
-    wire       the messages and their encoding                               (no I/O)
+    leadership      what the leader sends, what other pods report to it     (no I/O)
+    peer_reports    the latest report of each peer                          (no I/O)
+    ledger_dispatcher  messages about slots to and from the owning pod         (no I/O)
+    mesh            which peers there are, one link with each, their status (asyncio)
+    listener        accepts connections, bounds concurrent handshakes       (asyncio)
+    dialer          dials an address, interprets failures                   (asyncio)
+    link            one connection: handshake, heartbeats, limits           (asyncio)
+    peer_table      resolves duplicate connections, status of each peer     (no I/O)
+    handshake       mutual proof of a shared secret, versions, session keys (no I/O)
+    tls_stream      TLS within a link, with the announced certificate       (no I/O)
+    frames          boundaries and authentication of frames                 (no I/O)
+    wire            the messages and their encoding                         (no I/O)
 
-Each imports only what stands below it, and `endings`: why connections end. Must not live here: what the messages
-lead to.
+Each imports only modules below it, and `close_reason`. `tls` makes the certificates.
 """

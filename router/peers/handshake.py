@@ -1,23 +1,26 @@
-"""The hand-shake of a fresh connection: both ends prove that they know the shared secret. No I/O, no clock.
+"""The handshake of a new connection: both sides prove that they hold the shared secret. No I/O, no clock.
 
-    accepting side                                    dialling side
-      challenge: magic, nonce          ---------->
-                                       <----------      answer: nonce, who and which versions, proof
-      verdict: who, versions, result, proof  ---->
-                                       <----------      the first sealed frame: it holds the session's key
+    accepting side                                           dialing side
+      challenge: magic, nonce            ------------>
+                                         <------------  response: nonce, identity, versions, proof
+      verdict: identity, versions, result, proof  --->
+                                         <------------  the first signed frame proves the session's key
 
-A proof is HMAC-SHA256 with the secret over a word for its role and every byte that went before it in either direction,
-so it covers both nonces, both ids, both ranges of versions. Another role's proof (reflection), an earlier connection's
-(replay) or one byte altered on the way does not fit. The keys of the session come from the same bytes by the same
-function. What has not been proven is not even parsed, and a stranger learns no more than that a router listens here.
+A proof is HMAC-SHA256, keyed with the secret, over the role of the sender and all bytes sent before it in both
+directions, so it covers both nonces, both identities and both version ranges. It rejects the proof of the other role
+(reflection), the proof of an earlier connection (replay) and any altered byte. The keys of the session are derived from
+the same bytes by the same function. Data without a valid proof is not parsed, and a dialing side without the secret
+only learns that a router listens here.
 
-The secret must be random: whoever sees a hand-shake, or makes a router dial it, can try out guesses at leisure.
-The form of these three messages is the same in all releases; what follows is governed by the version they agree on.
-What a release adds to them stands at the end of a list, where others pass over it.
+The secret must be random: an attacker that records a handshake, or lets a router dial it, can test guesses offline.
 
-Encryption is agreed on in this way: the answer says that the dialling side can, the verdict which certificate it will
-be shown, and the next byte of either side is TLS's (`encryption`). Both words are under proof, so nobody in between can
-take them away, and the certificate is part of what the session's keys are made of.
+These three messages have the same form in all releases. The messages after them depend on the negotiated version. A
+later release may append fields to the end of a list. Earlier releases ignore them.
+
+TLS is negotiated as follows. A field of the response states that the dialing side supports TLS. The verdict announces
+the digest of the certificate that the accepting side will present. The next byte in either direction is TLS
+(`tls_stream`). The proofs cover both fields, so they cannot be removed in transit, and the session's keys depend on the
+certificate.
 """
 
 from __future__ import annotations
@@ -32,57 +35,59 @@ from typing import NamedTuple
 
 import orjson
 
-from router.peers.encryption import Encryption
-from router.peers.endings import Ending
-from router.peers.frames import WireError, frame
+from router.peers.close_reason import CloseReason
+from router.peers.frames import WireError, encode_frame
+from router.peers.tls_stream import PinnedTls
 
 MAGIC = b"azureml-fe peer 1\n"
-SECRET_BYTES = 16
-"""Shortest secret that is accepted."""
+MIN_SECRET_BYTES = 16
 HANDSHAKE_FRAME_LIMIT_BYTES = 1024
-"""Largest frame of a hand-shake: a stranger makes this router hold no more."""
+"""Maximum size of a frame during the handshake: bounds the memory used by peers that are not authenticated."""
 
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
-_CLIENT, _SERVER = b"dials", b"accepts"
 _LENGTH = struct.Struct("!I")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
-_CERTIFICATE = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_CAN_ENCRYPT = "tls"
+_CERTIFICATE_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _INCARNATION = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _HOST = re.compile(r"[^\s/]{0,255}")
 
+# These bytes are part of the protocol: both sides must use the same ones.
+_CLIENT_ROLE, _SERVER_ROLE = b"dials", b"accepts"
+_KEY_TO_SERVER, _KEY_TO_CLIENT = b"key to who accepts", b"key to who dials"
+_SUPPORTS_TLS = "tls"
 
-class Versions(NamedTuple):
-    """The protocol versions that a release speaks, both ends included."""
+
+class ProtocolVersions(NamedTuple):
+    """The range of protocol versions that a release supports, inclusive."""
 
     lowest: int
     highest: int
 
-    def common_with(self, other: Versions) -> int | None:
-        """The highest version that both speak; None if there is none."""
+    def highest_common(self, other: ProtocolVersions) -> int | None:
+        """Return the highest version in both ranges, or None if they do not overlap."""
         highest = min(self.highest, other.highest)
         return highest if highest >= max(self.lowest, other.lowest) else None
 
 
-SUPPORTED = Versions(1, 1)
+SUPPORTED_VERSIONS = ProtocolVersions(1, 1)
 
 
 class HandshakeError(Exception):
-    """The hand-shake came to no session. `peer` is who refused or was refused, if that one has proven itself."""
+    """The handshake failed. `peer` is the other side, if it has proven that it holds the secret."""
 
-    def __init__(self, ending: Ending, peer: Party | None = None) -> None:
-        self.ending = ending
+    def __init__(self, close_reason: CloseReason, peer: PeerIdentity | None = None) -> None:
+        self.close_reason = close_reason
         self.peer = peer
-        super().__init__(ending.value)
+        super().__init__(close_reason.value)
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
-    """Who a router says it is. `host` is empty where the router listens on all addresses of its machine.
+class PeerIdentity:
+    """One process of a router pod. `host` is empty if the process listens on all addresses of its machine.
 
-    `incarnation` is another one in each process; of two with the same id, the greater one began later.
-    Raises `ValueError` for an id, incarnation, host or port that cannot be one.
+    `incarnation` differs between processes with the same id, and a later process has a greater one.
+    Raises `ValueError` for an invalid id, incarnation, host or port.
     """
 
     id: str
@@ -100,171 +105,190 @@ class Party:
 
     @staticmethod
     def new_incarnation() -> str:
-        """For one process: the time, so that a later one has a greater one, and chance, so that no two are alike."""
+        """Return an incarnation for this process: the time, for the order, and 16 random bits, for uniqueness."""
         return f"{(time.time_ns() >> 16 << 16 | secrets.randbits(16)) % 2**64:016x}"
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a hand-shake leads to. `certificate` is the SHA-256 of that of the accepting side, where TLS follows."""
+    """The result of a handshake.
+
+    `certificate_digest` is the SHA-256 digest of the accepting side's certificate if TLS follows, else None.
+    """
 
     version: int
     send_key: bytes = field(repr=False)
     receive_key: bytes = field(repr=False)
-    certificate: bytes | None = field(default=None, repr=False)
+    certificate_digest: bytes | None = field(default=None, repr=False)
 
 
 def check_secret(secret: bytes) -> bytes:
-    """The secret itself. Raises `ValueError` if it is too short."""
-    if len(secret) < SECRET_BYTES:
-        raise ValueError(f"secret of the peers: must be at least {SECRET_BYTES} bytes")
+    """Return the secret. Raises `ValueError` if it is too short."""
+    if len(secret) < MIN_SECRET_BYTES:
+        raise ValueError(f"secret of the peers: must be at least {MIN_SECRET_BYTES} bytes")
     return secret
 
 
 class ServerHandshake:
-    """The accepting side: send `challenge`, `receive` the answer, then send what `accept` or `refuse` gives."""
+    """The accepting side: send `challenge`, call `receive_response`, then send the verdict of `accept` or `refuse`."""
 
     __slots__ = (
-        "_answer", "_certificate", "_challenge", "_encryption", "_own", "_secret", "_versions", "challenge", "peer",
-        "version",
+        "_certificate_digest", "_challenge", "_own", "_response", "_secret", "_tls", "_version", "_versions",
+        "challenge",
     )  # fmt: skip
 
     def __init__(
-        self, own: Party, secret: bytes, versions: Versions = SUPPORTED, encryption: Encryption | None = None
+        self,
+        own: PeerIdentity,
+        secret: bytes,
+        versions: ProtocolVersions = SUPPORTED_VERSIONS,
+        tls: PinnedTls | None = None,
     ) -> None:
         self._own = own
         self._secret = check_secret(secret)
         self._versions = versions
-        self._encryption = encryption
-        self._certificate: bytes | None = None
+        self._tls = tls
+        self._certificate_digest: bytes | None = None
         self._challenge = MAGIC + secrets.token_bytes(_NONCE_BYTES)
-        self._answer = b""
-        self.challenge = frame(self._challenge)
-        self.peer: Party | None = None
-        self.version = 0
+        self._response = b""
+        self._version = 0
+        self.challenge = encode_frame(self._challenge)
 
-    def receive(self, body: bytes) -> Party:
-        """Take the answer in: who it is that has proven itself. Raises `HandshakeError`, with `peer` if that one has
-        proven itself and is to be told so (`refuse`)."""
+    def receive_response(self, body: bytes) -> PeerIdentity:
+        """Verify the response and return the peer's identity.
+
+        Raises `HandshakeError`. Its `peer` is set if the peer holds the secret and should get a refusal (`refuse`).
+        Raises `WireError` if the proof is valid but the response is malformed.
+        """
         claim, proof = body[:-_PROOF_BYTES], body[-_PROOF_BYTES:]
-        if not hmac.compare_digest(proof, _digest(self._secret, _CLIENT, self._challenge, claim)):
-            raise HandshakeError(Ending.SECRET)
-        self._answer = body
-        party, versions, added = _read(claim[_NONCE_BYTES:])
-        self.peer = party
-        version = self._versions.common_with(versions)
+        if not hmac.compare_digest(proof, _hmac(self._secret, _CLIENT_ROLE, self._challenge, claim)):
+            raise HandshakeError(CloseReason.SECRET)
+        self._response = body
+        peer, versions, extensions = _parse_claim(claim[_NONCE_BYTES:])
+        version = self._versions.highest_common(versions)
         if version is None:
-            raise HandshakeError(Ending.VERSION, party)
-        self.version = version
-        if self._encryption is not None and _CAN_ENCRYPT in added[:1]:
-            self._certificate = self._encryption.certificate
-        elif self._encryption is not None and self._encryption.required:
-            raise HandshakeError(Ending.UNENCRYPTED, party)
-        return party
+            raise HandshakeError(CloseReason.VERSION, peer)
+        self._version = version
+        if self._tls is not None and _SUPPORTS_TLS in extensions[:1]:
+            self._certificate_digest = self._tls.certificate_digest
+        elif self._tls is not None and self._tls.required:
+            raise HandshakeError(CloseReason.UNENCRYPTED, peer)
+        return peer
 
     def accept(self) -> tuple[bytes, Session]:
-        """What to send, and the session that begins with it."""
-        named = [self._certificate.hex()] if self._certificate is not None else []
-        verdict = self._verdict([self.version, "", *named])
-        to_server, to_client = _keys(self._secret, self._challenge, self._answer, verdict)
-        return frame(verdict), Session(self.version, to_client, to_server, self._certificate)
+        """Return the verdict to send, and the session that it starts."""
+        extensions = [self._certificate_digest.hex()] if self._certificate_digest is not None else []
+        verdict = self._make_verdict([self._version, "", *extensions])
+        to_server, to_client = _derive_keys(self._secret, self._challenge, self._response, verdict)
+        return encode_frame(verdict), Session(self._version, to_client, to_server, self._certificate_digest)
 
-    def refuse(self, reason: Ending) -> bytes:
-        """What to send before closing to one that has proven itself."""
-        return frame(self._verdict([0, reason.value]))
+    def refuse(self, reason: CloseReason) -> bytes:
+        """Return the verdict to send before closing a connection whose peer holds the secret."""
+        return encode_frame(self._make_verdict([0, reason.value]))
 
-    def _verdict(self, result: list[object]) -> bytes:
-        claim = orjson.dumps([*_written(self._own, self._versions), *result])
-        return claim + _digest(self._secret, _SERVER, self._challenge, self._answer, claim)
+    def _make_verdict(self, result: list[object]) -> bytes:
+        claim = orjson.dumps([*_identity_fields(self._own, self._versions), *result])
+        return claim + _hmac(self._secret, _SERVER_ROLE, self._challenge, self._response, claim)
 
 
 class ClientHandshake:
-    """The dialling side: send what `answer` makes of the challenge, then `finish` with the verdict."""
+    """The dialing side: send what `respond` returns for the challenge, then call `receive_verdict`."""
 
-    __slots__ = ("_answer", "_challenge", "_encryption", "_own", "_secret", "_versions")
+    __slots__ = ("_challenge", "_own", "_response", "_secret", "_tls", "_versions")
 
     def __init__(
-        self, own: Party, secret: bytes, versions: Versions = SUPPORTED, encryption: Encryption | None = None
+        self,
+        own: PeerIdentity,
+        secret: bytes,
+        versions: ProtocolVersions = SUPPORTED_VERSIONS,
+        tls: PinnedTls | None = None,
     ) -> None:
         self._own = own
         self._secret = check_secret(secret)
         self._versions = versions
-        self._encryption = encryption
+        self._tls = tls
         self._challenge = b""
-        self._answer = b""
+        self._response = b""
 
     @property
-    def is_answered(self) -> bool:
-        """Whether the challenge has come: the next frame is the verdict."""
-        return bool(self._answer)
+    def has_responded(self) -> bool:
+        """True once the challenge was received: the next frame is the verdict."""
+        return bool(self._response)
 
-    def answer(self, body: bytes) -> bytes:
-        """What to send. Raises `HandshakeError` if nothing that is a router has spoken."""
+    def respond(self, body: bytes) -> bytes:
+        """Return the response to the challenge `body`. Raises `HandshakeError` if it is not a router's challenge."""
         if len(body) != len(MAGIC) + _NONCE_BYTES or not body.startswith(MAGIC):
-            raise HandshakeError(Ending.GARBAGE)
+            raise HandshakeError(CloseReason.GARBAGE)
         self._challenge = body
-        added = [_CAN_ENCRYPT] if self._encryption is not None else []
-        claim = secrets.token_bytes(_NONCE_BYTES) + orjson.dumps([*_written(self._own, self._versions), *added])
-        self._answer = claim + _digest(self._secret, _CLIENT, body, claim)
-        return frame(self._answer)
+        extensions = [_SUPPORTS_TLS] if self._tls is not None else []
+        fields = [*_identity_fields(self._own, self._versions), *extensions]
+        claim = secrets.token_bytes(_NONCE_BYTES) + orjson.dumps(fields)
+        self._response = claim + _hmac(self._secret, _CLIENT_ROLE, body, claim)
+        return encode_frame(self._response)
 
-    def finish(self, body: bytes) -> tuple[Party, Session]:
-        """Who has accepted, and the session. Raises `HandshakeError`, with `peer` if that one has proven itself."""
+    def receive_verdict(self, body: bytes) -> tuple[PeerIdentity, Session]:
+        """Verify the verdict and return the peer's identity and the session.
+
+        Raises `HandshakeError`, with `peer` set if the peer holds the secret, and `WireError` if the proof is valid but
+        the verdict is malformed.
+        """
         claim, proof = body[:-_PROOF_BYTES], body[-_PROOF_BYTES:]
-        if not hmac.compare_digest(proof, _digest(self._secret, _SERVER, self._challenge, self._answer, claim)):
-            raise HandshakeError(Ending.SECRET)
-        party, _, rest = _read(claim)
-        match rest:
+        if not hmac.compare_digest(proof, _hmac(self._secret, _SERVER_ROLE, self._challenge, self._response, claim)):
+            raise HandshakeError(CloseReason.SECRET)
+        peer, _, result = _parse_claim(claim)
+        match result:
             case [0, str(reason), *_]:
-                raise HandshakeError(_ending(reason), party)
-            case [int(version), str(), *added] if self._versions.lowest <= version <= self._versions.highest:
-                certificate = self._named(added, party)
-                to_server, to_client = _keys(self._secret, self._challenge, self._answer, body)
-                return party, Session(version, to_server, to_client, certificate)
-        raise HandshakeError(Ending.VERSION, party)
+                raise HandshakeError(_parse_refusal(reason), peer)
+            case [int(version), str(), *extensions] if self._versions.lowest <= version <= self._versions.highest:
+                certificate_digest = self._parse_certificate_digest(extensions, peer)
+                to_server, to_client = _derive_keys(self._secret, self._challenge, self._response, body)
+                return peer, Session(version, to_server, to_client, certificate_digest)
+        raise HandshakeError(CloseReason.VERSION, peer)
 
-    def _named(self, added: list[object], party: Party) -> bytes | None:
-        """The certificate that the accepting side will show; None where it does not encrypt."""
-        match added:
-            case [str(certificate), *_] if self._encryption is not None and _CERTIFICATE.fullmatch(certificate):
-                return bytes.fromhex(certificate)
-        if self._encryption is not None and self._encryption.required:
-            raise HandshakeError(Ending.UNENCRYPTED, party)
+    def _parse_certificate_digest(self, extensions: list[object], peer: PeerIdentity) -> bytes | None:
+        """Return the digest of the certificate that the accepting side will present, or None if it will not use TLS."""
+        match extensions:
+            case [str(digest), *_] if self._tls is not None and _CERTIFICATE_DIGEST.fullmatch(digest):
+                return bytes.fromhex(digest)
+        if self._tls is not None and self._tls.required:
+            raise HandshakeError(CloseReason.UNENCRYPTED, peer)
         return None
 
 
-def _digest(secret: bytes, purpose: bytes, *parts: bytes) -> bytes:
-    """HMAC over the parts, each with its length, so that bytes cannot pass from one to the next."""
+def _hmac(secret: bytes, purpose: bytes, *parts: bytes) -> bytes:
+    """Return the HMAC of the parts, each prefixed with its length so that bytes cannot move between parts."""
     return hmac.digest(secret, b"".join(_LENGTH.pack(len(part)) + part for part in (purpose, *parts)), "sha256")
 
 
-def _keys(secret: bytes, *transcript: bytes) -> tuple[bytes, bytes]:
-    """The keys of both directions: to the accepting side, to the dialling side."""
-    return _digest(secret, b"key to who accepts", *transcript), _digest(secret, b"key to who dials", *transcript)
+def _derive_keys(secret: bytes, *transcript: bytes) -> tuple[bytes, bytes]:
+    """Return the keys of both directions: to the accepting side, to the dialing side."""
+    return _hmac(secret, _KEY_TO_SERVER, *transcript), _hmac(secret, _KEY_TO_CLIENT, *transcript)
 
 
-def _written(own: Party, versions: Versions) -> list[object]:
+def _identity_fields(own: PeerIdentity, versions: ProtocolVersions) -> list[object]:
     return [own.id, own.incarnation, own.host, own.port, versions.lowest, versions.highest]
 
 
-def _read(claim: bytes) -> tuple[Party, Versions, list[object]]:
-    """Who and which versions, and what stands behind it. Raises `WireError`."""
+def _parse_claim(claim: bytes) -> tuple[PeerIdentity, ProtocolVersions, list[object]]:
+    """Return the identity, the versions and the fields after them. Raises `WireError`."""
     try:
         match orjson.loads(claim):
-            case [str(name), str(incarnation), str(host), int(port), int(lowest), int(highest), *rest]:
-                return Party(name, incarnation, host, port), Versions(lowest, highest), rest
-    except ValueError:  # neither JSON, nor a party; the text of either error would repeat what came
+            case [str(peer_id), str(incarnation), str(host), int(port), int(lowest), int(highest), *rest]:
+                return PeerIdentity(peer_id, incarnation, host, port), ProtocolVersions(lowest, highest), rest
+    except ValueError:  # invalid JSON or an invalid identity; the text of either error would contain received data
         pass
-    raise WireError(Ending.GARBAGE, "hand-shake that names no router")
+    raise WireError(CloseReason.GARBAGE, "handshake without a valid identity")
 
 
-def _ending(reason: str) -> Ending:
-    return Ending(reason) if reason in _TOLD else Ending.REFUSED
+def _parse_refusal(reason: str) -> CloseReason:
+    return CloseReason(reason) if reason in _REFUSALS_SENT else CloseReason.REFUSED
 
 
-_TOLD = frozenset(
-    ending.value
-    for ending in (
-        Ending.VERSION, Ending.STALE, Ending.SAME_ID, Ending.SELF, Ending.DUPLICATE, Ending.UNENCRYPTED,
+_REFUSALS_SENT = frozenset(
+    reason.value
+    for reason in (
+        CloseReason.VERSION, CloseReason.STALE, CloseReason.SAME_ID, CloseReason.SELF, CloseReason.DUPLICATE,
+        CloseReason.UNENCRYPTED,
     )
 )  # fmt: skip
+"""The reasons that a verdict can carry. Their values are part of the protocol."""

@@ -1,16 +1,17 @@
-"""One connection with a peer: hand-shake, then messages both ways, until one of its bounds is reached or a side leaves.
+"""One connection with a peer: the handshake, then messages in both directions until the end of the connection.
 
-    CONNECTING --connected--> PROVING --proven--> AGREED --first sealed frame--> UP
-         |                       |   (accepting side)  |                         |
-         |                       +--proven--> SECURING --TLS, or none agreed-----+
-         |                       |        (dialling side)                        |
-         +-----------------------+-- ended ------------+-------------------------+--> ENDED
+    CONNECTING --connected--> AUTHENTICATING --authenticated--> AWAITING_FRAME --first signed frame--> UP
+         |                       |        (accepting side)         |                                  |
+         |                       +--authenticated--> TLS_HANDSHAKE --TLS established, or not used-----+
+         |                       |        (dialing side)           |                                  |
+         +-----------------------+-------------- end --------------+----------------------------------+--> ENDED
 
-The dialling side says something as soon as it is up, and only then the accepting side is: so both know that the other
-one holds the session's key, and the dialling side may still leave after it has learnt who answers.
+The dialing side sends a signed frame as soon as its link is up. When the accepting side receives this frame, its link
+is up, too. The frame proves that the dialing side holds the session's key, and that it keeps the connection although it
+now knows the peer's identity.
 
-Lives here: the bytes of one connection and its clock. Must not live here: which connections there should be (`mesh`),
-which of two stays (`roster`).
+This module handles the bytes and the timers of one connection. `mesh` decides which connections there should be, and
+`peer_table` which of two connections is kept.
 """
 
 from __future__ import annotations
@@ -21,177 +22,180 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, cast
 
-from router.peers.encryption import Encryption, TlsStream
-from router.peers.endings import Ending
-from router.peers.frames import FRAME_LIMIT_BYTES, FrameDecoder, Opener, Sealer, WireError
+from router.peers.close_reason import CloseReason
+from router.peers.frames import FRAME_LIMIT_BYTES, FrameDecoder, FrameSigner, FrameVerifier, WireError
 from router.peers.handshake import (
     HANDSHAKE_FRAME_LIMIT_BYTES,
     ClientHandshake,
     HandshakeError,
-    Party,
+    PeerIdentity,
     ServerHandshake,
     Session,
 )
 from router.peers.messages import Goodbye, Heartbeat, Message
-from router.peers.wire import MessageReader, encode
+from router.peers.tls_stream import PinnedTls, TlsStream
+from router.peers.wire import decode, encode
 
-_LINGER_SECONDS = 1.0  # what was said last may take so long to reach a peer that reads slowly
+_LINGER_SECONDS = 1.0  # how long a slow peer may read the last data before the connection is aborted
 _HEARTBEAT = encode(Heartbeat())
 _GOODBYE = encode(Goodbye())
 
-# After these the last words are still sent; after the others nobody is left to hear them, or to be trusted with them.
-_IN_ORDER = frozenset(
+# After these reasons, data that was already written is still sent. After other reasons the peer is dead or not trusted.
+_GRACEFUL = frozenset(
     (
-        Ending.VERSION, Ending.UNENCRYPTED, Ending.STALE, Ending.SAME_ID, Ending.SELF, Ending.DUPLICATE,
-        Ending.REPLACED, Ending.GOODBYE, Ending.STOPPED,
+        CloseReason.VERSION, CloseReason.UNENCRYPTED, CloseReason.STALE, CloseReason.SAME_ID, CloseReason.SELF,
+        CloseReason.DUPLICATE, CloseReason.REPLACED, CloseReason.GOODBYE, CloseReason.STOPPED,
     )
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkLimits:
-    """Bounds of a link. Both ends must have a `dead_after_seconds` well above the other's `heartbeat_seconds`."""
+    """Limits of a link. On each side, `dead_after_seconds` must be well above the other side's `heartbeat_seconds`."""
 
     handshake_seconds: float = 2.0
     heartbeat_seconds: float = 0.2
     dead_after_seconds: float = 1.0
-    """Silence after which a link is down."""
+    """How long nothing may be received before a link is down."""
     frame_limit_bytes: int = FRAME_LIMIT_BYTES
     write_limit_bytes: int = 32 * 1024 * 1024
-    """A peer that leaves more unread is not read for."""
+    """Maximum number of unsent bytes. Beyond it a link is down, because its peer does not read."""
 
 
-class LinkOwner(Protocol):
-    """Who has links. The calls are plain functions and must not block."""
+class LinkObserver(Protocol):
+    """Receives the events of a link. The methods must not block."""
 
-    def link_agreed(self, link: Link) -> Ending | None:
-        """`link.peer` has proven itself: None to go on with it, else why not."""
+    def on_authenticated(self, link: Link) -> CloseReason | None:
+        """The peer (`link.peer`) is authenticated. Return None to keep the connection, or the reason to refuse it."""
 
-    def link_up(self, link: Link) -> None:
-        """Messages can be sent and will come."""
+    def on_link_up(self, link: Link) -> None:
+        """Messages can be sent and received from now on."""
 
-    def link_said(self, link: Link, message: Message) -> None:
-        """The peer speaks: anything but a heartbeat or a goodbye."""
+    def on_link_message(self, link: Link, message: Message) -> None:
+        """The peer has sent a message other than a heartbeat or a goodbye."""
 
-    def link_ended(self, link: Link, ending: Ending) -> None:
-        """The link is of no use any more; called once, also for one that never was up."""
+    def on_link_ended(self, link: Link, reason: CloseReason) -> None:
+        """The link cannot be used any more. Called once, also for a link that was never up."""
 
-    def link_closed(self, link: Link) -> None:
-        """Its socket is closed; called once, after `link_ended`."""
+    def on_link_closed(self, link: Link) -> None:
+        """The link's socket is closed. Called once, after `on_link_ended`."""
 
 
 class _State(Enum):
     CONNECTING = auto()
-    PROVING = auto()
-    SECURING = auto()
-    AGREED = auto()
+    AUTHENTICATING = auto()
+    TLS_HANDSHAKE = auto()
+    AWAITING_FRAME = auto()
     UP = auto()
     ENDED = auto()
 
 
 class Link(asyncio.Protocol):
-    """Either end. `source` is the other end's host, for the log; `reader` may be shared by links. `encryption` is what
-    the hand-shake goes by."""
+    """One side of a connection.
+
+    `source` is the other side's host, for the log. `tls` must be the object that was passed to `handshake`.
+    """
 
     def __init__(
         self,
-        owner: LinkOwner,
+        observer: LinkObserver,
         handshake: ServerHandshake | ClientHandshake,
         source: str,
         limits: LinkLimits,
-        reader: MessageReader,
-        encryption: Encryption | None = None,
+        tls: PinnedTls | None = None,
     ) -> None:
         self.source = source
-        self.peer: Party | None = None  # known once it has proven itself
-        self.version = 0  # of the protocol, as agreed
-        self.ending: Ending | None = None
+        self.peer: PeerIdentity | None = None  # set once authenticated
+        self.version = 0  # of the protocol, as negotiated
+        self.close_reason: CloseReason | None = None
         self.settled = asyncio.Event()  # set once the link is up or has ended
-        self.was_connected = False  # a transport has taken the socket over
-        self._owner = owner
+        self.was_connected = False  # True once a transport holds the socket
+        self._observer = observer
         self._handshake = handshake
         self._limits = limits
-        self._reader = reader
-        self._encryption = encryption
+        self._pinned_tls = tls
         self._tls: TlsStream | None = None
         self._state = _State.CONNECTING
         self._decoder = FrameDecoder(HANDSHAKE_FRAME_LIMIT_BYTES)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._sealer: Sealer | None = None
-        self._opener: Opener | None = None
+        self._signer: FrameSigner | None = None
+        self._verifier: FrameVerifier | None = None
         self._unsent: list[bytes] = []
-        self._spoke = False  # since the last tick
+        self._sent_since_tick = False
         self._silent_ticks = 0
 
     @property
-    def dialled(self) -> bool:
-        """Whether this side dialled."""
+    def is_outbound(self) -> bool:
+        """True if this side dialed."""
         return isinstance(self._handshake, ClientHandshake)
 
     @property
     def is_up(self) -> bool:
-        """Whether messages can be sent."""
+        """True if messages can be sent."""
         return self._state is _State.UP
 
     @property
     def tls_version(self) -> str | None:
-        """Of TLS on this connection, be it within the link or around it; None where there is none."""
+        """The version of TLS within the link or below it, or None without TLS."""
         if self._tls is not None:
             return self._tls.version
-        around: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
-        return around.version() if around is not None else None
+        below: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
+        return below.version() if below is not None else None
 
-    # What the owner does.
+    # Calls of the mesh.
 
     def send(self, message: Message) -> None:
-        """Say something; lost if the link is not up. Raises `WireError` for a message over the limit of a frame."""
-        self.send_payload(encode(message))
+        """Send a message. It is lost if the link is not up. Raises `WireError` if it exceeds the frame limit."""
+        self.send_encoded(encode(message))
 
-    def send_payload(self, payload: bytes) -> None:
-        """`send` for a message that is encoded already, as for one that goes to many."""
-        if self._sealer is None or self._state is not _State.UP:
+    def send_encoded(self, payload: bytes) -> None:
+        """Send an encoded message, as `send` does. A broadcast encodes its message only once."""
+        if self._signer is None or self._state is not _State.UP:
             return
-        sealed = self._sealer.seal(payload, self._limits.frame_limit_bytes)
-        if not self._unsent:  # what is said within one turn of the loop goes out in one write
+        signed = self._signer.sign(payload, self._limits.frame_limit_bytes)
+        if not self._unsent:  # all frames of one turn of the event loop take one write
             asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.append(sealed)
-        self._spoke = True
+        self._unsent.append(signed)
+        self._sent_since_tick = True
 
-    def leave(self) -> None:
-        """Say goodbye, then end."""
-        self.send_payload(_GOODBYE)
+    def close_gracefully(self) -> None:
+        """Send a goodbye, then end the link."""
+        self.send_encoded(_GOODBYE)
         self._flush()
-        self.end(Ending.STOPPED)
+        self.end(CloseReason.STOPPED)
 
-    def end(self, ending: Ending) -> None:
-        """End the link, if it has not ended yet."""
+    def end(self, reason: CloseReason) -> None:
+        """End the link. Does nothing if it has ended already."""
         if self._state is _State.ENDED:
             return
         self._state = _State.ENDED
-        self.ending = ending
+        self.close_reason = reason
         self._unsent.clear()
         self._stop_timer()
         if self._transport is not None:
-            if ending in _IN_ORDER:
+            if reason in _GRACEFUL:
                 self._transport.close()
             else:
                 self._transport.abort()
-            self._timer = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._cut)
+            self._timer = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._abort_lingering)
         self.settled.set()
-        self._owner.link_ended(self, ending)
+        self._observer.on_link_ended(self, reason)
         if self._transport is None:
-            self._owner.link_closed(self)
+            self._observer.on_link_closed(self)
 
-    def _cut(self) -> None:
-        """The transport has not closed yet: its peer does not read, or uvloop does not tell, as when the connecting
-        task was cancelled at the moment of connection."""
+    def _abort_lingering(self) -> None:
+        """Abort a transport that has not closed in time.
+
+        Either the peer does not read, or uvloop did not call `connection_lost`. The latter happens if the connecting
+        task is cancelled at the moment of connection.
+        """
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
-            self._owner.link_closed(self)
+            self._observer.on_link_closed(self)
 
-    # What the transport does.
+    # Calls of the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.was_connected = True
@@ -199,154 +203,156 @@ class Link(asyncio.Protocol):
             cast(asyncio.Transport, transport).abort()
             return
         self._transport = cast(asyncio.Transport, transport)
-        self._state = _State.PROVING
+        self._state = _State.AUTHENTICATING
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._limits.handshake_seconds, self.end, Ending.TIMEOUT)
+        self._timer = loop.call_later(self._limits.handshake_seconds, self.end, CloseReason.TIMEOUT)
         if isinstance(self._handshake, ServerHandshake):
             self._write(self._handshake.challenge)
 
     def data_received(self, data: bytes) -> None:
         self._silent_ticks = 0
         try:
-            bodies = self._decoder.feed(data if self._tls is None else self._decrypted(self._tls, data))
+            bodies = self._decoder.feed(data if self._tls is None else self._decrypt(self._tls, data))
         except WireError as error:
-            self.end(error.ending)
+            self.end(error.close_reason)
             return
         for number, body in enumerate(bodies, 1):
-            if self._state is _State.PROVING:
-                self._prove(body)
-                if self._tls is not None and (number < len(bodies) or self._decoder.has_begun):
-                    self.end(Ending.GARBAGE)  # what follows would count as if TLS had protected it
+            if self._state is _State.AUTHENTICATING:
+                self._on_handshake_frame(body)
+                if self._tls is not None and (number < len(bodies) or self._decoder.has_partial_frame):
+                    self.end(CloseReason.GARBAGE)  # plaintext after the handshake would pass for TLS-protected data
             elif self._state is not _State.ENDED:
-                self._hear(body)
+                self._on_frame(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is None:
-            return  # had ended before it was connected, or was cut
+            return  # ended before it was connected, or aborted after lingering
         self._transport = None
         if self._state is _State.ENDED:
             self._stop_timer()
-            self._owner.link_closed(self)
+            self._observer.on_link_closed(self)
         else:
-            # Whoever finds no proof in what it is sent says nothing and closes.
-            refused = self.dialled and self._state is _State.PROVING
-            self.end(Ending.REFUSED if refused else Ending.CLOSED)
+            # A router closes silently if it cannot verify the proof of the other side.
+            refused = self.is_outbound and self._state is _State.AUTHENTICATING
+            self.end(CloseReason.REFUSED if refused else CloseReason.CLOSED)
 
-    # Proof.
+    # Handshake.
 
-    def _prove(self, body: bytes) -> None:
+    def _on_handshake_frame(self, body: bytes) -> None:
         try:
             if isinstance(self._handshake, ServerHandshake):
-                self._judge(self._handshake, body)
+                self._on_response(self._handshake, body)
+            elif not self._handshake.has_responded:
+                self._write(self._handshake.respond(body))
             else:
-                self._ask(self._handshake, body)
+                self._on_verdict(self._handshake, body)
         except WireError as error:
-            self.end(error.ending)
+            self.end(error.close_reason)
         except HandshakeError as error:
             self.peer = error.peer
-            self.end(error.ending)
+            self.end(error.close_reason)
 
-    def _judge(self, handshake: ServerHandshake, body: bytes) -> None:
-        """Take the dialling side's proof in, and answer."""
-        ending: Ending | None
+    def _on_response(self, handshake: ServerHandshake, body: bytes) -> None:
+        """Verify the dialing side's proof and send the verdict."""
+        reason: CloseReason | None
         try:
-            self.peer = handshake.receive(body)
-            ending = self._owner.link_agreed(self)
+            self.peer = handshake.receive_response(body)
+            reason = self._observer.on_authenticated(self)
         except HandshakeError as error:
             if error.peer is None:
                 raise
-            self.peer, ending = error.peer, error.ending
-        if ending is None:
+            self.peer, reason = error.peer, error.close_reason
+        if reason is None:
             verdict, session = handshake.accept()
-            self._begin(session)
-            self._state = _State.AGREED
+            self._start_session(session)
+            self._state = _State.AWAITING_FRAME
         else:
-            verdict = handshake.refuse(ending)
+            verdict = handshake.refuse(reason)
         self._write(verdict)
-        if ending is not None:
-            self.end(ending)
+        if reason is not None:
+            self.end(reason)
 
-    def _ask(self, handshake: ClientHandshake, body: bytes) -> None:
-        """Answer the accepting side's challenge, then take its verdict in."""
-        if not handshake.is_answered:
-            self._write(handshake.answer(body))
+    def _on_verdict(self, handshake: ClientHandshake, body: bytes) -> None:
+        """Verify the accepting side's verdict and start the session."""
+        self.peer, session = handshake.receive_verdict(body)
+        reason = self._observer.on_authenticated(self)
+        if reason is not None:
+            self.end(reason)
             return
-        self.peer, session = handshake.finish(body)
-        ending = self._owner.link_agreed(self)
-        if ending is not None:
-            self.end(ending)
-            return
-        self._begin(session)
+        self._start_session(session)
         if self._tls is None:
-            self._rise()
+            self._go_up()
         else:
-            self._state = _State.SECURING
-            self._decrypted(self._tls, b"")
+            self._state = _State.TLS_HANDSHAKE
+            self._decrypt(self._tls, b"")
 
-    def _begin(self, session: Session) -> None:
+    def _start_session(self, session: Session) -> None:
         self.version = session.version
-        self._sealer = Sealer(session.send_key)
-        self._opener = Opener(session.receive_key)
+        self._signer = FrameSigner(session.send_key)
+        self._verifier = FrameVerifier(session.receive_key)
         self._decoder.limit = self._limits.frame_limit_bytes
-        if session.certificate is not None and self._encryption is not None:
-            self._tls = TlsStream(self._encryption, session.certificate if self.dialled else None)
+        if session.certificate_digest is not None and self._pinned_tls is not None:
+            self._tls = TlsStream(self._pinned_tls, session.certificate_digest if self.is_outbound else None)
 
-    def _decrypted(self, tls: TlsStream, data: bytes) -> bytes:
-        """What has been said, once TLS's own hand-shake is done. Raises `WireError`."""
-        said = tls.receive(data)
-        self._write(tls.to_send())
-        if self._state is _State.SECURING and tls.is_open:
-            self._rise()
-        return said
+    def _decrypt(self, tls: TlsStream, data: bytes) -> bytes:
+        """Return the decrypted data; none during the TLS handshake. Raises `WireError`."""
+        decrypted = tls.receive(data)
+        self._write(tls.take_outgoing())
+        if self._state is _State.TLS_HANDSHAKE and tls.is_established:
+            self._go_up()
+        return decrypted
 
-    def _rise(self) -> None:
+    def _go_up(self) -> None:
         self._state = _State.UP
         self.settled.set()
         self._stop_timer()
-        self._tick()  # the dialling side's first word must not wait
-        self._owner.link_up(self)
+        self._tick()  # sends the frame that the accepting side waits for
+        self._observer.on_link_up(self)
 
     # Messages.
 
-    def _hear(self, body: bytes) -> None:
-        assert self._opener is not None
+    def _on_frame(self, body: bytes) -> None:
+        assert self._verifier is not None
         try:
-            message = self._reader.read(self._opener.open(body))
+            message = decode(self._verifier.verify(body))
         except WireError as error:
-            self.end(error.ending)
+            self.end(error.close_reason)
             return
-        if self._state is _State.AGREED:
-            self._rise()
+        if self._state is _State.AWAITING_FRAME:
+            self._go_up()
         if isinstance(message, Goodbye):
-            self.end(Ending.GOODBYE)
+            self.end(CloseReason.GOODBYE)
         elif message is not None and not isinstance(message, Heartbeat) and self._state is _State.UP:
-            self._owner.link_said(self, message)
+            self._observer.on_link_message(self, message)
 
     def _flush(self) -> None:
         if self._unsent:
             data = b"".join(self._unsent)
             self._unsent.clear()
             if self._tls is not None:
-                self._tls.say(data)
-                data = self._tls.to_send()
+                self._tls.encrypt(data)
+                data = self._tls.take_outgoing()
             self._write(data)
             if self._transport and self._transport.get_write_buffer_size() > self._limits.write_limit_bytes:
-                self.end(Ending.UNREAD)
+                self.end(CloseReason.UNREAD)
 
     def _write(self, data: bytes) -> None:
-        if data and self._transport is not None and not self._transport.is_closing():  # uvloop's raises once it is
+        if data and self._transport is not None and not self._transport.is_closing():  # uvloop raises while closing
             self._transport.write(data)
 
     def _tick(self) -> None:
-        """Once per heartbeat. Silence is counted in these, not in seconds: a process that stood still itself must not
-        take its own pause for its peers'."""
+        """Run once per heartbeat interval: check for silence, and send a heartbeat if nothing else was sent.
+
+        Silence is counted in ticks, not in seconds. Otherwise, after this process was stalled, all peers would seem to
+        have been silent.
+        """
         if self._silent_ticks * self._limits.heartbeat_seconds >= self._limits.dead_after_seconds:
-            self.end(Ending.SILENT)
+            self.end(CloseReason.SILENT)
             return
         self._silent_ticks += 1
-        if not self._spoke:
-            self.send_payload(_HEARTBEAT)
-        self._spoke = False
+        if not self._sent_since_tick:
+            self.send_encoded(_HEARTBEAT)
+        self._sent_since_tick = False
         self._timer = asyncio.get_running_loop().call_later(self._limits.heartbeat_seconds, self._tick)
 
     def _stop_timer(self) -> None:

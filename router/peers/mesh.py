@@ -1,15 +1,16 @@
-"""The links of one router with all others: who is expected, who is connected, who lives.
+"""All links of one router, and the status of its peers: expected, live, ended or unreachable.
 
-    addresses --> pursuits --dial--> links <--accept-- peers
-                                       |
-                                    roster: LIVE, GONE, UNREACHABLE --> listener
+    addresses --> dialers --dial--> links <--accept-- peers
+                                      |
+                              peer table: LIVE, GONE, UNREACHABLE --> observer
 
-A router that dials in is accepted whether it is expected or not, as long as it knows the secret, and says where it
-listens. Nobody can tell its death from a cut network by its silence, so that address is dialled as well: once to see
-that it is indeed this peer who answers there (which ends as a duplicate), and again when the link is lost.
+A router that connects and holds the secret is accepted, whether it is expected or not. In the handshake it gives the
+address on which it listens. This router dials that address as well, because silence does not distinguish a dead peer
+from a partitioned one, but a refused connect does (`dialer`). It dials once to verify that the peer listens there; this
+connection is closed as a duplicate. It dials again when the link is lost.
 
-Lives here: what must be known of all links together. Must not live here: one connection's bytes (`link`), which of two
-stays (`roster`), what messages mean (whoever listens).
+The bytes of one connection are handled in `link`. Which of two connections is kept is decided in `peer_table`. Messages
+are interpreted by the observer (`supervisor.peer_events`, which passes them on).
 """
 
 from __future__ import annotations
@@ -19,385 +20,363 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from router.peers.accepting import Acceptor, listening_socket
-from router.peers.dialling import Address, DialPace, Pursuit, connect, is_numeric
-from router.peers.encryption import LinkTls
-from router.peers.endings import REFUSALS, Ending, Refusals
-from router.peers.handshake import SUPPORTED, ClientHandshake, Party, ServerHandshake, Versions, check_secret
+from router.net.listen import bind_listener
+from router.peers.close_reason import REFUSALS, CloseReason, Refusals
+from router.peers.dialer import Dialer, Dialers, DialPolicy, PeerAddress, connect, is_ip_address
+from router.peers.handshake import (
+    SUPPORTED_VERSIONS,
+    ClientHandshake,
+    PeerIdentity,
+    ProtocolVersions,
+    ServerHandshake,
+    check_secret,
+)
 from router.peers.link import Link, LinkLimits
+from router.peers.links import MeshObserver
+from router.peers.listener import PeerListener
 from router.peers.messages import Message
-from router.peers.roster import MeshListener, Roster, Standing, chooses, judge
-from router.peers.wire import MessageReader, encode
+from router.peers.peer_table import PeerStatus, PeerTable, is_tie_breaker, resolve_duplicate
+from router.peers.tls_stream import LinkTls
+from router.peers.wire import encode
 from router.telemetry.log import event
-
-__all__ = ["Mesh", "MeshListener"]
 
 _log = logging.getLogger("router.peers")
 
-_STOP_SECONDS = 2.0  # in which connections close; longer than a link takes for its last words
-_ANY = ("0.0.0.0", "::")
+_STOP_TIMEOUT_SECONDS = 2.0  # for connections to close; longer than a link lingers
+_WILDCARD_HOSTS = ("0.0.0.0", "::")
 
 
 class Mesh:
-    """One router among its peers.
+    """The links of one router with its peers. Implements `peers.links.Links`.
 
-    `listen` is an address to listen on, or a bound socket, which belongs to the mesh from then on. `secret` is shared
-    by all routers and must be random. `own_id` must be no other router's. Links are authenticated in any case; without
-    `tls` they can be read on the way, service keys included.
+    `listen` is the address to listen on, or a bound socket, which the mesh closes at the end. `secret` is shared by all
+    routers and must be random. `own_id` must be unique. Links are always authenticated. Without `tls` they are not
+    encrypted, and messages on them contain the keys of services.
     """
 
     def __init__(
         self,
         own_id: str,
-        listen: Address | socket.socket,
+        listen: PeerAddress | socket.socket,
         secret: bytes,
-        listener: MeshListener,
+        observer: MeshObserver,
         *,
         tls: LinkTls | None = None,
         limits: LinkLimits | None = None,
-        pace: DialPace | None = None,
-        versions: Versions = SUPPORTED,
+        dial_policy: DialPolicy | None = None,
+        versions: ProtocolVersions = SUPPORTED_VERSIONS,
         incarnation: str | None = None,
     ) -> None:
-        """Raises `ValueError` for an id that cannot be one or a secret that is too short."""
-        self._own = Party(own_id, incarnation or Party.new_incarnation(), "", 0)
+        """Raises `ValueError` for an invalid id or a secret that is too short."""
+        self._own = PeerIdentity(own_id, incarnation or PeerIdentity.new_incarnation(), "", 0)
         self._listen = listen
         self._secret = check_secret(secret)
-        self._listener = listener
+        self._observer = observer
         self._tls = tls or LinkTls()
         self._limits = limits or LinkLimits()
-        self._pace = pace or DialPace()
+        self._dial_policy = dial_policy or DialPolicy()
         self._versions = versions
-        self._reader = MessageReader()
         self._refusals = Refusals()
-        self._roster = Roster()
-        self._pursuits: dict[Address, Pursuit] = {}
-        self._links: dict[str, Link] = {}  # that are up, by peer
-        self._promised: dict[str, Link] = {}  # agreed to by this side, which chooses, and not yet up
-        self._open: set[Link] = set()  # whose socket is not closed
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._acceptor: Acceptor | None = None
+        self._peer_table = PeerTable()
+        self._dialers = Dialers(self._dial_policy, self._should_dial, self._dial)
+        self._links: dict[str, Link] = {}  # links that are up, by peer
+        self._pending_up: dict[str, Link] = {}  # links that this side keeps as the tie-breaker, not yet up; by peer
+        self._open_links: set[Link] = set()  # all links whose socket is not closed
+        self._listener: PeerListener | None = None
         self._stopping = False
         self._all_closed = asyncio.Event()
 
-    # Life.
+    # Start and stop.
 
     async def start(self) -> None:
-        """Listen, and dial those who are expected. Raises `OSError` if the address cannot be listened on."""
-        sock = self._listen if isinstance(self._listen, socket.socket) else listening_socket(*self._listen)
+        """Listen, and dial the expected peers. Raises `OSError` if listening fails."""
+        sock = self._listen if isinstance(self._listen, socket.socket) else bind_listener(*self._listen)
         host, port = sock.getsockname()[:2]
-        self._own = Party(self._own.id, self._own.incarnation, "" if host in _ANY else str(host), int(port))
-        self._acceptor = Acceptor(sock, self._accepted, self._tls.accepting, self._limits.handshake_seconds)
-        self._acceptor.start()
-        for pursuit in self._pursuits.values():
-            self._begin(pursuit)
+        given_host = "" if host in _WILDCARD_HOSTS else str(host)
+        self._own = PeerIdentity(self._own.id, self._own.incarnation, given_host, int(port))
+        handshake_seconds = self._limits.handshake_seconds
+        self._listener = PeerListener(sock, self._make_inbound_link, self._tls.server_context, handshake_seconds)
+        self._listener.start()
+        self._dialers.start()
 
     async def stop(self) -> None:
-        """Say goodbye and close. To be called when no front-end of this router has a request any more, as peers take
-        this process for ended from then on. The listener hears nothing more."""
+        """Send a goodbye to all peers and close the links. The observer receives no more calls.
+
+        Must be called after the last request of this router's workers has ended, because peers then consider this
+        process ended.
+        """
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._acceptor is not None:
-            await self._acceptor.stop()
-        for link in tuple(self._open):
-            link.leave()
-        if self._open:
+        await self._dialers.stop()
+        if self._listener is not None:
+            await self._listener.stop()
+        for link in tuple(self._open_links):
+            link.close_gracefully()
+        if self._open_links:
             self._all_closed.clear()
             try:
-                async with asyncio.timeout(_STOP_SECONDS):
+                async with asyncio.timeout(_STOP_TIMEOUT_SECONDS):
                     await self._all_closed.wait()
             except TimeoutError:
-                event(_log, logging.ERROR, "connections with peers do not close", connections=len(self._open))
+                event(_log, logging.ERROR, "connections with peers do not close", connections=len(self._open_links))
 
-    @property
-    def own(self) -> Party:
-        """Who this router says it is; host and port are known once it has started."""
-        return self._own
+    # Calls of the supervisor.
 
-    # What the caller wants.
+    def set_expected_peers(self, addresses: Mapping[PeerAddress, str | None]) -> None:
+        """Replace the addresses to connect to, each with the id of its router if known.
 
-    def set_expected(self, addresses: Mapping[Address, str | None]) -> None:
-        """Make `addresses` the complete set of those to be linked with, each with the id of its router where the caller
-        knows it. This router's own may be among them. A peer that cannot be reached and is no longer expected counts as
-        gone."""
-        former: set[str | None] = {p.peer for p in self._pursuits.values() if p.expected}
-        for pursuit in [p for p in self._pursuits.values() if p.expected and p.address not in addresses]:
-            pursuit.expected = False
-            if pursuit.peer is None or pursuit.peer not in self._links:
-                self._drop(pursuit)
+        This router's own address may be among them. An unreachable peer that is no longer expected is marked as gone.
+        """
+        previous = {d.peer for d in self._dialers if d.is_expected and d.peer is not None}
+        for dialer in [d for d in self._dialers if d.is_expected and d.address not in addresses]:
+            dialer.is_expected = False
+            if dialer.peer is None or dialer.peer not in self._links:
+                self._dialers.remove(dialer)
         for address, peer in addresses.items():
-            pursuit = self._pursuits.get(address) or self._pursue(address)
-            pursuit.expected = True
-            pursuit.claimant = None
-            pursuit.peer = peer or pursuit.peer
-            pursuit.wake()
-        pursued = {p.peer for p in self._pursuits.values()}
-        for peer in former - pursued - self._links.keys():
-            if peer is not None:
-                self.give_up(peer)
-
-    def give_up(self, peer: str) -> None:
-        """The caller knows that a peer, which cannot be reached, has ended. Nothing happens while its link is up."""
-        if peer in self._links:
-            return
-        for pursuit in [p for p in self._pursuits.values() if peer in (p.peer, p.claimant) and not p.expected]:
-            self._drop(pursuit)
-        self._gone(peer)
-        self._roster.forget(peer)
+            dialer = self._dialers.get(address) or self._dialers.add(address)
+            dialer.is_expected = True
+            dialer.claimed_by = None
+            dialer.peer = peer or dialer.peer
+            dialer.wake()
+        dialed = {d.peer for d in self._dialers}
+        for peer in previous - dialed - self._links.keys():
+            for dialer in [d for d in self._dialers if d.claimed_by == peer]:
+                self._dialers.remove(dialer)
+            self._mark_gone(peer)
+            self._peer_table.forget(peer)
 
     def send(self, peer: str, message: Message) -> None:
-        """Say something to a peer; lost if its link is down. Raises `WireError` for a message that is too large."""
+        """Send a message to a peer. It is lost if the link is down. Raises `WireError` if it exceeds the frame
+        limit."""
         link = self._links.get(peer)
         if link is not None:
             link.send(message)
 
     def broadcast(self, message: Message) -> None:
-        """Say something to all peers whose link is up. Raises `WireError` for a message that is too large."""
+        """Send a message to all peers whose link is up. Raises `WireError` if it exceeds the frame limit."""
         payload = encode(message)
         for link in tuple(self._links.values()):
-            link.send_payload(payload)
+            link.send_encoded(payload)
 
-    # What is so.
+    # Current state.
+
+    @property
+    def own(self) -> PeerIdentity:
+        """This router's identity. Host and port are set by `start`."""
+        return self._own
 
     def live(self) -> frozenset[str]:
-        """Peers whose link is up."""
+        """Return the peers whose link is up."""
         return frozenset(self._links)
 
     def unencrypted(self) -> frozenset[str]:
-        """Those of them with whom there is no TLS."""
+        """Return the peers whose link is up without TLS."""
         return frozenset(peer for peer, link in self._links.items() if link.tls_version is None)
 
     def unreachable(self) -> Mapping[str, float]:
-        """Peers that may live but cannot be reached, and since when (seconds of `time.monotonic`)."""
-        return self._roster.unreachable()
+        """Return the peers that have no link but may still run, and since when (seconds of `time.monotonic`)."""
+        return self._peer_table.unreachable()
 
-    def standings(self) -> Mapping[Address, Standing | None]:
-        """What is known of who listens at each expected address, None where nothing is yet; without this router's
-        own, once that is noticed."""
-        return {p.address: self._standing(p) for p in self._pursuits.values() if p.expected and not p.is_self}
+    def expected_statuses(self) -> Mapping[PeerAddress, PeerStatus | None]:
+        """Return the status of each expected address, or None before its first result.
 
-    def unmet(self) -> frozenset[Address]:
-        """Expected addresses of which nobody knows which router listens there, and that may have one."""
+        Excludes this router's own address once it is detected.
+        """
+        return {d.address: self._status_of(d) for d in self._dialers if d.is_expected and not d.is_self}
+
+    def unidentified(self) -> frozenset[PeerAddress]:
+        """Return the expected addresses at which a router with an unknown id may listen."""
         return frozenset(
-            p.address
-            for p in self._pursuits.values()
-            if p.expected and not p.is_self and p.peer is None and p.standing is not Standing.GONE
+            d.address
+            for d in self._dialers
+            if d.is_expected and not d.is_self and d.peer is None and d.last_failure is not PeerStatus.GONE
         )
 
     def has_tried_all(self) -> bool:
-        """Whether it is known of each expected address who listens there, or that nobody can be reached."""
-        return all(standing is not None for standing in self.standings().values())
+        """Return True once each expected address has a status."""
+        return all(status is not None for status in self.expected_statuses().values())
 
     @property
     def refusals(self) -> Mapping[str, int]:
-        """Connections refused or broken off for what came, by reason, since the start."""
+        """Refused connections by reason, since the start."""
         return self._refusals.counts
 
-    @property
-    def unknown_messages(self) -> int:
-        """Messages passed over as this release does not know them, since the start."""
-        return self._reader.unknown
+    def _status_of(self, dialer: Dialer) -> PeerStatus | None:
+        status = self._peer_table.status(dialer.peer) if dialer.peer is not None else None
+        return status or dialer.last_failure
 
-    def _standing(self, pursuit: Pursuit) -> Standing | None:
-        known = self._roster.standing(pursuit.peer) if pursuit.peer is not None else None
-        return known or pursuit.standing
+    # Dialing.
 
-    # Dialling.
-
-    def _pursue(self, address: Address) -> Pursuit:
-        pursuit = self._pursuits[address] = Pursuit(address, self._pace)
-        if self._acceptor is not None:
-            self._begin(pursuit)
-        return pursuit
-
-    def _begin(self, pursuit: Pursuit) -> None:
-        task = pursuit.task = asyncio.ensure_future(pursuit.run(self._is_wanted, self._attempt))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _drop(self, pursuit: Pursuit) -> None:
-        del self._pursuits[pursuit.address]
-        if pursuit.task is not None:
-            pursuit.task.cancel()
-
-    def _is_wanted(self, pursuit: Pursuit) -> bool:
-        if pursuit.is_self:
+    def _should_dial(self, dialer: Dialer) -> bool:
+        if dialer.is_self:
             return False
-        return pursuit.peer is None or not (pursuit.peer in self._links or pursuit.peer in self._promised)
+        return dialer.peer is None or not (dialer.peer in self._links or dialer.peer in self._pending_up)
 
-    def _pursuits_of(self, peer: str) -> Iterator[Pursuit]:
-        return (pursuit for pursuit in tuple(self._pursuits.values()) if pursuit.peer == peer)
-
-    async def _attempt(self, pursuit: Pursuit) -> None:
-        host = pursuit.address[0]
+    async def _dial(self, dialer: Dialer) -> None:
+        host = dialer.address[0]
         try:
-            link = await connect(pursuit.address, lambda: self._dialled(host), self._tls.dialling, self._pace)
+            link = await connect(
+                dialer.address, lambda: self._make_outbound_link(host), self._tls.client_context, self._dial_policy
+            )
         except ConnectionRefusedError:
-            self._found_nobody(pursuit)
+            self._on_refused(dialer)
         except OSError as error:
             if isinstance(error, ssl.SSLError):
-                self._refused(host, Ending.TLS, dialled=True)
-            self._not_reached(pursuit)
+                self._record_refusal(host, CloseReason.TLS, outbound=True)
+            self._on_unreachable(dialer)
         else:
             try:
                 await link.settled.wait()
             finally:
                 if not link.is_up:
-                    link.end(Ending.STOPPED)
-            self._found(pursuit, link)
+                    link.end(CloseReason.STOPPED)
+            self._on_connected(dialer, link)
 
-    def _found(self, pursuit: Pursuit, link: Link) -> None:
-        """Somebody answered at this address."""
-        former = pursuit.peer
-        if link.peer is None or link.ending is Ending.SAME_ID:
-            self._not_reached(pursuit)
-        elif link.ending is Ending.SELF:
-            pursuit.is_self = True
-        elif pursuit.claimant not in (None, link.peer.id):
-            self._drop(pursuit)  # a peer that is no longer linked gave an address that is another one's
+    def _on_connected(self, dialer: Dialer, link: Link) -> None:
+        """Record which router listens at a dialed address."""
+        previous = dialer.peer
+        if link.peer is None or link.close_reason is CloseReason.SAME_ID:
+            self._on_unreachable(dialer)
+        elif link.close_reason is CloseReason.SELF:
+            dialer.is_self = True
+        elif dialer.claimed_by not in (None, link.peer.id):
+            self._dialers.remove(dialer)  # the peer that gave this address does not listen there
         else:
-            pursuit.peer, pursuit.claimant = link.peer.id, None
-            if not link.is_up and link.ending is not Ending.DUPLICATE:
-                self._not_reached(pursuit)
-            if former not in (None, link.peer.id) and is_numeric(pursuit.address):
-                self._gone(former)  # it listened where another router does now
+            dialer.peer, dialer.claimed_by = link.peer.id, None
+            if not link.is_up and link.close_reason is not CloseReason.DUPLICATE:
+                self._on_unreachable(dialer)
+            if previous not in (None, link.peer.id) and is_ip_address(dialer.address):
+                self._mark_gone(previous)  # its address is now used by another router
 
-    def _not_reached(self, pursuit: Pursuit) -> None:
-        pursuit.standing = Standing.UNREACHABLE
-        peer = pursuit.peer
-        if peer is not None and peer not in self._links and self._roster.not_reached(peer, time.monotonic()):
-            self._listener.peer_down(peer, certain=False)
+    def _on_unreachable(self, dialer: Dialer) -> None:
+        dialer.last_failure = PeerStatus.UNREACHABLE
+        peer = dialer.peer
+        if peer is not None and peer not in self._links and self._peer_table.mark_unreachable(peer, time.monotonic()):
+            self._observer.on_peer_down(peer, process_ended=False)
 
-    def _found_nobody(self, pursuit: Pursuit) -> None:
-        """Nobody listens at this address. Of a peer that merely says that it listens there this tells nothing."""
-        pursuit.standing = Standing.GONE
-        if pursuit.peer is not None:
-            self._gone(pursuit.peer)
-        if not pursuit.expected:
-            self._drop(pursuit)
+    def _on_refused(self, dialer: Dialer) -> None:
+        """Nothing listens at the address. This proves nothing about a peer that only claims the address."""
+        dialer.last_failure = PeerStatus.GONE
+        if dialer.peer is not None:
+            self._mark_gone(dialer.peer)
+        if not dialer.is_expected:
+            self._dialers.remove(dialer)
 
-    def _gone(self, peer: str) -> None:
-        if peer not in self._links and self._roster.nobody_listens(peer, time.monotonic()):
-            event(_log, logging.INFO, "peer is gone", peer=peer)
-            self._listener.peer_certainly_gone(peer)
+    def _mark_gone(self, peer: str) -> None:
+        if peer not in self._links and self._peer_table.mark_gone(peer, time.monotonic()):
+            event(_log, logging.INFO, "peer has ended", peer=peer)
+            self._observer.on_peer_gone(peer)
+
+    def _learn_address(self, peer: PeerIdentity, source: str) -> None:
+        """Dial the address that an inbound peer has given in its handshake, unless an address of it is known."""
+        address = (peer.host or source, peer.port)
+        if any(dialer.is_expected for dialer in self._dialers.of_peer(peer.id)):
+            return
+        for dialer in [d for d in self._dialers if not d.is_expected and peer.id in (d.peer, d.claimed_by)]:
+            if dialer.address != address:
+                self._dialers.remove(dialer)
+        if self._dialers.get(address) is None:
+            self._dialers.add(address).claimed_by = peer.id
 
     # Links.
 
-    def _dialled(self, host: str) -> Link:
-        return self._made(ClientHandshake(self._own, self._secret, self._versions, self._tls.agreed), host)
+    def _make_outbound_link(self, host: str) -> Link:
+        return self._make_link(ClientHandshake(self._own, self._secret, self._versions, self._tls.pinned), host)
 
-    def _accepted(self, source: str) -> Link:
-        return self._made(ServerHandshake(self._own, self._secret, self._versions, self._tls.agreed), source)
+    def _make_inbound_link(self, source: str) -> Link:
+        return self._make_link(ServerHandshake(self._own, self._secret, self._versions, self._tls.pinned), source)
 
-    def _made(self, handshake: ClientHandshake | ServerHandshake, source: str) -> Link:
-        link = Link(self, handshake, source, self._limits, self._reader, self._tls.agreed)
-        self._open.add(link)
+    def _make_link(self, handshake: ClientHandshake | ServerHandshake, source: str) -> Link:
+        link = Link(self, handshake, source, self._limits, self._tls.pinned)
+        self._open_links.add(link)
         return link
 
-    def link_agreed(self, link: Link) -> Ending | None:
-        """See `LinkOwner`."""
-        peer = _peer(link)
-        we_choose = chooses(self._own, peer)
-        rival = self._links.get(peer.id) or (self._promised.get(peer.id) if we_choose else None)
-        ending = judge(self._own, peer, _peer(rival).incarnation if rival is not None else None)
-        if ending is None and we_choose and not link.dialled:
-            self._promise(peer.id, link)
-        return ending
+    def on_authenticated(self, link: Link) -> CloseReason | None:
+        """See `LinkObserver`."""
+        peer = _peer_of(link)
+        breaks_ties = is_tie_breaker(self._own, peer)
+        other = self._links.get(peer.id) or (self._pending_up.get(peer.id) if breaks_ties else None)
+        reason = resolve_duplicate(self._own, peer, _peer_of(other).incarnation if other is not None else None)
+        if reason is None and breaks_ties and not link.is_outbound:
+            self._set_pending_up(peer.id, link)
+        return reason
 
-    def _promise(self, peer: str, link: Link | None) -> None:
-        """Let `link`, or none, be the one that is agreed to and about to be up."""
-        former = self._promised.pop(peer, None)
+    def _set_pending_up(self, peer: str, link: Link | None) -> None:
+        """Make `link` the only connection with this peer that is about to be up."""
+        previous = self._pending_up.pop(peer, None)
         if link is not None:
-            self._promised[peer] = link
-        if former is not None and former is not link and not former.is_up:
-            former.end(Ending.REPLACED)
+            self._pending_up[peer] = link
+        if previous is not None and previous is not link and not previous.is_up:
+            previous.end(CloseReason.REPLACED)
 
-    def link_up(self, link: Link) -> None:
-        """See `LinkOwner`."""
+    def on_link_up(self, link: Link) -> None:
+        """See `LinkObserver`."""
         if self._stopping:
-            link.leave()
+            link.close_gracefully()
             return
-        peer = _peer(link)
-        self._promise(peer.id, None)
-        former = self._links.get(peer.id)
-        if former is not None and peer.incarnation < _peer(former).incarnation:
-            link.end(Ending.STALE)  # came up while this one was under way
+        peer = _peer_of(link)
+        self._set_pending_up(peer.id, None)
+        previous = self._links.get(peer.id)
+        if previous is not None and peer.incarnation < _peer_of(previous).incarnation:
+            link.end(CloseReason.STALE)  # a later process of this peer has connected during this handshake
             return
-        if former is not None:
-            self._lost(former, Ending.REPLACED, certain=_peer(former).incarnation < peer.incarnation)
-            former.end(Ending.REPLACED)
+        if previous is not None:
+            process_ended = _peer_of(previous).incarnation < peer.incarnation
+            self._on_link_lost(previous, CloseReason.REPLACED, process_ended=process_ended)
+            previous.end(CloseReason.REPLACED)
         self._links[peer.id] = link
-        was_gone = self._roster.came_up(peer, time.monotonic())
+        previous_process_ended = self._peer_table.mark_up(peer, time.monotonic())
         event(_log, logging.INFO, "peer is up", peer=peer.id, source=link.source, tls=link.tls_version)
-        if not link.dialled:
-            self._note_address(peer, link.source)
-        if was_gone:
-            self._listener.peer_certainly_gone(peer.id)
-        self._listener.peer_up(peer.id, peer.incarnation)
+        if not link.is_outbound:
+            self._learn_address(peer, link.source)
+        if previous_process_ended:
+            self._observer.on_peer_gone(peer.id)
+        self._observer.on_peer_up(peer.id, peer.incarnation)
 
-    def link_said(self, link: Link, message: Message) -> None:
-        """See `LinkOwner`."""
+    def on_link_message(self, link: Link, message: Message) -> None:
+        """See `LinkObserver`."""
         if not self._stopping:
-            self._listener.peer_said(_peer(link).id, message)
+            self._observer.on_peer_message(_peer_of(link).id, message)
 
-    def link_ended(self, link: Link, ending: Ending) -> None:
-        """See `LinkOwner`."""
-        if ending in REFUSALS:
-            self._refused(link.source, ending, dialled=link.dialled)
-        if link.peer is not None and self._promised.get(link.peer.id) is link:
-            del self._promised[link.peer.id]
-            self._wake(link.peer.id)
+    def on_link_ended(self, link: Link, reason: CloseReason) -> None:
+        """See `LinkObserver`."""
+        if reason in REFUSALS:
+            self._record_refusal(link.source, reason, outbound=link.is_outbound)
+        if link.peer is not None and self._pending_up.get(link.peer.id) is link:
+            del self._pending_up[link.peer.id]
+            self._dialers.wake(link.peer.id)
         if link.peer is not None and self._links.get(link.peer.id) is link:
-            self._lost(link, ending, certain=ending is Ending.GOODBYE)
+            self._on_link_lost(link, reason, process_ended=reason is CloseReason.GOODBYE)
 
-    def link_closed(self, link: Link) -> None:
-        """See `LinkOwner`."""
-        self._open.discard(link)
-        if not self._open:
+    def on_link_closed(self, link: Link) -> None:
+        """See `LinkObserver`."""
+        self._open_links.discard(link)
+        if not self._open_links:
             self._all_closed.set()
 
-    def _lost(self, link: Link, ending: Ending, *, certain: bool) -> None:
-        """The link of a peer is no longer of use."""
-        peer = _peer(link).id
+    def _on_link_lost(self, link: Link, reason: CloseReason, *, process_ended: bool) -> None:
+        """Record that a link, which was up, is down. `process_ended`: it is certain that the peer has ended."""
+        peer = _peer_of(link).id
         del self._links[peer]
-        lived = self._roster.went_down(peer, time.monotonic(), certain=certain)
+        seconds_up = self._peer_table.mark_down(peer, time.monotonic(), process_ended=process_ended)
         if self._stopping:
             return
-        event(_log, logging.INFO if certain else logging.WARNING, "peer is down", peer=peer, reason=ending.value)
-        for pursuit in self._pursuits_of(peer):
-            if lived >= self._pace.longest_pause_seconds:
-                pursuit.backoff.reset()
-            if ending is Ending.GOODBYE and not pursuit.expected:
-                self._drop(pursuit)
-        self._wake(peer)
-        self._listener.peer_down(peer, certain)
+        event(_log, logging.INFO if process_ended else logging.WARNING, "peer is down", peer=peer, reason=reason.value)
+        for dialer in self._dialers.of_peer(peer):
+            if seconds_up >= self._dial_policy.max_retry_seconds:
+                dialer.backoff.reset()
+            if reason is CloseReason.GOODBYE and not dialer.is_expected:
+                self._dialers.remove(dialer)
+        self._dialers.wake(peer)
+        self._observer.on_peer_down(peer, process_ended)
 
-    def _wake(self, peer: str) -> None:
-        for pursuit in self._pursuits_of(peer):
-            pursuit.wake()
-
-    def _note_address(self, peer: Party, source: str) -> None:
-        """A peer has dialled in: see to it that there is an address to dial it at."""
-        address = (peer.host or source, peer.port)
-        if any(pursuit.expected for pursuit in self._pursuits_of(peer.id)):
-            return
-        for pursuit in [p for p in self._pursuits.values() if not p.expected and peer.id in (p.peer, p.claimant)]:
-            if pursuit.address != address:
-                self._drop(pursuit)
-        if address not in self._pursuits:
-            self._pursue(address).claimant = peer.id
-
-    def _refused(self, source: str, ending: Ending, *, dialled: bool) -> None:
-        if self._refusals.note(source, ending, time.monotonic()) and not self._stopping:
-            message = "no link with a peer that was dialled" if dialled else "connection on the peer port refused"
-            event(_log, logging.WARNING, message, source=source, reason=ending.value)
+    def _record_refusal(self, source: str, reason: CloseReason, *, outbound: bool) -> None:
+        if self._refusals.record(source, reason, time.monotonic()) and not self._stopping:
+            message = "cannot link with a dialed peer" if outbound else "connection on the peer port refused"
+            event(_log, logging.WARNING, message, source=source, reason=reason.value)
 
 
-def _peer(link: Link) -> Party:
-    assert link.peer is not None, "asked of a link whose peer has not proven itself"
+def _peer_of(link: Link) -> PeerIdentity:
+    assert link.peer is not None, "peer of the link is not authenticated"
     return link.peer

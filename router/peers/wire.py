@@ -1,418 +1,382 @@
-"""The encoding of what peers say to each other (`messages`): JSON arrays that begin with the message's name.
+"""The encoding of the messages between peers (`messages`): JSON arrays that begin with the message's tag.
 
-Two releases run side by side during an update, so what a reader does not know it passes over: messages, words about
-slots, fields after the known ones, settings of a service. What it knows it checks: a value of a wrong type is a
-`WireError`. A message about slots is an array without names, as it is sent while a request waits for it; the rare ones
-about services have names, as their fields change with the releases.
+The format consists of the tags, the order of an array's fields and the names of an object's fields. Pods of two
+releases run at the same time during a rolling upgrade, so the format may only change together with the protocol version
+(`handshake`). Renaming a class here does not change the format.
 
-Lives here: no I/O, no state but a count. `Services` carries keys: no message is ever to be logged, and errors do not
-repeat what was sent.
+For the same reason, a release ignores what it does not recognize: messages, messages about slots within them, fields
+after the known ones, settings of a service. Everything else is checked, and a value of a wrong type raises `WireError`.
+
+Messages about slots are arrays without field names, which are faster, because requests wait for them. Errors never
+contain received data, because `ServicesUpdate` contains keys.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import orjson
 
-from router.auth.issuers import ISSUER_SETTINGS, Issuer
-from router.peers.endings import Ending
-from router.peers.frames import WireError
+from router.model.services import VersionKey
 from router.peers.messages import (
-    Cordons,
-    Demand,
-    Explain,
-    Explained,
-    Felt,
-    Forget,
-    FrontEndGone,
+    CordonsUpdate,
+    DemandReport,
+    ExplainReply,
+    ExplainRequest,
+    ForwardedLeaseRequests,
+    ForwardedLedgerReplies,
     Goodbye,
     Heartbeat,
-    Leases,
+    HeldSnapshots,
     Leaving,
+    LoadReport,
     Message,
+    OwnershipRevoked,
+    OwnerSyncComplete,
     PodSize,
-    Reaches,
-    Replicas,
-    Services,
-    ToHolder,
-    TokenIssuers,
-    Told,
-    ToLedger,
+    ReachabilityReport,
+    ReplicasUpdate,
+    ServicesUpdate,
+    TimelineSnapshot,
+    TokenIssuersUpdate,
+    TrafficReport,
+    WorkerEnded,
 )
-from router.scaling import demand
-from router.scaling.load import Load
-from router.scaling.window import Counts, rebinned
-from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
-from router.services import Replica, ReplicaState, Service, Version
+from router.peers.wire_services import decode_issuer, decode_replica, decode_service, encode_replica
+from router.peers.wire_traffic import decode_points, decode_traffic, encode_traffic
+from router.peers.wire_values import (
+    as_array,
+    as_count,
+    as_counts,
+    as_counts_by_name,
+    as_flag,
+    as_histogram,
+    as_number,
+    as_object,
+    as_rows,
+    as_text,
+    as_text_set,
+    as_version_key,
+    encode_histogram,
+    malformed,
+    optional,
+)
+from router.scaling.demand import Demand
+from router.scaling.self.load import PodLoad
 from router.slots import messages as slots
-from router.telemetry.counters import LAG_BOUNDS, ROUTE_BOUNDS
-from router.values import Setting
-
-T = TypeVar("T")
+from router.telemetry.histogram import LAG_BOUNDS, ROUTE_BOUNDS
 
 
 def encode(message: Message) -> bytes:
-    """The payload of a message."""
-    return orjson.dumps(_ENCODERS[type(message)](message))
+    """Return the payload of a message."""
+    codec = _BY_CLASS[type(message)]
+    return orjson.dumps([codec.tag, *codec.encode(message)])
 
 
-class MessageReader:
-    """Turns payloads back into messages, and counts what this release does not know."""
-
-    __slots__ = ("unknown",)
-
-    def __init__(self) -> None:
-        self.unknown = 0  # messages, and words about slots within them
-
-    def read(self, payload: bytes) -> Message | None:
-        """The message; None for one that this release does not know. Raises `WireError`, and nothing else."""
-        try:
-            fields = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            raise WireError(Ending.GARBAGE, "payload is not JSON") from None
-        if type(fields) is not list or not fields:
-            raise WireError(Ending.GARBAGE, "payload is not an array that begins with a name")
-        decode = _DECODERS.get(_text(fields[0]))
-        if decode is None:
-            self.unknown += 1
-            return None
-        try:
-            return decode(self, fields)
-        except IndexError:
-            raise WireError(Ending.GARBAGE, f"{fields[0]} lacks fields") from None
-
-    def to_ledger(self, fields: list[Any]) -> ToLedger:
-        """From its array."""
-        words = self._words(_list(fields[4]), _TO_LEDGER)
-        return ToLedger(_text(fields[1]), (_text(fields[2]), _text(fields[3])), words)
-
-    def to_holder(self, fields: list[Any]) -> ToHolder:
-        """From its array."""
-        words = self._words(_list(fields[4]), _TO_HOLDER)
-        return ToHolder(_text(fields[1]), (_text(fields[2]), _text(fields[3])), words)
-
-    def _words(self, packed: list[Any], table: Mapping[str, Callable[[list[Any]], T]]) -> tuple[T, ...]:
-        words = []
-        for fields in packed:
-            decode = table.get(_text(_list(fields)[0]))
-            if decode is None:
-                self.unknown += 1
-            else:
-                words.append(decode(fields))
-        return tuple(words)
+def decode(payload: bytes) -> Message | None:
+    """Return the message of a payload, or None if this release does not recognize its tag. Raises `WireError` only."""
+    try:
+        fields = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        raise malformed("payload is not JSON") from None
+    if type(fields) is not list or not fields:
+        raise malformed("payload is not an array that begins with a tag")
+    codec = _BY_TAG.get(as_text(fields[0]))
+    if codec is None:
+        return None
+    try:
+        message: Message = codec.decode(fields)
+    except IndexError:
+        raise malformed(f"{codec.tag} lacks fields") from None
+    return message
 
 
-# Words about slots.
+class _Codec(NamedTuple):
+    """The encoding of the messages of one class."""
+
+    message: type
+    tag: str
+    """The first element of the array. It may only change with the protocol version."""
+    encode: Callable[[Any], Sequence[object]]
+    """Returns the fields after the tag."""
+    decode: Callable[[list[Any]], Any]
+    """Returns the message from the array, whose first field is at index 1. Raises `WireError`, or `IndexError`."""
 
 
-def _encode_word(word: slots.ToLedger | slots.ToHolder) -> list[object]:
-    match word:
-        case slots.Wants():
-            return ["wants", word.wanted_upto, word.served_upto, word.cancelled]
-        case slots.Return():
-            return ["return", word.replica, word.count]
-        case slots.Avoid():
-            return ["avoid", sorted(word.replicas)]
-        case slots.Welcome():
-            return ["welcome", word.holder, word.session]
-        case slots.SayHello():
-            return ["say-hello"]
-        case slots.Grant():
-            return ["grant", word.replica, word.want]
-        case slots.Recall():
-            return ["recall", word.count, word.after]
-        case slots.Revoke():
-            return ["revoke", word.replica]
-        case slots.Hello():
-            held, avoided = dict(word.held), sorted(word.avoided)
-            return [
-                "hello", word.holder, word.session, held, avoided, word.wanted_upto, word.served_upto, word.cancelled,
-            ]  # fmt: skip
+def _by_tag(codecs: Sequence[_Codec]) -> dict[str, _Codec]:
+    return {codec.tag: codec for codec in codecs}
 
 
-_TO_LEDGER: dict[str, Callable[[list[Any]], slots.ToLedger]] = {
-    "wants": lambda f: slots.Wants(_count(f[1]), _count(f[2]), _numbers(f[3])),
-    "return": lambda f: slots.Return(_text(f[1]), _count(f[2])),
-    "avoid": lambda f: slots.Avoid(frozenset(_texts(f[1]))),
-    "hello": lambda f: slots.Hello(
-        _count(f[1]), _count(f[2]), _counts(f[3]), frozenset(_texts(f[4])), _count(f[5]), _count(f[6]), _numbers(f[7])
+# Messages about the slots of one version.
+
+_TO_LEDGER = (
+    _Codec(
+        slots.SlotDemand,
+        "wants",
+        lambda m: (m.wanted_up_to, m.served_up_to, m.cancelled),
+        lambda f: slots.SlotDemand(as_count(f[1]), as_count(f[2]), as_counts(f[3])),
     ),
-}
+    _Codec(
+        slots.Return,
+        "return",
+        lambda m: (m.replica, m.count, m.suspect_seconds),
+        lambda f: slots.Return(as_text(f[1]), as_count(f[2]), as_number(f[3]) if len(f) > 3 else 0.0),
+    ),
+    _Codec(
+        slots.Answered,
+        "answered",
+        lambda m: (m.replica,),
+        lambda f: slots.Answered(as_text(f[1])),
+    ),
+    _Codec(
+        slots.RecallDone,
+        "recalled",
+        lambda m: (m.number,),
+        lambda f: slots.RecallDone(as_count(f[1])),
+    ),
+    _Codec(
+        slots.Exclude,
+        "avoid",
+        lambda m: (sorted(m.replicas),),
+        lambda f: slots.Exclude(as_text_set(f[1])),
+    ),
+    _Codec(
+        slots.Register,
+        "hello",
+        lambda m: (
+            m.cache_id, m.session, dict(m.held), sorted(m.excluded), m.wanted_up_to, m.served_up_to, m.cancelled,
+        ),
+        lambda f: slots.Register(
+            as_count(f[1]), as_count(f[2]), as_counts_by_name(f[3]), as_text_set(f[4]), as_count(f[5]), as_count(f[6]),
+            as_counts(f[7]),
+        ),
+    ),
+)  # fmt: skip
 
-_TO_HOLDER: dict[str, Callable[[list[Any]], slots.ToHolder]] = {
-    "welcome": lambda f: slots.Welcome(_count(f[1]), _count(f[2])),
-    "say-hello": lambda f: slots.SayHello(),
-    "grant": lambda f: slots.Grant(_text(f[1]), _count(f[2])),
-    "recall": lambda f: slots.Recall(_count(f[1]), _count(f[2])),
-    "revoke": lambda f: slots.Revoke(_text(f[1])),
-}
+_TO_LEASE_CACHE = (
+    _Codec(
+        slots.Registered,
+        "welcome",
+        lambda m: (m.cache_id, m.session),
+        lambda f: slots.Registered(as_count(f[1]), as_count(f[2])),
+    ),
+    _Codec(
+        slots.Reregister,
+        "say-hello",
+        lambda _: (),
+        lambda _: slots.Reregister(),
+    ),
+    _Codec(
+        slots.Grant,
+        "grant",
+        lambda m: (m.replica, m.waiter),
+        lambda f: slots.Grant(as_text(f[1]), as_count(f[2])),
+    ),
+    _Codec(
+        slots.Recall,
+        "recall",
+        lambda m: (m.count, m.after_waiter, m.number),
+        lambda f: slots.Recall(as_count(f[1]), as_count(f[2]), as_count(f[3]) if len(f) > 3 else 0),
+    ),
+    _Codec(
+        slots.Revoke,
+        "revoke",
+        lambda m: (m.replica,),
+        lambda f: slots.Revoke(as_text(f[1])),
+    ),
+    _Codec(
+        slots.Suspect,
+        "suspect",
+        lambda m: (m.replica, m.suspect),
+        lambda f: slots.Suspect(as_text(f[1]), as_flag(f[2])),
+    ),
+)
 
-
-# Values.
-
-
-def _text(value: object) -> str:
-    if type(value) is not str:
-        raise WireError(Ending.GARBAGE, "is not text")
-    return value
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or value < 0:  # type, as a bool is an int to isinstance
-        raise WireError(Ending.GARBAGE, "is not a whole number >= 0")
-    return value
-
-
-def _number(value: object) -> float:
-    if type(value) is not float and type(value) is not int:
-        raise WireError(Ending.GARBAGE, "is not a number")
-    return float(value)
-
-
-def _flag(value: object) -> bool:
-    if type(value) is not bool:
-        raise WireError(Ending.GARBAGE, "is neither true nor false")
-    return value
-
-
-def _list(value: object) -> list[Any]:
-    if type(value) is not list:
-        raise WireError(Ending.GARBAGE, "is not an array")
-    return value
-
-
-def _object(value: object) -> dict[str, Any]:
-    if type(value) is not dict:
-        raise WireError(Ending.GARBAGE, "is not an object")
-    return value
-
-
-def _counts(value: object) -> dict[str, int]:
-    return {name: _count(count) for name, count in _object(value).items()}
-
-
-def _numbers(value: object) -> tuple[int, ...]:
-    return tuple([_count(each) for each in _list(value)])
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple([_text(each) for each in _list(value)])
-
-
-def _pairs(value: object) -> tuple[tuple[str, str], ...]:
-    return tuple([(_text(each[0]), _text(each[1])) for each in map(_list, _list(value))])
-
-
-def _optional(check: Callable[[object], T]) -> Callable[[object], T | None]:
-    return lambda value: None if value is None else check(value)
-
-
-# Services and versions: fields by name, as they change with the releases.
-
-
-class _Field(NamedTuple):
-    check: Callable[[object], object]
-    default: object  # None if there is none
-
-
-def _record(kind: type[T], raw: object, table: Mapping[str, _Field]) -> T:
-    """A dataclass from an object. Unknown names are passed over; missing ones have the default of their setting."""
-    if type(raw) is not dict:
-        raise WireError(Ending.GARBAGE, f"{kind.__name__} is not an object")
-    values: dict[str, object] = {}
-    for name, (check, default) in table.items():
-        if name not in raw and default is not None:
-            values[name] = default
-            continue
-        try:
-            values[name] = check(raw.get(name))
-        except WireError as error:
-            raise WireError(Ending.GARBAGE, f"{kind.__name__}.{name}: {error}") from None
-    return kind(**values)
+_SLOT_CODECS = {codec.message: codec for codec in (*_TO_LEDGER, *_TO_LEASE_CACHE)}
+_TO_LEDGER_BY_TAG = _by_tag(_TO_LEDGER)
+_TO_LEASE_CACHE_BY_TAG = _by_tag(_TO_LEASE_CACHE)
 
 
-def _version(raw: object) -> Version:
-    return _record(Version, raw, _VERSION)
+def _encode_forwarded(message: ForwardedLeaseRequests | ForwardedLedgerReplies) -> list[object]:
+    encoded = []
+    for each in message.messages:
+        codec = _SLOT_CODECS[type(each)]
+        encoded.append([codec.tag, *codec.encode(each)])
+    return [message.worker_id, *message.key, encoded]
 
 
-def _service(raw: object) -> Service:
-    return _record(Service, raw, _SERVICE)
+def _decode_forwarded(value: object, codecs: Mapping[str, _Codec]) -> tuple[Any, ...]:
+    messages = []
+    for fields in as_rows(value):
+        codec = codecs.get(as_text(fields[0]))
+        if codec is not None:
+            messages.append(codec.decode(fields))
+    return tuple(messages)
 
 
-def _versions(raw: object) -> tuple[Version, ...]:
-    versions = tuple([_version(each) for each in _list(raw)])
-    if not versions:
-        raise WireError(Ending.GARBAGE, "is empty")
-    return versions
+def _decode_lease_requests(fields: list[Any]) -> ForwardedLeaseRequests:
+    messages = _decode_forwarded(fields[4], _TO_LEDGER_BY_TAG)
+    return ForwardedLeaseRequests(as_text(fields[1]), as_version_key(fields[2], fields[3]), messages)
 
 
-def _fields(kind: type, settings: tuple[Setting, ...]) -> dict[str, _Field]:
-    """The table of a dataclass. Raises `KeyError` where a field has a type that no check is known for."""
-    defaults = {setting.name: setting.default for setting in settings}
-    return {name: _Field(_CHECKS[hint], defaults.get(name)) for name, hint in get_type_hints(kind).items()}
+def _decode_ledger_replies(fields: list[Any]) -> ForwardedLedgerReplies:
+    messages = _decode_forwarded(fields[4], _TO_LEASE_CACHE_BY_TAG)
+    return ForwardedLedgerReplies(as_text(fields[1]), as_version_key(fields[2], fields[3]), messages)
 
 
-_CHECKS: dict[object, Callable[[object], object]] = {
-    bool: _flag,
-    int: _count,
-    float: _number,
-    str: _text,
-    int | None: _optional(_count),
-    float | None: _optional(_number),
-    str | None: _optional(_text),
-    tuple[str, ...]: _texts,
-    tuple[Version, ...]: _versions,
-    tuple[tuple[str, str], ...]: _pairs,
-}
-_VERSION = _fields(Version, VERSION_SETTINGS)
-_SERVICE = _fields(Service, SERVICE_SETTINGS)
-_ISSUER = _fields(Issuer, tuple(setting for setting in ISSUER_SETTINGS if setting.name != "required_claims"))
+def _encode_snapshots(message: HeldSnapshots) -> list[object]:
+    snapshots = [[*key, s.cache_id, s.session, s.acked_grants, dict(s.held)] for key, s in message.snapshots.items()]
+    return [message.worker_id, snapshots]
 
 
-def _replica(fields: list[Any]) -> Replica:
-    try:
-        state = ReplicaState(_text(fields[3]))
-    except ValueError:  # its text would repeat what came; a WireError is one, too
-        raise WireError(Ending.GARBAGE, "replica of unknown state") from None
-    return Replica(_text(fields[0]), _text(fields[1]), _count(fields[2]), state)
-
-
-def _demand(fields: list[Any]) -> demand.Demand:
-    seconds, busy, queued = _number(fields[2]), _number(fields[3]), _number(fields[4])
-    arrivals, refused, completed = _count(fields[5]), _count(fields[6]), _count(fields[7])
-    service = _number(fields[8])
-    try:
-        return demand.Demand(seconds, busy, queued, arrivals, refused, completed, service)
-    except ValueError:
-        raise WireError(Ending.GARBAGE, "demand is negative or not finite") from None
-
-
-# Messages.
-
-
-def _encode_demand(message: Demand) -> list[object]:
-    reports = [
-        [*key, d.seconds, d.busy_seconds, d.queued_seconds, d.arrivals, d.refused, d.completed, d.service_seconds]
-        for key, d in message.reports.items()
-    ]
-    waiting = [[*key, count] for key, count in message.waiting.items()]
-    return ["demand", reports, dict(message.busy), waiting, sorted(message.closed)]
-
-
-def _decode_demand(_: MessageReader, fields: list[Any]) -> Demand:
-    reports = {(_text(each[0]), _text(each[1])): _demand(each) for each in map(_list, _list(fields[1]))}
-    waiting = {(_text(each[0]), _text(each[1])): _count(each[2]) for each in map(_list, _list(fields[3]))}
-    return Demand(reports, _counts(fields[2]), waiting, frozenset(_texts(fields[4])))
-
-
-def _encode_leases(message: Leases) -> list[object]:
-    holds = [[*key, h.holder, h.session, h.heard, dict(h.held)] for key, h in message.holds.items()]
-    return ["leases", message.front_end, holds]
-
-
-def _decode_leases(_: MessageReader, fields: list[Any]) -> Leases:
-    holds = {
-        (_text(each[0]), _text(each[1])): slots.Holds(
-            _count(each[2]), _count(each[3]), _count(each[4]), _counts(each[5])
+def _decode_snapshots(fields: list[Any]) -> HeldSnapshots:
+    snapshots = {
+        as_version_key(row[0], row[1]): slots.HeldSnapshot(
+            as_count(row[2]), as_count(row[3]), as_count(row[4]), as_counts_by_name(row[5])
         )
-        for each in map(_list, _list(fields[2]))
+        for row in as_rows(fields[2])
     }
-    return Leases(_text(fields[1]), holds)
+    return HeldSnapshots(as_text(fields[1]), snapshots)
 
 
-def _encode_felt(message: Felt) -> list[object]:
-    load = message.load
-    histograms = (_encode_counts(load.route_time, ROUTE_BOUNDS), _encode_counts(load.loop_lag, LAG_BOUNDS))
-    return ["felt", load.seconds, load.cpus, load.cpu_seconds, *histograms]
+# Messages to or from the leader.
 
 
-def _encode_counts(counts: Counts, bounds: tuple[float, ...]) -> list[tuple[float | None, int]]:
-    """A histogram by its bounds, as another release may have others. None stands for what is above all of them."""
-    return [(bound, count) for bound, count in zip((*bounds, None), counts, strict=True) if count]
+def _encode_demand(message: DemandReport) -> list[object]:
+    demand = [
+        [*key, d.seconds, d.busy_seconds, d.queued_seconds, d.arrivals, d.refused, d.completed, d.service_seconds]
+        for key, d in message.demand.items()
+    ]
+    waiting = [[*key, requests] for key, requests in message.waiting.items()]
+    return [
+        demand,
+        dict(message.in_flight),
+        waiting,
+        sorted(message.acked_cordons),
+        dict(message.streaming),
+        dict(message.abandoned),
+    ]
 
 
-def _decode_felt(_: MessageReader, fields: list[Any]) -> Felt:
-    seconds, cpus, cpu_seconds = _number(fields[1]), _number(fields[2]), _number(fields[3])
-    route_time = _decode_counts(fields[4], ROUTE_BOUNDS)
-    loop_lag = _decode_counts(fields[5], LAG_BOUNDS)
+def _decode_demand(fields: list[Any]) -> DemandReport:
+    demand = {as_version_key(row[0], row[1]): _decode_version_demand(row) for row in as_rows(fields[1])}
+    waiting = {as_version_key(row[0], row[1]): as_count(row[2]) for row in as_rows(fields[3])}
+    streaming = as_counts_by_name(fields[5]) if len(fields) > 5 else {}
+    abandoned = as_counts_by_name(fields[6]) if len(fields) > 6 else {}
+    return DemandReport(demand, as_counts_by_name(fields[2]), waiting, as_text_set(fields[4]), streaming, abandoned)
+
+
+def _decode_version_demand(row: list[Any]) -> Demand:
+    seconds, busy_seconds, queued_seconds = as_number(row[2]), as_number(row[3]), as_number(row[4])
+    arrivals, refused, completed = as_count(row[5]), as_count(row[6]), as_count(row[7])
+    service_seconds = as_number(row[8])
     try:
-        return Felt(Load(seconds, cpus, cpu_seconds, route_time, loop_lag))
+        return Demand(seconds, busy_seconds, queued_seconds, arrivals, refused, completed, service_seconds)
     except ValueError:
-        raise WireError(Ending.GARBAGE, "load is negative or not finite") from None
+        raise malformed("demand is negative or not finite") from None
 
 
-def _decode_counts(value: object, bounds: tuple[float, ...]) -> tuple[int, ...]:
-    pairs = [(math.inf if each[0] is None else _number(each[0]), _count(each[1])) for each in map(_list, _list(value))]
-    return rebinned(pairs, bounds)
+def _encode_load(message: LoadReport) -> list[object]:
+    load = message.load
+    histograms = (encode_histogram(load.route_time, ROUTE_BOUNDS), encode_histogram(load.loop_lag, LAG_BOUNDS))
+    return [load.seconds, load.cpus, load.cpu_seconds, *histograms, load.periods, load.throttled_periods]
 
 
-def _decode_services(_: MessageReader, fields: list[Any]) -> Services:
-    return Services({service.name: service for service in map(_service, _list(fields[1]))})
+def _decode_load(fields: list[Any]) -> LoadReport:
+    seconds, cpus, cpu_seconds = as_number(fields[1]), as_number(fields[2]), as_number(fields[3])
+    route_time = as_histogram(fields[4], ROUTE_BOUNDS)
+    loop_lag = as_histogram(fields[5], LAG_BOUNDS)
+    periods, throttled = (as_count(fields[6]), as_count(fields[7])) if len(fields) > 7 else (0, 0)
+    try:
+        return LoadReport(PodLoad(seconds, cpus, cpu_seconds, route_time, loop_lag, periods, throttled))
+    except ValueError:
+        raise malformed("load is negative or not finite") from None
 
 
-def _decode_issuers(_: MessageReader, fields: list[Any]) -> TokenIssuers:
-    issuers = [_record(Issuer, each, _ISSUER) for each in _list(fields[1])]
-    return TokenIssuers({issuer.name: issuer for issuer in issuers})
+def _encode_cordons(message: CordonsUpdate) -> list[object]:
+    return [message.term, _encode_ids(message.cordoned), _encode_ids(message.aborted)]
 
 
-def _encode_replicas(message: Replicas) -> list[object]:
-    replicas = [[r.id, r.host, r.port, r.state.value] for r in message.replicas]
-    return ["replicas", *message.key, replicas, sorted(message.cordoned)]
+def _decode_cordons(fields: list[Any]) -> CordonsUpdate:
+    aborted = _decode_ids(fields[3]) if len(fields) > 3 else {}
+    return CordonsUpdate(as_count(fields[1]), _decode_ids(fields[2]), aborted)
 
 
-def _decode_replicas(_: MessageReader, fields: list[Any]) -> Replicas:
-    replicas = tuple([_replica(_list(each)) for each in _list(fields[3])])
-    return Replicas((_text(fields[1]), _text(fields[2])), replicas, frozenset(_texts(fields[4])))
+def _encode_ids(ids_by_version: Mapping[VersionKey, frozenset[str]]) -> list[list[object]]:
+    return [[*key, sorted(replicas)] for key, replicas in ids_by_version.items()]
 
 
-def _decode_cordons(_: MessageReader, fields: list[Any]) -> Cordons:
-    cordoned = {(_text(each[0]), _text(each[1])): frozenset(_texts(each[2])) for each in map(_list, _list(fields[2]))}
-    return Cordons(_count(fields[1]), cordoned)
+def _decode_ids(value: object) -> dict[VersionKey, frozenset[str]]:
+    return {as_version_key(row[0], row[1]): as_text_set(row[2]) for row in as_rows(value)}
 
 
-_ENCODERS: dict[type, Callable[[Any], list[object]]] = {
-    Heartbeat: lambda _: ["heartbeat"],
-    Goodbye: lambda _: ["goodbye"],
-    Leaving: lambda _: ["leaving"],
-    Reaches: lambda m: ["reaches", sorted(m.peers)],
-    ToLedger: lambda m: ["to-ledger", m.front_end, *m.key, [_encode_word(word) for word in m.messages]],
-    ToHolder: lambda m: ["to-holder", m.front_end, *m.key, [_encode_word(word) for word in m.messages]],
-    Leases: _encode_leases,
-    FrontEndGone: lambda m: ["front-end-gone", m.front_end],
-    Told: lambda m: ["told", m.service],
-    Forget: lambda m: ["forget", m.service],
-    Demand: _encode_demand,
-    Felt: _encode_felt,
-    PodSize: lambda m: ["pod-size", m.cpus],
-    Services: lambda m: ["services", list(m.services.values())],  # orjson writes dataclasses as objects
-    TokenIssuers: lambda m: ["token-issuers", list(m.issuers.values())],
-    Replicas: _encode_replicas,
-    Cordons: lambda m: ["cordons", m.term, [[*key, sorted(ids)] for key, ids in m.cordoned.items()]],
-    Explain: lambda m: ["explain", m.question, m.request_id],
-    Explained: lambda m: ["explained", m.question, m.explanation],
-}
+# Messages to joined routers.
 
-_DECODERS: dict[str, Callable[[MessageReader, list[Any]], Message]] = {
-    "heartbeat": lambda _, f: Heartbeat(),
-    "goodbye": lambda _, f: Goodbye(),
-    "leaving": lambda _, f: Leaving(),
-    "reaches": lambda _, f: Reaches(frozenset(_texts(f[1]))),
-    "to-ledger": MessageReader.to_ledger,
-    "to-holder": MessageReader.to_holder,
-    "leases": _decode_leases,
-    "front-end-gone": lambda _, f: FrontEndGone(_text(f[1])),
-    "told": lambda _, f: Told(_text(f[1])),
-    "forget": lambda _, f: Forget(_text(f[1])),
-    "demand": _decode_demand,
-    "felt": _decode_felt,
-    "pod-size": lambda _, f: PodSize(_number(f[1])),
-    "services": _decode_services,
-    "token-issuers": _decode_issuers,
-    "replicas": _decode_replicas,
-    "cordons": _decode_cordons,
-    "explain": lambda _, f: Explain(_count(f[1]), _text(f[2])),
-    "explained": lambda _, f: Explained(_count(f[1]), _optional(_object)(f[2])),
-}
+
+def _decode_services(fields: list[Any]) -> ServicesUpdate:
+    return ServicesUpdate({service.name: service for service in map(decode_service, as_array(fields[1]))})
+
+
+def _decode_issuers(fields: list[Any]) -> TokenIssuersUpdate:
+    return TokenIssuersUpdate({issuer.name: issuer for issuer in map(decode_issuer, as_array(fields[1]))})
+
+
+def _encode_replicas(message: ReplicasUpdate) -> list[object]:
+    replicas = [encode_replica(replica) for replica in message.replicas]
+    return [*message.key, replicas, sorted(message.cordoned), sorted(message.aborted)]
+
+
+def _decode_replicas(fields: list[Any]) -> ReplicasUpdate:
+    replicas = tuple([decode_replica(row) for row in as_rows(fields[3])])
+    aborted = as_text_set(fields[5]) if len(fields) > 5 else frozenset()
+    return ReplicasUpdate(as_version_key(fields[1], fields[2]), replicas, as_text_set(fields[4]), aborted)
+
+
+_CODECS = (
+    _Codec(Heartbeat, "heartbeat", lambda _: (), lambda _: Heartbeat()),
+    _Codec(Goodbye, "goodbye", lambda _: (), lambda _: Goodbye()),
+    _Codec(Leaving, "leaving", lambda _: (), lambda _: Leaving()),
+    _Codec(
+        ReachabilityReport, "reaches", lambda m: (sorted(m.peers),), lambda f: ReachabilityReport(as_text_set(f[1]))
+    ),
+    _Codec(ForwardedLeaseRequests, "to-ledger", _encode_forwarded, _decode_lease_requests),
+    _Codec(ForwardedLedgerReplies, "to-holder", _encode_forwarded, _decode_ledger_replies),
+    _Codec(HeldSnapshots, "leases", _encode_snapshots, _decode_snapshots),
+    _Codec(WorkerEnded, "front-end-gone", lambda m: (m.worker_id,), lambda f: WorkerEnded(as_text(f[1]))),
+    _Codec(OwnerSyncComplete, "told", lambda m: (m.service,), lambda f: OwnerSyncComplete(as_text(f[1]))),
+    _Codec(OwnershipRevoked, "forget", lambda m: (m.service,), lambda f: OwnershipRevoked(as_text(f[1]))),
+    _Codec(DemandReport, "demand", _encode_demand, _decode_demand),
+    _Codec(LoadReport, "felt", _encode_load, _decode_load),
+    _Codec(PodSize, "pod-size", lambda m: (m.cpus,), lambda f: PodSize(as_number(f[1]))),
+    _Codec(ServicesUpdate, "services", lambda m: (list(m.services.values()),), _decode_services),
+    _Codec(TokenIssuersUpdate, "token-issuers", lambda m: (list(m.issuers.values()),), _decode_issuers),
+    _Codec(ReplicasUpdate, "replicas", _encode_replicas, _decode_replicas),
+    _Codec(CordonsUpdate, "cordons", _encode_cordons, _decode_cordons),
+    _Codec(
+        ExplainRequest,
+        "explain",
+        lambda m: (m.query_id, m.request_id),
+        lambda f: ExplainRequest(as_count(f[1]), as_text(f[2])),
+    ),
+    _Codec(
+        ExplainReply,
+        "explained",
+        lambda m: (m.query_id, m.explanation),
+        lambda f: ExplainReply(as_count(f[1]), optional(as_object)(f[2])),
+    ),
+    _Codec(
+        TrafficReport,
+        "traffic",
+        lambda m: (encode_traffic(m.services),),
+        lambda f: TrafficReport(decode_traffic(f[1])),
+    ),
+    _Codec(
+        TimelineSnapshot,
+        "timeline",
+        lambda m: ([(name, *points) for name, points in m.services.items()],),
+        lambda f: TimelineSnapshot(decode_points(f[1])),
+    ),
+)  # fmt: skip
+_BY_CLASS = {codec.message: codec for codec in _CODECS}
+_BY_TAG = _by_tag(_CODECS)

@@ -1,5 +1,5 @@
-"""Scaling: how many replicas a version should have, and which of them go when there are too many.
+"""Scaling: the number of replicas of each version, which replicas are removed, and the router's own size.
 
-Lives here: decisions only (`demand`, `autoscaler`, `scaler`). They get time and facts as arguments and return what is
-to be done. Must not live here: sockets, clocks, processes, Kubernetes.
+Contains: decisions (`demand`, `autoscaler`, `replica_reconciler`, `loop`). They get the time and the current state as
+arguments, and return what to do. The router's own size is in `self`. Does not contain: sockets and Kubernetes.
 """

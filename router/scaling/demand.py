@@ -1,30 +1,31 @@
-"""What front-ends saw of one version in one interval of time.
+"""The demand for one version in one interval: the sum of the reports of workers and other pods, and averages.
 
-Lives here: the report, how reports are joined, and the averages that follow from one. Must not live here: what to
-conclude from it (`autoscaler`), or how it is counted and carried (the data plane). Reports are plain tuples (`seen`)
-until somebody looks at their sum.
+Contains: the value, the sum of two values, and the averages. Does not contain: decisions based on them (`autoscaler`),
+counting and reporting (`slots.lease_cache`, `workers.reports`). Reports are plain tuples (`UsageDelta`) until they are
+summed.
 """
 
 import math
 from dataclasses import dataclass, fields
 
-from router.seen import Seen
+from router.model.usage import UsageDelta
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One version's requests over one interval.
+    """The requests of one version in one interval.
 
-    In flight and waiting are *integrals* over time, not samples: a burst of 100 requests that lasts 10 ms adds exactly
-    one request-second however rarely anybody looks, and cannot be missed between two looks.
+    Requests in flight and queued are *integrals* over time, not samples: a burst of 100 requests that lasts 10 ms adds
+    exactly one request-second, however rarely reports are read, and cannot be missed between two of them.
 
-    `seconds`: length of the interval; 0 means that nobody looked, which is not the same as nothing to see.
-    `busy_seconds`: integral of the requests that held a slot. `queued_seconds`: integral of the requests that waited.
-    `arrivals`: requests that came. `refused`: requests answered 503 for want of a slot. `completed`: requests that gave
-    their slot back. `service_seconds`: the sum of the times for which the completed ones had held it.
+    `seconds`: length of the interval. 0 means that there were no reports; reports without requests have a length.
+    `busy_seconds`: integral of the requests that held a slot. `queued_seconds`: integral of the queued requests.
+    `arrivals`: requests received. `refused`: requests that got a 503 because no slot was free; repeats of one
+    `x-ms-client-request-id` at one worker count once. `completed`: requests that returned their slot.
+    `service_seconds`: the total time for which completed requests held their slots.
 
-    Raises `ValueError` when a value is negative or not finite: one NaN would otherwise stop the control loop far away
-    from where it arose.
+    Raises `ValueError` if a value is negative or not finite. Otherwise a NaN would stop the control loop later, where
+    its origin is hard to find.
     """
 
     seconds: float = 0.0
@@ -36,7 +37,7 @@ class Demand:
     service_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        # Compared in one chain each, as a thousand of these are made every second.
+        # Unrolled, as a thousand of these objects are made every second.
         if (
             0 <= self.seconds < math.inf
             and 0 <= self.busy_seconds < math.inf
@@ -53,19 +54,12 @@ class Demand:
                 raise ValueError(f"Demand: {each.name} is {value}, must be a finite number >= 0")
 
     def __add__(self, other: "Demand") -> "Demand":
-        """Two front-ends' reports over the same interval.
+        """Add the demand that two sources report for the same interval.
 
-        The longer of the two intervals counts: a front-end that started within it had nothing in flight before.
+        The sum has the longer of the two intervals: a worker that started within it had no requests before.
         """
-        return self._joined(other, max(self.seconds, other.seconds))
-
-    def followed_by(self, later: "Demand") -> "Demand":
-        """Two reports of one front-end, one interval after the other."""
-        return self._joined(later, self.seconds + later.seconds)
-
-    def _joined(self, other: "Demand", seconds: float) -> "Demand":
         return Demand(
-            seconds,
+            max(self.seconds, other.seconds),
             self.busy_seconds + other.busy_seconds,
             self.queued_seconds + other.queued_seconds,
             self.arrivals + other.arrivals,
@@ -75,8 +69,8 @@ class Demand:
         )
 
     @property
-    def seen(self) -> Seen:
-        """All but the length of the interval."""
+    def usage(self) -> UsageDelta:
+        """All fields except the length of the interval."""
         return (
             self.busy_seconds,
             self.queued_seconds,
@@ -97,18 +91,8 @@ class Demand:
         return self._average(self.queued_seconds)
 
     @property
-    def refused_rate(self) -> float:
-        """Requests refused per second."""
-        return self._average(self.refused)
-
-    @property
-    def mean_service_seconds(self) -> float | None:
-        """How long a completed request held its slot, on average; None when none completed."""
-        return self.service_seconds / self.completed if self.completed else None
-
-    @property
-    def is_nothing(self) -> bool:
-        """True when no request came, waited, ran, ended or was refused."""
+    def is_idle(self) -> bool:
+        """True when no request arrived, was queued, was in flight, completed or was refused."""
         return not (self.busy_seconds or self.queued_seconds or self.arrivals or self.refused or self.completed)
 
     def _average(self, total: float) -> float:

@@ -1,114 +1,139 @@
-"""The control loop over all versions: who is due, what was seen since, what is to be done. No I/O, no clock.
+"""The control loop of all versions: decides when a version is due, and gives its reconciler the demand of the interval.
 
-Each version has a `VersionScaler`. This file keeps the scalers in step with the services and replicas there are, gives
-each its demand when its refresh is due, and hands the resulting actions to whoever carries them out.
+Each version has a `ReplicaReconciler`. This file updates the reconcilers when services or replicas change, and returns
+their actions, which the caller applies. No I/O, no clock.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from router.scaling.autoscaler import Decision, Observation
+from router.model import usage
+from router.model.services import ReplicaState, Service, Version, VersionKey
+from router.model.usage import UsageDelta
+from router.model.version_replicas import VersionReplicas
+from router.scaling.autoscaler import Observation, ScalingDecision
 from router.scaling.demand import Demand
-from router.scaling.scaler import Action, ReplicaFacts, VersionScaler
-from router.seen import Seen, together
-from router.services import Replica, ReplicaState, Service, Version, VersionKey
+from router.scaling.replica_reconciler import Action, ReplicaFacts, ReplicaReconciler
+
+__all__ = ["SHORTEST_REFRESH_SECONDS", "ControlLoop", "InFlight", "ScalingStep", "Streaming"]
 
 SHORTEST_REFRESH_SECONDS = 0.2
-"""Front-ends report five times a second: a version that is to be looked at more often is looked at this often."""
+"""Lower limit of `autoscale_refresh_seconds`: workers report five times a second."""
 
 InFlight = Callable[[VersionKey, str], int]
+"""Returns the number of requests in flight at a replica, given its version and id."""
+
+Streaming = Callable[[str], int]
+"""Returns the number of responses in progress at a replica, given its id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What one version needs done now. `changed` tells of a decision for another number than before."""
+class ScalingStep:
+    """What to do for one version now. `direction` is "up" or "down" if the desired number of replicas has changed."""
 
     key: VersionKey
     actions: tuple[Action, ...]
-    decision: Decision | None
-    changed: str  # "up", "down" or ""
+    decision: ScalingDecision | None
+    direction: str  # "up", "down" or ""
 
 
-class _Scaled:
-    """One version under control."""
+class _ScaledVersion:
+    """The reconciler of one version, and the usage that was reported in the current interval."""
 
     __slots__ = (
-        "cordoned", "covered", "decisions", "due", "left_alone", "replicas", "rests_with", "scaler", "seen", "since",
-        "started", "version",
+        "decisions",
+        "due_at",
+        "interval_start",
+        "reconciler",
+        "replicas",
+        "reported_seconds",
+        "scaling_suspended",
+        "settled_replicas",
+        "started_at",
+        "usage",
+        "version",
     )  # fmt: skip
 
-    def __init__(self, version: Version, now: float, covered: Mapping[str, float]) -> None:
+    def __init__(self, version: Version, now: float, reported_seconds: Mapping[str, float]) -> None:
         self.version = version
-        self.scaler = VersionScaler(version)
-        self.seen: dict[str, Seen] = {}  # by front-end
-        self.since = now  # when that began
-        self.covered = dict(covered)  # by front-end, at that moment
-        self.due = now + self.refresh
-        self.replicas: tuple[Replica, ...] | None = None  # not known yet
-        self.rests_with: tuple[Replica, ...] | None = None  # with these nothing is to be done while no request comes
-        self.started: dict[str, float] = {}
-        self.cordoned: frozenset[str] = frozenset()
-        self.left_alone = False
-        self.decisions: dict[tuple[str, str], int] = {}  # by direction and what bounded it
+        self.reconciler = ReplicaReconciler(version)
+        self.usage: dict[str, UsageDelta] = {}  # by source, since interval_start
+        self.interval_start = now
+        self.reported_seconds = dict(reported_seconds)  # by source, as of interval_start
+        self.due_at = now + self.refresh_seconds
+        self.replicas: VersionReplicas | None = None  # None: not known yet
+        # With these replicas the version is settled: ticks have no effect until a request arrives.
+        self.settled_replicas: VersionReplicas | None = None
+        self.started_at: dict[str, float] = {}  # by replica id
+        self.scaling_suspended = False
+        self.decisions: dict[tuple[str, str], int] = {}  # by direction and `bound`
 
     @property
-    def wanted(self) -> int:
-        """Replicas that it is to have so far: before the first decision, those that were asked for or are there."""
-        if self.scaler.decision is not None:
-            return self.scaler.decision.desired
-        there = sum(replica.state is not ReplicaState.DRAINING for replica in self.replicas or ())
-        return there if self.scaler.asked is None else max(there, self.scaler.asked)
+    def target_replicas(self) -> int:
+        """The desired number of replicas. Before the first decision: the requested or present number, whichever is
+        larger."""
+        if self.reconciler.decision is not None:
+            return self.reconciler.decision.desired
+        replicas = () if self.replicas is None else self.replicas.replicas
+        present = sum(replica.state is not ReplicaState.DRAINING for replica in replicas)
+        return (
+            present if self.reconciler.requested_replicas is None else max(present, self.reconciler.requested_replicas)
+        )
 
     @property
-    def refresh(self) -> float:
-        """Seconds between two looks."""
+    def refresh_seconds(self) -> float:
+        """The length of an interval."""
         return max(self.version.autoscale_refresh_seconds, SHORTEST_REFRESH_SECONDS)
 
-    def rests_until(self, now: float, covered: Mapping[str, float]) -> bool:
-        """Whether a look at a version that was at rest would find nothing new. If so, the next interval begins."""
-        if self.seen or self.cordoned or self.replicas is None or self.rests_with is not self.replicas:
+    def skip_settled_interval(self, now: float, reported_seconds: Mapping[str, float]) -> bool:
+        """If the version is settled and was idle in this interval, begin the next interval and return True."""
+        if self.usage or self.replicas is None or self.replicas.cordoned or self.settled_replicas is not self.replicas:
             return False
-        self.scaler.autoscaler.still_at_rest(now)
-        self._begin(now, covered)
+        self.reconciler.autoscaler.observe_idle(now)
+        self._begin_interval(now, reported_seconds)
         return True
 
-    def demand_until(self, now: float, covered: Mapping[str, float]) -> Demand:
-        """End the interval: what was seen in it. The next one begins.
+    def end_interval(self, now: float, reported_seconds: Mapping[str, float]) -> Demand:
+        """Return the demand of the interval that ends now, and begin the next one.
 
-        The reports that arrived in it may cover a fifth of a second more or less. A load is an average, so what a
-        front-end saw is brought to the interval's length, unless it began or ended within it.
+        Reports and intervals do not end at the same time: the received reports may cover up to a fifth of a second more
+        or less than the interval. So the load that a source has reported is scaled to the length of the interval,
+        except for a source that appeared or disappeared within the interval.
         """
-        seconds = now - self.since
+        seconds = now - self.interval_start
         total = Demand(seconds=seconds)
-        for front_end, seen in self.seen.items():
-            reported = covered.get(front_end, 0.0) - self.covered.get(front_end, 0.0)
-            stayed = front_end in self.covered and front_end in covered
-            total += _demand(seen, seconds / reported if stayed and reported > 0 else 1.0)
-        self._begin(now, covered)
+        for source, source_usage in self.usage.items():
+            covered_seconds = reported_seconds.get(source, 0.0) - self.reported_seconds.get(source, 0.0)
+            stayed = source in self.reported_seconds and source in reported_seconds
+            total += _demand(source_usage, seconds / covered_seconds if stayed and covered_seconds > 0 else 1.0)
+        self._begin_interval(now, reported_seconds)
         return total
 
-    def _begin(self, now: float, covered: Mapping[str, float]) -> None:
-        self.seen = {}
-        self.covered = dict(covered)
-        self.since = now
-        self.due = max(self.due + self.refresh, now + self.refresh / 2)
+    def _begin_interval(self, now: float, reported_seconds: Mapping[str, float]) -> None:
+        self.usage = {}
+        self.reported_seconds = dict(reported_seconds)
+        self.interval_start = now
+        self.due_at = max(self.due_at + self.refresh_seconds, now + self.refresh_seconds / 2)
 
 
 class ControlLoop:
-    """Scales every version. Times are seconds of one monotonic clock."""
+    """Scales all versions. Times are seconds of one monotonic clock.
+
+    Usage is reported by sources: workers of this pod, and other pods as a whole.
+    """
 
     def __init__(self) -> None:
-        self._scaled: dict[VersionKey, _Scaled] = {}
-        self._covered: dict[str, float] = {}  # seconds that a front-end has reported on
-        # A heap with each version once, not later than it is due. Most are not, most of the time.
+        self._scaled: dict[VersionKey, _ScaledVersion] = {}
+        self._reported_seconds: dict[str, float] = {}  # by source: the total time that its reports cover
+        # A heap with one entry for each version, at its due time or earlier: usually only few versions are due.
         self._agenda: list[tuple[float, VersionKey]] = []
-        self._draining: set[VersionKey] = set()  # they have a cordoned replica
+        self._draining: set[VersionKey] = set()  # versions with a cordoned replica
 
-    def services_changed(self, services: Mapping[str, Service], now: float) -> None:
-        """Make the versions of `services` the complete set."""
+    def set_services(self, services: Mapping[str, Service], now: float) -> None:
+        """Replace all services."""
         versions = {
             (service.name, version.name): version for service in services.values() for version in service.versions
         }
@@ -117,154 +142,145 @@ class ControlLoop:
         for key, version in versions.items():
             scaled = self._scaled.get(key)
             if scaled is None:
-                self._scaled[key] = _Scaled(version, now, self._covered)
-            elif scaled.version != version:
+                self._scaled[key] = _ScaledVersion(version, now, self._reported_seconds)
+            elif scaled.version is not version and scaled.version != version:  # the comparison of values is slow
                 scaled.version = version
-                scaled.scaler.update(version)
-                scaled.due = min(scaled.due, now + scaled.refresh)
-                scaled.rests_with = None
-        self._agenda = [(scaled.due, key) for key, scaled in self._scaled.items()]
+                scaled.reconciler.update(version)
+                scaled.due_at = min(scaled.due_at, now + scaled.refresh_seconds)
+                scaled.settled_replicas = None
+        self._agenda = [(scaled.due_at, key) for key, scaled in self._scaled.items()]
         heapq.heapify(self._agenda)
         self._draining &= self._scaled.keys()
 
-    def replicas_changed(self, key: VersionKey, replicas: tuple[Replica, ...], now: float) -> None:
-        """Take in the complete set of a version's replicas."""
+    def set_replicas(self, key: VersionKey, replicas: VersionReplicas, now: float) -> None:
+        """Replace the replicas and cordons of a version."""
         scaled = self._scaled.get(key)
         if scaled is not None:
             scaled.replicas = replicas
-            scaled.started = {replica.id: scaled.started.get(replica.id, now) for replica in replicas}
-            scaled.cordoned &= scaled.started.keys()
-            self._note_cordons(key, scaled)
+            scaled.started_at = {each.id: scaled.started_at.get(each.id, now) for each in replicas.replicas}
+            if replicas.cordoned:
+                self._draining.add(key)
+            else:
+                self._draining.discard(key)
 
-    def count_set(self, key: VersionKey, replicas: int) -> None:
-        """Somebody else has set the number of replicas that a version is to have."""
+    def replicas_changed_externally(self, key: VersionKey, replicas: int) -> None:
+        """Record that something other than this loop has set the number of a version's replicas."""
         scaled = self._scaled.get(key)
         if scaled is not None:
-            scaled.scaler.asked_by_other(replicas)
-            scaled.rests_with = None
+            scaled.reconciler.record_external_request(replicas)
+            scaled.settled_replicas = None
 
-    def leave_alone(self, key: VersionKey, now: float, *, alone: bool) -> None:
-        """Scale a version no more; or again, as if it were new."""
+    def set_scaling_suspended(self, key: VersionKey, now: float, *, suspended: bool) -> None:
+        """Stop scaling a version, or resume scaling it as a new version."""
         scaled = self._scaled.get(key)
-        if scaled is not None and scaled.left_alone is not alone:
-            self._start_over(key, scaled, now)
-            self._scaled[key].left_alone = alone
+        if scaled is not None and scaled.scaling_suspended is not suspended:
+            self._restart(key, scaled, now)
+            self._scaled[key].scaling_suspended = suspended
 
-    def start_over(self, now: float, counts: Mapping[VersionKey, int]) -> None:
-        """Scale all versions as from now: nothing that was seen before counts, what is cordoned stays so. `counts`: how
-        many replicas each is to have so far."""
+    def restart(self, now: float, requested: Mapping[VersionKey, int]) -> None:
+        """Begin to scale all versions at `now`. Earlier usage is discarded, cordons are kept.
+
+        `requested` is the number of replicas that was last requested from the cluster, by version.
+        """
         for key, scaled in list(self._scaled.items()):
-            self._start_over(key, scaled, now)
-            if key in counts:
-                self._scaled[key].scaler.asked_by_other(counts[key])
+            self._restart(key, scaled, now)
+            if key in requested:
+                self._scaled[key].reconciler.record_external_request(requested[key])
 
-    def _start_over(self, key: VersionKey, scaled: _Scaled, now: float) -> None:
-        anew = self._scaled[key] = _Scaled(scaled.version, now, self._covered)
-        anew.replicas, anew.started, anew.cordoned = scaled.replicas, scaled.started, scaled.cordoned
-        anew.decisions, anew.left_alone = scaled.decisions, scaled.left_alone
+    def _restart(self, key: VersionKey, scaled: _ScaledVersion, now: float) -> None:
+        restarted = self._scaled[key] = _ScaledVersion(scaled.version, now, self._reported_seconds)
+        restarted.replicas, restarted.started_at = scaled.replicas, scaled.started_at
+        restarted.decisions, restarted.scaling_suspended = scaled.decisions, scaled.scaling_suspended
 
-    def cordoned(self, key: VersionKey) -> frozenset[str]:
-        """The replicas of a version that are to get no new request."""
-        scaled = self._scaled.get(key)
-        return frozenset() if scaled is None else scaled.cordoned
-
-    def set_cordoned(self, key: VersionKey, replica_ids: Collection[str]) -> None:
-        """Note which replicas of a version get no new request from now on; those it has not are ignored."""
-        scaled = self._scaled[key]
-        scaled.cordoned = frozenset(replica_ids) & scaled.started.keys()
-        if scaled.cordoned:
-            scaled.rests_with = None
-        self._note_cordons(key, scaled)
-
-    def _note_cordons(self, key: VersionKey, scaled: _Scaled) -> None:
-        if scaled.cordoned:
-            self._draining.add(key)
-        else:
-            self._draining.discard(key)
-
-    def add_seen(self, front_end: str, seconds: float, reports: Mapping[VersionKey, Seen]) -> None:
-        """Add what a front-end saw in the `seconds` since it told last; a version not among `reports` was at rest."""
-        self._covered[front_end] = self._covered.get(front_end, 0.0) + seconds
-        for key, seen in reports.items():
+    def add_usage(self, source: str, seconds: float, reports: Mapping[VersionKey, UsageDelta]) -> None:
+        """Add the usage of the last `seconds` that a source has reported. Versions missing in `reports` were idle."""
+        self._reported_seconds[source] = self._reported_seconds.get(source, 0.0) + seconds
+        for key, reported in reports.items():
             scaled = self._scaled.get(key)
             if scaled is not None:
-                before = scaled.seen.get(front_end)
-                scaled.seen[front_end] = seen if before is None else together(before, seen)
+                before = scaled.usage.get(source)
+                scaled.usage[source] = reported if before is None else usage.add(before, reported)
 
-    def front_end_gone(self, front_end: str) -> None:
-        """A front-end has ended; what it saw still counts."""
-        self._covered.pop(front_end, None)
+    def remove_source(self, source: str) -> None:
+        """Remove a worker or pod that has ended. The usage that it has reported still counts."""
+        self._reported_seconds.pop(source, None)
 
-    def due(self, now: float) -> list[VersionKey]:
-        """The versions that `step` is to be called for now; it finds nothing to do for any other."""
+    def due_versions(self, now: float) -> list[VersionKey]:
+        """Return the versions that are due or have a cordoned replica, sorted: `step` must be called for them."""
         keys = set(self._draining)
         while self._agenda and self._agenda[0][0] <= now:
             key = self._agenda[0][1]
             scaled = self._scaled[key]
-            if scaled.due <= now:
+            if scaled.due_at <= now:
                 keys.add(key)
-            # After the look it is due at another time, which is seen when its turn comes next.
-            heapq.heapreplace(self._agenda, (max(scaled.due, now + SHORTEST_REFRESH_SECONDS / 4), key))
+            # `step` moves `due_at`; the heap has the new time when this entry is reached again.
+            heapq.heapreplace(self._agenda, (max(scaled.due_at, now + SHORTEST_REFRESH_SECONDS / 4), key))
         return sorted(keys)
 
-    def step(self, key: VersionKey, now: float, in_flight: InFlight) -> Step | None:
-        """What a version needs done now, if anything. `in_flight` tells the requests at a replica; of a cordoned one it
-        must not say 0 while a request may be on its way there."""
+    def step(
+        self, key: VersionKey, now: float, in_flight: InFlight, streaming: Streaming = lambda _: 0
+    ) -> ScalingStep | None:
+        """Return what to do for a version now, or None if there is nothing to do.
+
+        `in_flight` must not return 0 for a cordoned replica while a worker may still send a request to it.
+        """
         scaled = self._scaled.get(key)
-        if scaled is None or scaled.replicas is None or scaled.left_alone or not (now >= scaled.due or scaled.cordoned):
+        if scaled is None or scaled.replicas is None or scaled.scaling_suspended:
             return None
-        if now >= scaled.due and scaled.rests_until(now, self._covered):
+        is_due = now >= scaled.due_at
+        if not (is_due or scaled.replicas.cordoned):
+            return None
+        if is_due and scaled.skip_settled_interval(now, self._reported_seconds):
             return None
         facts = [
-            ReplicaFacts(r.id, r.state, in_flight(key, r.id), r.id in scaled.cordoned, scaled.started[r.id])
-            for r in scaled.replicas
+            ReplicaFacts(
+                r.id,
+                r.state,
+                in_flight(key, r.id),
+                r.id in scaled.replicas.cordoned,
+                scaled.started_at[r.id],
+                streaming(r.id),
+            )
+            for r in scaled.replicas.replicas
         ]
-        demand = scaled.demand_until(now, self._covered) if now >= scaled.due else None
+        demand = scaled.end_interval(now, self._reported_seconds) if is_due else None
         if demand is not None:
-            scaled.rests_with = None  # until this look has found it at rest
-        before = scaled.wanted
-        actions = scaled.scaler.tick(now, demand, facts)
-        step = Step(key, actions, scaled.scaler.decision, _direction(before, scaled.scaler.decision))
-        if step.changed and step.decision is not None:
-            kind = step.changed, step.decision.bound
-            scaled.decisions[kind] = scaled.decisions.get(kind, 0) + 1
-        if actions or step.changed:
+            scaled.settled_replicas = None
+        before = scaled.target_replicas
+        actions = scaled.reconciler.tick(now, demand, facts)
+        step = ScalingStep(key, actions, scaled.reconciler.decision, _direction(before, scaled.reconciler.decision))
+        if step.direction and step.decision is not None:
+            reason = step.direction, step.decision.bound
+            scaled.decisions[reason] = scaled.decisions.get(reason, 0) + 1
+        if actions or step.direction:
             return step
-        if demand is not None and demand.is_nothing and scaled.scaler.is_at_rest:
-            scaled.rests_with = scaled.replicas
+        if demand is not None and demand.is_idle and scaled.reconciler.is_settled:
+            scaled.settled_replicas = scaled.replicas
         return None
 
-    def decision(self, key: VersionKey) -> Decision | None:
-        """The last decision about a version."""
+    def decision(self, key: VersionKey) -> ScalingDecision | None:
+        """Return the last decision about a version."""
         scaled = self._scaled.get(key)
-        return None if scaled is None else scaled.scaler.decision
+        return None if scaled is None else scaled.reconciler.decision
 
     def history(self, key: VersionKey) -> tuple[Observation, ...]:
-        """What the autoscaler of a version has observed lately, oldest first."""
+        """Return the recent observations of a version's autoscaler, oldest first."""
         scaled = self._scaled.get(key)
-        return () if scaled is None else scaled.scaler.autoscaler.history
+        return () if scaled is None else scaled.reconciler.autoscaler.history
 
     def decisions(self, key: VersionKey) -> Mapping[tuple[str, str], int]:
-        """How many decisions changed the number of a version's replicas, by direction and what bounded them."""
+        """Return how many decisions changed the number of a version's replicas, by direction and `bound`."""
         scaled = self._scaled.get(key)
         return {} if scaled is None else dict(scaled.decisions)
 
-    def replicas_by_state(self, key: VersionKey) -> dict[str, int]:
-        """How many replicas of a version are in each state."""
-        counts = {state.value: 0 for state in ReplicaState}
-        scaled = self._scaled.get(key)
-        for replica in (scaled.replicas or ()) if scaled is not None else ():
-            counts[replica.state.value] += 1
-        return counts
 
-
-def _demand(seen: Seen, factor: float) -> Demand:
-    """What was seen, with the load stretched to `factor` times as long; what was counted stays as it is."""
-    busy, queued, arrivals, refused, completed, service = seen
+def _demand(reported: UsageDelta, factor: float) -> Demand:
+    """Return a usage as demand. Its integrals over time are multiplied by `factor`; its counts are not."""
+    busy, queued, arrivals, refused, completed, service = reported
     return Demand(0.0, busy * factor, queued * factor, arrivals, refused, completed, service)
 
 
-def _direction(before: int, after: Decision | None) -> str:
+def _direction(before: int, after: ScalingDecision | None) -> str:
     if after is None or before == after.desired:
         return ""
     return "up" if after.desired > before else "down"

@@ -1,51 +1,54 @@
-"""How long requests wait for a slot, by queueing theory: what `azureml-fe plan` tells. No I/O.
+"""Estimates how long requests wait for a slot, by queueing theory, for `azureml-fe plan`. No I/O.
 
-The model is M/M/c: requests come at random (Poisson), their times vary a lot (exponential), they wait in one queue, as
-they do here. Real models' times vary less, which makes waits shorter, so that this is on the safe side; arrivals in
-bursts make them longer.
+The model is M/M/c: requests arrive at random (Poisson), their service times vary a lot (exponential), and they wait in
+one queue, as in the router. Service times of real models vary less, so real waits are shorter. Arrivals in bursts make
+them longer.
 """
 
 from __future__ import annotations
 
 import math
 
-LARGEST_SLOTS = 1_000_000
+MAX_SLOTS = 1_000_000
 
 
 def erlang_c(slots: int, load: float) -> float:
-    """The chance that a request finds no slot free. `load`: requests in flight on average, if all had a slot at once.
+    """Return the probability that a request finds no free slot (Erlang C).
 
-    1.0 where the load is not below the slots, for then the queue grows for ever. Raises `ValueError` for a negative
-    number, or more slots than `LARGEST_SLOTS`.
+    `load` is the mean number of requests in flight if each request got a slot at once. The result is 1.0 if the load is
+    not below the number of slots, as the queue then grows without limit. Raises `ValueError` for a negative number and
+    for more than `MAX_SLOTS` slots.
     """
-    if not 0 <= slots <= LARGEST_SLOTS or not 0 <= load < math.inf:
-        raise ValueError(f"{slots} slots, load {load}; allowed: 0 to {LARGEST_SLOTS} slots, a load of 0 or more")
+    if not 0 <= slots <= MAX_SLOTS or not 0 <= load < math.inf:
+        raise ValueError(f"{slots} slots, load {load}; allowed: 0 to {MAX_SLOTS} slots, a load of 0 or more")
     if load >= slots:
         return 1.0
-    # Erlang B by its recursion, which neither overflows nor cancels, whatever the size; then C from B.
+    # Erlang B by recursion, which neither overflows nor loses precision at any size; then C from B.
     blocked = 1.0
     for servers in range(1, slots + 1):
         blocked = load * blocked / (servers + load * blocked)
     return blocked / (1 - load / slots * (1 - blocked))
 
 
-def waits_longer(slots: int, load: float, service_seconds: float, limit_seconds: float) -> float:
-    """The chance that a request waits for a slot for longer than `limit_seconds`."""
+def wait_probability(slots: int, load: float, service_seconds: float, limit_seconds: float) -> float:
+    """Return the probability that a request waits for a slot for longer than `limit_seconds`."""
     if load >= slots:
         return 1.0
     return erlang_c(slots, load) * math.exp(-(slots - load) * limit_seconds / service_seconds)
 
 
-def slots_for(load: float, service_seconds: float, limit_seconds: float, chance: float, per_replica: int) -> int:
-    """The fewest slots, a multiple of `per_replica`, for which a request waits longer than the limit with at most this
-    chance. Raises `ValueError` where that would be more than `LARGEST_SLOTS`."""
+def slots_for(load: float, service_seconds: float, limit_seconds: float, probability: float, per_replica: int) -> int:
+    """Return the minimum number of slots with which a request waits longer than `limit_seconds` with `probability`.
+
+    The result is a multiple of `per_replica`. Raises `ValueError` if it is more than `MAX_SLOTS`.
+    """
     fewest = math.floor(load / per_replica) + 1  # replicas
     most = fewest
-    while waits_longer(most * per_replica, load, service_seconds, limit_seconds) > chance:
+    while wait_probability(most * per_replica, load, service_seconds, limit_seconds) > probability:
         most *= 2
-    while fewest < most:  # the chance only falls with more slots
+    while fewest < most:  # binary search: the probability falls with every slot
         middle = (fewest + most) // 2
-        if waits_longer(middle * per_replica, load, service_seconds, limit_seconds) > chance:
+        if wait_probability(middle * per_replica, load, service_seconds, limit_seconds) > probability:
             fewest = middle + 1
         else:
             most = middle

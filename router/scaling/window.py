@@ -1,7 +1,7 @@
-"""What holds over the last so many seconds: highest values, and percentiles from histograms. No I/O, no clock.
+"""Statistics of a sliding time window: maximum, mean, and percentiles of histograms. No I/O, no clock.
 
-Percentiles of several processes cannot be averaged: the mean of two 95th percentiles is the 95th percentile of nothing.
-Counts by bucket can be added, so each process counts, the counts are added, and the percentile is taken last.
+Percentiles of several processes cannot be averaged: the mean of two 95th percentiles is not a percentile. Counts per
+bucket can be added. So each process counts, the counts are added, and the percentile is computed from the sum.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
-Counts = Sequence[int]
-"""Observations by bucket, not cumulated; there is one bucket more than bounds, for what is above all of them."""
+BucketCounts = Sequence[int]
+"""Observations per bucket, not cumulative. The last bucket is for values above the highest bound."""
 
 
 class SlidingMaximum:
-    """The highest value of the last so many seconds.
+    """The maximum of the values of the last seconds.
 
-    A deque of (time, value) whose values fall from left to right: a value is dropped once a later one is as high, for
-    then it can never again be the highest. Each enters and leaves once, so `add` costs O(1) on average, and the length
-    is at most the number of calls within the window.
+    A deque of (time, value) whose values decrease from left to right: a value is dropped when a later value is at least
+    as high, as it can never be the maximum again. Each value is added and removed once, so `add` is O(1) on average,
+    and the length is at most the number of calls within the window.
     """
 
     __slots__ = ("_peaks",)
@@ -28,7 +28,7 @@ class SlidingMaximum:
         self._peaks: deque[tuple[float, float]] = deque()
 
     def add(self, now: float, value: float, seconds: float) -> float:
-        """Adds `value`, forgets what is `seconds` old or older, returns the highest (which may be `value` itself)."""
+        """Add `value`, drop values that are `seconds` old or older, and return the maximum, `value` included."""
         peaks = self._peaks
         while peaks and now - peaks[0][0] >= seconds:
             peaks.popleft()
@@ -38,47 +38,73 @@ class SlidingMaximum:
         return peaks[0][1]
 
 
-class SlidingCounts:
-    """A histogram of the last so many seconds: the sum of those that were added within them."""
+class SlidingMean:
+    """The mean over time of values that each apply to an interval."""
 
-    __slots__ = ("_parts", "_total")
+    __slots__ = ("_intervals",)
+
+    def __init__(self) -> None:
+        self._intervals: deque[tuple[float, float, float]] = deque()  # start, end, value
+
+    def add(self, now: float, seconds: float, value: float, since: float) -> float:
+        """Add the value of the `seconds` until `now`, and return the mean from `since` to `now`.
+
+        Values are 0 where there is no interval. `since` is before `now` and must not decrease.
+        """
+        intervals = self._intervals
+        while intervals and intervals[0][1] <= since:
+            intervals.popleft()
+        intervals.append((now - seconds, now, value))
+        return sum([(end - max(start, since)) * each for start, end, each in intervals]) / (now - since)
+
+
+class SlidingHistogram:
+    """The sum of the histograms of the last seconds."""
+
+    __slots__ = ("_entries", "_total")
 
     def __init__(self, buckets: int) -> None:
-        self._parts: deque[tuple[float, Counts]] = deque()
+        self._entries: deque[tuple[float, BucketCounts]] = deque()
         self._total = [0] * buckets
 
-    def add(self, now: float, counts: Counts) -> None:
-        """Add what was counted up to `now`. Raises ValueError for another number of buckets."""
-        self._total = added(self._total, counts)
-        self._parts.append((now, counts))
+    def add(self, now: float, counts: BucketCounts) -> None:
+        """Add the counts of the interval that ended at `now`. Raises `ValueError` for another number of buckets."""
+        self._total = add_counts(self._total, counts)
+        self._entries.append((now, counts))
 
-    def of_the_last(self, now: float, seconds: float) -> Counts:
-        """The sum, after forgetting what is `seconds` old or older."""
-        while self._parts and now - self._parts[0][0] >= seconds:
-            _, gone = self._parts.popleft()
-            self._total = [held - less for held, less in zip(self._total, gone, strict=True)]
+    def total_within(self, now: float, seconds: float) -> BucketCounts:
+        """Drop entries that are `seconds` old or older, and return the sum of the others."""
+        self.drop_expired(now, seconds)
         return tuple(self._total)
 
+    def drop_expired(self, now: float, seconds: float) -> None:
+        """Drop entries that are `seconds` old or older."""
+        while self._entries and now - self._entries[0][0] >= seconds:
+            _, expired = self._entries.popleft()
+            self._total = [count - old for count, old in zip(self._total, expired, strict=True)]
 
-def added(one: Counts, other: Counts) -> list[int]:
-    """Two histograms as one. Raises ValueError when they differ in their number of buckets."""
-    return [mine + yours for mine, yours in zip(one, other, strict=True)]
+
+def add_counts(one: BucketCounts, other: BucketCounts) -> list[int]:
+    """Return the sum of two histograms. Raises `ValueError` when they differ in their number of buckets."""
+    return [first + second for first, second in zip(one, other, strict=True)]
 
 
-def rebinned(counts: Sequence[tuple[float, int]], bounds: Sequence[float]) -> tuple[int, ...]:
-    """A histogram of other bounds, as (upper bound, observations), in these bounds; what a bound here does not say
-    exactly is taken to be slower than it was."""
+def rebin(counts: Sequence[tuple[float, int]], bounds: Sequence[float]) -> tuple[int, ...]:
+    """Convert a histogram, as pairs of upper bound and count, to other bounds.
+
+    A bucket whose bound is not among `bounds` is counted at the next higher bound, which overstates its values.
+    """
     result = [0] * (len(bounds) + 1)
     for bound, count in counts:
         result[bisect_left(bounds, bound)] += count
     return tuple(result)
 
 
-def percentile(counts: Counts, bounds: Sequence[float], percent: float) -> float | None:
-    """The value below which `percent` of the observations are; None when there are none.
+def percentile(counts: BucketCounts, bounds: Sequence[float], percent: float) -> float | None:
+    """Return the value below which `percent` of the observations are; None without observations.
 
-    Within a bucket they are taken to be spread evenly, so the error is less than the bucket's width. Above the highest
-    bound nothing is known: that bound is the answer.
+    Observations are assumed to be spread evenly within a bucket, so the error is less than the bucket's width. A
+    percentile above the highest bound is returned as that bound.
     """
     total = sum(counts)
     if not total:

@@ -1,5 +1,6 @@
-"""Slots: who may have a request in flight at which replica. No sockets, no clock, no knowledge of HTTP.
+"""Slots: which worker may have a request in flight at which replica. No sockets, no clock, no HTTP.
 
-`ledger` is the one authority for a version's slots; `holder` is a front-end's half, which keeps what it was
-granted and queues what must wait; `messages` are the words the two exchange.
+`ledger`, in the supervisor, is the only authority for a version's slots. `lease_cache`, in a worker, keeps granted
+leases and queues requests. `messages` are exchanged between the two. `ownership` decides which pod's ledgers grant, and
+`coordinator` holds all ledgers of a pod.
 """

@@ -1,182 +1,204 @@
-"""The service router's desk: one ledger per version, and the front-ends that talk with them.
+"""The coordinator: one ledger for each version, and the workers that exchange messages with these ledgers.
 
-No I/O: `deliver` functions carry messages to front-ends, whether they live in this process or behind a socket.
+No I/O: a `deliver` function carries messages to a worker, whether in this process, over a channel or over a peer link.
+The head of `peers.ledger_dispatcher`, which calls the coordinator, lists which event causes which call.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
 
-from router.services import VersionKey
-from router.slots.ledger import Leak, Outbox, VersionLedger
-from router.slots.messages import Holds, ToHolder, ToLedger
+from router.model.services import VersionKey
+from router.model.version_replicas import VersionReplicas
+from router.slots.ledger import LeaseMismatch, Outbox, VersionLedger
+from router.slots.messages import METRIC_LABELS, HeldSnapshot, ToLeaseCache, ToLedger
 
-Deliver = Callable[[VersionKey, ToHolder], None]
+Deliver = Callable[[VersionKey, ToLeaseCache], None]
+
+
+class _Replicas(NamedTuple):
+    """The arguments of the last `VersionLedger.set_replicas`."""
+
+    replicas: VersionReplicas
+    on_other_side: frozenset[str]
 
 
 class Coordinator:
-    """Routes messages between front-ends and the ledgers of the versions."""
+    """Routes messages between workers and the ledgers of the versions. Workers have ids that are unique among pods."""
 
     __slots__ = (
-        "_deliver", "_known", "_ledgers", "_recording", "_replicas", "_stale", "_versions", "leaks_repaired",
-        "messages",
+        "_deliver", "_ledgers", "_not_granting", "_replicas", "_suspects", "_unused", "_versions", "_versions_of",
+        "messages", "mismatches_repaired",
     )  # fmt: skip
 
     def __init__(self) -> None:
+        self._versions: frozenset[VersionKey] = frozenset()
+        self._replicas: dict[VersionKey, _Replicas] = {}
         self._ledgers: dict[VersionKey, VersionLedger] = {}
-        self._versions: dict[str, set[VersionKey]] = {}  # those that have ledgers, by service
-        # Slots, cordoned, reserved.
-        self._replicas: dict[VersionKey, tuple[Mapping[str, int], frozenset[str], frozenset[str]]] = {}
-        self._deliver: dict[str, Deliver] = {}
-        self._recording: set[str] = set()  # services whose ledgers do not grant
+        self._versions_of: dict[str, set[VersionKey]] = {}  # service -> its versions that have ledgers
+        self._unused: set[VersionKey] = set()  # unknown versions without a message since the last sweep
+        self._not_granting: set[str] = set()  # services
+        self._suspects: set[VersionKey] = set()  # versions that may have suspect slots
+        self._deliver: dict[str, Deliver] = {}  # by connected worker
         self.messages: Counter[str] = Counter()
-        """Messages taken in and sent, by their word in lower case."""
-        self._known: frozenset[VersionKey] = frozenset()
-        self._stale: set[VersionKey] = set()  # unknown versions of which nobody has spoken since the last sweep
-        self.leaks_repaired = 0  # leases on which ledgers and front-ends differed; 0 unless this program has a fault
+        """Messages received and sent, by their label in metrics."""
+        self.mismatches_repaired = 0
+        """Leases that a ledger and a worker recorded differently; 0 unless the router has a bug."""
 
-    # Front-ends.
+    # Workers.
 
-    def attach(self, front_end: str, deliver: Deliver) -> None:
-        """Make a front-end known, or known again. `deliver` must not call the coordinator before it returns."""
-        self._deliver[front_end] = deliver
+    def connect_worker(self, worker_id: str, deliver: Deliver) -> None:
+        """Add a worker, or reconnect one. `deliver` must not call the coordinator synchronously."""
+        self._deliver[worker_id] = deliver
 
-    def is_attached(self, front_end: str) -> bool:
-        """Whether a front-end is known and its connection up."""
-        return front_end in self._deliver
+    def is_connected(self, worker_id: str) -> bool:
+        """True if a worker is connected."""
+        return worker_id in self._deliver
 
-    def disconnect(self, front_end: str) -> None:
-        """Say nothing to a front-end whose connection broke; what it holds stays on record, as its process may live.
+    def disconnect_worker(self, worker_id: str) -> None:
+        """Send nothing to a worker whose connection broke. Its leases stay on record, as its process may be running.
 
-        It is attached again once it is back, and begins with `Hello`; or detached once its process is known to be gone.
+        Later it is either connected again and sends `Register`, or removed because its process has ended.
         """
-        self._deliver.pop(front_end, None)
+        self._deliver.pop(worker_id, None)
         for key, ledger in self._ledgers.items():
-            self._send(key, ledger.front_end_lost(front_end))
+            self._send(key, ledger.disconnect_worker(worker_id))
 
-    def detach(self, front_end: str) -> None:
-        """Free everything that a front-end held: its process has ended."""
-        self._deliver.pop(front_end, None)
+    def remove_worker(self, worker_id: str) -> None:
+        """Remove a worker whose process has ended, and free all its leases."""
+        self._deliver.pop(worker_id, None)
         for key, ledger in self._ledgers.items():
-            self._send(key, ledger.front_end_gone(front_end))
+            self._send(key, ledger.remove_worker(worker_id))
 
-    def receive(self, front_end: str, key: VersionKey, messages: Iterable[ToLedger]) -> None:
-        """Take in what a front-end says about a version, and answer whoever is concerned."""
-        self._stale.discard(key)
-        said = tuple(messages)
-        self._count(said)
-        self._send(key, self._get(key).handle(front_end, *said))
+    def receive(self, worker_id: str, key: VersionKey, messages: Iterable[ToLedger], now: float = 0.0) -> None:
+        """Pass the messages of a worker to the ledger of a version, and deliver what the ledger sends to any worker.
 
-    def reconcile(self, front_end: str, key: VersionKey, holds: Holds) -> list[Leak]:
-        """Compare what a front-end holds of a version with the record, and mend that. Returns what differed."""
-        self._stale.discard(key)
-        leaks, outbox = self._get(key).reconcile(front_end, holds)
-        self.leaks_repaired += sum(abs(leak.held - leak.recorded) for leak in leaks)
+        `now` is that of `VersionLedger.handle`.
+        """
+        self._unused.discard(key)
+        received = tuple(messages)
+        self._count(received)
+        ledger = self._get(key)
+        self._send(key, ledger.handle(worker_id, *received, now=now))
+        if ledger.suspect_slots:
+            self._suspects.add(key)
+
+    def tick(self, now: float) -> None:
+        """Let the ledgers end suspicions; see `VersionLedger.tick`."""
+        for key in [*self._suspects]:
+            ledger = self._ledgers.get(key)
+            if ledger is not None and ledger.suspect_slots:
+                self._send(key, ledger.tick(now))
+            else:
+                self._suspects.discard(key)
+
+    def reconcile(self, worker_id: str, key: VersionKey, snapshot: HeldSnapshot) -> list[LeaseMismatch]:
+        """Compare a worker's leases of a version with the record and correct the record. Return the differences."""
+        self._unused.discard(key)
+        mismatches, outbox = self._get(key).reconcile(worker_id, snapshot)
+        self.mismatches_repaired += sum(abs(mismatch.held - mismatch.recorded) for mismatch in mismatches)
         self._send(key, outbox)
-        return leaks
+        return mismatches
 
     # Services.
 
     def stop_granting(self, service: str) -> None:
-        """Let the ledgers of a service only keep record."""
-        self._recording.add(service)
-        for _, ledger in self._of(service):
-            ledger.close()
+        """Let the ledgers of a service record leases but grant none."""
+        self._not_granting.add(service)
+        for _, ledger in self._ledgers_of(service):
+            ledger.stop_granting()
 
-    def begin_granting(self, service: str) -> None:
+    def start_granting(self, service: str) -> None:
         """Let the ledgers of a service grant."""
-        self._recording.discard(service)
-        for key, ledger in self._of(service):
-            self._send(key, ledger.open())
+        self._not_granting.discard(service)
+        for key, ledger in self._ledgers_of(service):
+            self._send(key, ledger.start_granting())
 
-    def start_over(self, service: str) -> None:
-        """Forget all that front-ends hold of a service and only keep record: somebody else grants from now on."""
-        self._recording.add(service)
-        for key, _ in self._of(service):
+    def reset(self, service: str) -> None:
+        """Drop all recorded leases of a service and stop granting, as another pod owns the service now."""
+        self._not_granting.add(service)
+        for key, _ in self._ledgers_of(service):
             self._drop(key)
             self._get(key)
 
-    def has_told_all(self, front_ends: Collection[str], service: str) -> None:
-        """Those of `front_ends` that have not said `Hello` since their connection is back hold nothing of a service."""
-        for key, ledger in self._of(service):
-            for front_end in set(ledger.lost_front_ends()).intersection(front_ends):
-                self._send(key, ledger.front_end_gone(front_end))
+    def on_sync_complete(self, worker_ids: Collection[str], service: str) -> None:
+        """Free the leases of those workers that have not registered since they were disconnected.
 
-    def lose(self, front_ends: Collection[str], service: str) -> None:
-        """Keep what `front_ends` hold of a service on record, but grant them nothing: they talk with somebody else."""
-        for key, ledger in self._of(service):
-            for front_end in front_ends:
-                self._send(key, ledger.front_end_lost(front_end))
+        Must be called once all registrations of `worker_ids` for this service have been received: a worker without
+        one holds no lease of it.
+        """
+        for key, ledger in self._ledgers_of(service):
+            for worker_id in ledger.disconnected_workers().intersection(worker_ids):
+                self._send(key, ledger.remove_worker(worker_id))
+
+    def disconnect_from_service(self, worker_ids: Collection[str], service: str) -> None:
+        """Grant these workers no lease of a service: they use another pod's ledgers. Their leases stay on record."""
+        for key, ledger in self._ledgers_of(service):
+            for worker_id in worker_ids:
+                self._send(key, ledger.disconnect_worker(worker_id))
 
     # Versions and replicas.
 
     def ledger(self, key: VersionKey) -> VersionLedger | None:
-        """The ledger of a version, to look at."""
+        """Return the ledger of a version for inspection, or None if there is none."""
         return self._ledgers.get(key)
 
     def set_replicas(
-        self,
-        key: VersionKey,
-        slots: Mapping[str, int],
-        cordoned: Iterable[str] = (),
-        reserved: Collection[str] = (),
+        self, key: VersionKey, replicas: VersionReplicas, on_other_side: frozenset[str] = frozenset()
     ) -> None:
-        """Make `slots` (replica id -> slots) the complete set of a version's replicas, and cordon those `cordoned`; of
-        the `reserved` ones no more is granted."""
-        closed, kept = frozenset(cordoned), frozenset(reserved)
-        before, self._replicas[key] = self._replicas.get(key), (slots, closed, kept)
-        ledger = self._get(key)
-        self._send(key, ledger.set_replicas(slots, closed, kept))
-        if before is not None and before[1] - closed:
-            self._send(key, ledger.uncordon(before[1] - closed))
+        """Replace the replicas of a version. See `VersionLedger.set_replicas`."""
+        self._replicas[key] = _Replicas(replicas, on_other_side)
+        self._send(key, self._get(key).set_replicas(replicas, on_other_side))
 
     def set_versions(self, keys: Collection[VersionKey]) -> None:
-        """Make `keys` the versions that are known here, and forget those that were before.
+        """Replace the versions, and drop the ledgers of removed versions.
 
-        Front-ends of another pod may speak of one that this pod has not heard of yet: that stays on record.
+        Workers of another pod may use a version before this pod knows it. The ledger of such a version is kept until
+        `sweep`.
         """
-        former, self._known = self._known, frozenset(keys)
-        for key in former - self._known:
+        before, self._versions = self._versions, frozenset(keys)
+        for key in before - self._versions:
             self._drop(key)
-        self._recording.intersection_update({service for service, _ in keys})
-        self._replicas = {key: known for key, known in self._replicas.items() if key in self._known}
+        self._not_granting.intersection_update({service for service, _ in keys})
+        self._replicas = {key: replicas for key, replicas in self._replicas.items() if key in self._versions}
 
     def sweep(self) -> None:
-        """Forget versions that are not known here and of which no front-end has spoken since the last sweep."""
-        for key in self._stale:
-            if key not in self._known:
+        """Drop the ledgers of unknown versions for which no message arrived since the last sweep."""
+        for key in self._unused:
+            if key not in self._versions:
                 self._drop(key)
-        self._stale = self._ledgers.keys() - self._known
+        self._unused = self._ledgers.keys() - self._versions
 
-    def _of(self, service: str) -> list[tuple[VersionKey, VersionLedger]]:
-        return [(key, self._ledgers[key]) for key in self._versions.get(service, ())]
+    def _ledgers_of(self, service: str) -> list[tuple[VersionKey, VersionLedger]]:
+        return [(key, self._ledgers[key]) for key in self._versions_of.get(service, ())]
 
     def _drop(self, key: VersionKey) -> None:
         if self._ledgers.pop(key, None) is not None:
-            versions = self._versions[key[0]]
+            versions = self._versions_of[key[0]]
             versions.remove(key)
             if not versions:
-                del self._versions[key[0]]
+                del self._versions_of[key[0]]
 
     def _get(self, key: VersionKey) -> VersionLedger:
         ledger = self._ledgers.get(key)
         if ledger is None:
             ledger = self._ledgers[key] = VersionLedger()
-            self._versions.setdefault(key[0], set()).add(key)
-            if key[0] in self._recording:
-                ledger.close()
+            self._versions_of.setdefault(key[0], set()).add(key)
+            if key[0] in self._not_granting:
+                ledger.stop_granting()
             if key in self._replicas:
                 self._send(key, ledger.set_replicas(*self._replicas[key]))
         return ledger
 
     def _send(self, key: VersionKey, outbox: Outbox) -> None:
-        for front_end, message in outbox:
-            deliver = self._deliver.get(front_end)
+        for worker_id, message in outbox:
+            deliver = self._deliver.get(worker_id)
             if deliver is not None:
                 self._count((message,))
                 deliver(key, message)
 
-    def _count(self, messages: Iterable[ToHolder | ToLedger]) -> None:
+    def _count(self, messages: Iterable[ToLeaseCache | ToLedger]) -> None:
         for message in messages:
-            self.messages[type(message).__name__.lower()] += 1
+            self.messages[METRIC_LABELS[type(message)]] += 1

@@ -1,56 +1,61 @@
-"""The ledger: which front-end holds how many leases of which replica of one version. Decides, does no I/O.
+"""The ledger: how many leases of which replica of one version each worker holds. Decides; does no I/O.
 
-Theory of operation. A replica has a number of slots. A lease is the right of one front-end to have one request in
-flight at one replica; leases of one replica are alike, so the ledger counts them. A front-end that lacks a lease says
-so (`Wants`), and each want gets a place in one queue, in the order in which they reach the ledger, whoever they come
-from. After every change free slots are granted to the oldest wants, least loaded replica first, and where wants are
-left over they are recalled: every other front-end learns how many requests wait elsewhere and how far its own waiters
-are ahead of them, so that a lease which becomes idle goes to whoever has waited longest. Front-ends that nobody waits
-for are never disturbed, so that steady traffic costs no message at all.
+Theory of operation. A replica has a number of slots. A lease is the right of one worker to have one request in flight
+at one replica. Leases of one replica are interchangeable, so the ledger counts them. A worker without an idle lease
+sends `SlotDemand`, and each of its waiters gets a place in the version's queue in order of arrival, whichever worker
+it is from. After every change free slots are granted to the oldest waiters, least loaded replica first. For the
+waiters that remain, leases are recalled: every other worker is notified how many requests wait elsewhere and how many
+of its own waiters are older, so that a lease which becomes idle goes to the oldest waiter of all workers. Workers are
+not notified while nobody waits, so steady traffic costs no message.
 
-Invariant: leases out of a replica never rise above its slots. Where slots were lowered below them, or a ledger that
-takes over finds more out, nothing is granted until enough came back, and they are called back. A replica that is taken
-out of the set stays on record until its leases are back, so that it starts full if it returns. A front-end that cannot
-be reached keeps its leases, as its requests may be running; its wants rest until it says `Hello` again.
+Invariant: the leases of a replica never exceed its slots. If they do, because slots were lowered or a ledger that takes
+over finds more, they are revoked and nothing is granted until enough were returned. A removed replica stays on record
+until its leases are returned, so that they still count if it is added again. A disconnected worker keeps its leases, as
+its requests may be running; its waiters get no grant until it registers again.
 
-Once a second a front-end says what it holds (`Holds`). Messages travel in order, so all that can be under way then are
-grants, and the report says how many it comes after: what it holds and those on their way must be what is on record. A
-difference is a fault of this program. Then the front-end is right, as it is there that requests run (`reconcile`).
+Once a second a worker sends a snapshot of its leases (`HeldSnapshot`). Messages arrive in order, so only grants can be
+in transit at that time, and the snapshot states how many it includes. The leases of the snapshot plus those in transit
+must equal the record. A mismatch is a bug in the router; the worker's state is taken as correct, as the requests run
+there (`reconcile`).
 
-A ledger that takes over from another stays closed, which is to say that it grants nothing, until every front-end has
-said `Hello` to it. Before it is told of replicas it takes none for gone.
+A slot whose request was abandoned, which the replica may still work on, is returned as *suspect* (`suspect_slots`). It
+is granted only when no trusted slot is free and no other worker has an idle lease. The ledger cannot see that, so it
+asks with a recall that is replied to (`Recall.number`), and gives up after two ticks.
+
+A ledger that takes over from another one suspects no slot, and grants nothing until every worker has registered.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection
 from typing import NamedTuple
 
+from router.model.version_replicas import VersionReplicas
 from router.slots.messages import (
+    Answered,
     Grant,
-    Hello,
-    Holds,
+    HeldSnapshot,
     Recall,
+    RecallDone,
+    Register,
+    Registered,
+    Reregister,
     Return,
     Revoke,
-    SayHello,
-    ToHolder,
+    SlotDemand,
+    ToLeaseCache,
     ToLedger,
-    Wants,
-    Welcome,
 )
-from router.slots.records import FrontEndRecord, ReplicaRecord, Shelf
+from router.slots.records import LoadBuckets, ReplicaRecord, WorkerRecord
+from router.slots.suspect_slots import SuspectSlots
 
-# A run of one front-end's wants at the head of the queue is looked at this far. A longer run costs that front-end
-# a message now and then; without the bound each change of a long queue would cost its length.
-_LOOK_AHEAD = 64
-
-Outbox = list[tuple[str, ToHolder]]
+Outbox = list[tuple[str, ToLeaseCache]]
+"""Messages to send, each with the id of its worker."""
 
 
-class Leak(NamedTuple):
-    """Leases of a replica on which a front-end and the ledger differed."""
+class LeaseMismatch(NamedTuple):
+    """A replica for which a worker holds another number of leases than the ledger has recorded."""
 
     replica: str
     recorded: int
@@ -58,355 +63,381 @@ class Leak(NamedTuple):
 
 
 class VersionLedger:
-    """The slots of one version. Every method that changes something returns the messages that follow from it."""
+    """The slots of one version. Every method that changes something returns the messages to send."""
 
     def __init__(self) -> None:
-        self._replicas: dict[str, ReplicaRecord] = {}
-        self._has_replicas = False  # whether it was told of any
-        self._closed = False
-        self._fronts: dict[str, FrontEndRecord] = {}
-        self._place = 0
-        self._waiting: set[str] = set()  # front-ends that have a want and can be reached
-        self._recalled: set[str] = set()  # front-ends under a recall
-        self._shelf = Shelf()
-
-    # What is: read by the control loop, by metrics and by tests.
-
-    @property
-    def slots(self) -> int:
-        """Slots of all replicas that are not cordoned."""
-        return sum(replica.slots for replica in self._replicas.values() if not replica.cordoned)
+        self._replicas: VersionReplicas | None = None  # None: until the first `set_replicas` none counts as removed
+        self._granting_stopped = False
+        self._records: dict[str, ReplicaRecord] = {}
+        self._grantable = LoadBuckets()
+        self._workers: dict[str, WorkerRecord] = {}
+        self._place = 0  # the last place in the queue that was assigned
+        self._waiting: set[str] = set()  # connected workers that have waiters
+        self._recalled: set[str] = set()  # workers with a recall in force
+        self._recall_number = 0  # of the last recall that asked for a reply
+        self._suspects = SuspectSlots(self._grantable)
 
     @property
     def waiting(self) -> int:
-        """Wants that no grant has answered yet, of front-ends that can be reached."""
-        return sum(len(self._fronts[name].wants) for name in self._waiting)
+        """Waiters of connected workers that have no grant yet."""
+        return sum(len(self._workers[worker_id].waiters) for worker_id in self._waiting)
 
-    def out(self, replica_id: str) -> int:
-        """Leases of a replica that are out; 0 for one that is unknown."""
-        replica = self._replicas.get(replica_id)
-        return 0 if replica is None else replica.out
+    def held_by(self, worker_id: str) -> dict[str, int]:
+        """Return the recorded leases of a worker, by replica."""
+        return {
+            replica.id: replica.leases_by_worker[worker_id]
+            for replica in self._records.values()
+            if worker_id in replica.leases_by_worker
+        }
 
-    def held_by(self, front_end: str) -> dict[str, int]:
-        """The leases that the ledger has on record for a front-end, by replica."""
-        return {r.id: r.holders[front_end] for r in self._replicas.values() if front_end in r.holders}
+    @property
+    def suspect_slots(self) -> int:
+        """Slots that are suspect."""
+        return self._suspects.count
 
-    def wants_of(self, front_end: str) -> tuple[int, ...]:
-        """The numbers of a front-end's wants that no grant has answered yet, oldest first."""
-        front = self._fronts.get(front_end)
-        return () if front is None else tuple(front.wants)
+    def suspect_slots_of(self, replica_id: str) -> int:
+        """Slots of a replica that are suspect."""
+        return self._suspects.count_of(replica_id)
 
-    def lost_front_ends(self) -> frozenset[str]:
-        """The front-ends that were lost and have not said `Hello` since."""
-        return frozenset(name for name, front in self._fronts.items() if front.lost)
+    def disconnected_workers(self) -> frozenset[str]:
+        """Return the workers that were disconnected and have not registered again."""
+        return frozenset(worker_id for worker_id, worker in self._workers.items() if not worker.connected)
 
-    def is_cordoned(self, replica_id: str) -> bool:
-        """Whether a replica gets no new leases."""
-        replica = self._replicas.get(replica_id)
-        return replica is not None and replica.cordoned
+    # Changes of the replicas and of the ledger itself.
 
-    # Replicas come, change and go.
+    def set_replicas(self, replicas: VersionReplicas, on_other_side: Collection[str] = ()) -> Outbox:
+        """Replace the replicas. Leases of removed, draining and cordoned ones are revoked.
 
-    def set_replicas(
-        self, slots: Mapping[str, int], cordoned: Iterable[str] = (), reserved: Collection[str] = ()
-    ) -> Outbox:
-        """Make `slots` (replica id -> number of slots) the complete set of replicas; cordon those that are `cordoned`.
-
-        One that is cordoned already stays so. Of the `reserved` ones no more is granted, but what is out may stay out.
+        No lease is granted of replicas `on_other_side` of a network partition, but workers keep those that they hold.
         """
-        self._has_replicas = True
+        self._replicas = replicas
         outbox: Outbox = []
-        for replica in [known for known in self._replicas.values() if known.id not in slots]:
-            replica.listed = replica.cordoned = False
-            self._resize(replica, 0)
+        current = {replica.id for replica in replicas.started} if replicas.slots else set()
+        for replica in [record for record in self._records.values() if record.id not in current]:
+            self._update(replica, slots=0, cordoned=False, on_other_side=False)
+            outbox += self._suspects.replace(replica, [])
             outbox += _revokes(replica)
-            self._drop_if_done(replica)
-        for replica_id, count in slots.items():
-            replica = self._replicas.get(replica_id) or self._record(replica_id)
-            replica.listed = True
-            if replica.slots != count or replica.reserved is not (replica_id in reserved):
-                replica.reserved = replica_id in reserved
-                self._resize(replica, count)
-            if replica.out > count:
+            self._drop_if_unused(replica)
+        for replica_id in [replica.id for replica in replicas.started if replicas.slots]:
+            replica = self._records.get(replica_id) or self._add_record(replica_id)
+            was_cordoned = replica.cordoned
+            self._update(
+                replica,
+                slots=replicas.slots,
+                cordoned=replica_id in replicas.closed_ids,
+                on_other_side=replica_id in on_other_side,
+            )
+            if len(replica.suspects) > replica.slots:
+                outbox += self._suspects.replace(replica, replica.suspects)
+            if replica.leased > replica.slots or (replica.cordoned and not was_cordoned):
                 outbox += _revokes(replica)
-        return outbox + self.cordon(cordoned) + self._settle()
+        return outbox + self._grant_and_recall()
 
-    def cordon(self, replica_ids: Iterable[str]) -> Outbox:
-        """Grant no more leases of these replicas, and call those that are out back. Unknown ids are ignored."""
-        outbox: Outbox = []
-        for replica in self._listed(replica_ids):
-            if not replica.cordoned:
-                replica.cordoned = True
-                self._shelf.take_off(replica)
-                outbox += _revokes(replica)
-        return outbox
+    def stop_granting(self) -> None:
+        """Stop granting, as workers may hold leases that are not on record."""
+        self._granting_stopped = True
 
-    def uncordon(self, replica_ids: Iterable[str]) -> Outbox:
-        """Take replicas back into service. Unknown ids are ignored."""
-        for replica in self._listed(replica_ids):
-            if replica.cordoned:
-                replica.cordoned = False
-                self._shelve(replica)
-        return self._settle()
+    def start_granting(self) -> Outbox:
+        """Grant again, as all leases are on record."""
+        self._granting_stopped = False
+        return self._grant_and_recall()
 
-    # Ledgers take over.
+    # Messages and changes of the workers.
 
-    def close(self) -> None:
-        """Grant nothing, as somebody may hold leases that are not on record."""
-        self._closed = True
+    def handle(self, worker_id: str, *messages: ToLedger, now: float = 0.0) -> Outbox:
+        """Process the messages of a worker as one change. Its first message must be `Register`.
 
-    def open(self) -> Outbox:
-        """Grant, as all leases are on record."""
-        self._closed = False
-        return self._settle()
-
-    # Front-ends come, speak and go.
-
-    def handle(self, front_end: str, *messages: ToLedger) -> Outbox:
-        """Take in what a front-end says; what it says at once counts as one change. It must say `Hello` first."""
+        `now`, in seconds of a monotonic clock, is used only for suspect slots.
+        """
         outbox: Outbox = []
         for message in messages:
-            front = self._fronts.get(front_end)
-            if isinstance(message, Hello):
-                outbox += self._take_in(front_end, message)
-            elif front is None or front.lost:
-                outbox.append((front_end, SayHello()))
-            elif isinstance(message, Wants):
-                self._note_wants(front_end, front, message)
+            worker = self._workers.get(worker_id)
+            if isinstance(message, Register):
+                outbox += self._register(worker_id, message)
+            elif worker is None or not worker.connected:
+                outbox.append((worker_id, Reregister()))
+            elif isinstance(message, SlotDemand):
+                self._update_waiters(worker_id, worker, message)
             elif isinstance(message, Return):
-                self._take_back(front_end, front, message)
+                outbox += self._take_back(worker_id, worker, message, now)
+            elif isinstance(message, Answered):
+                outbox += self._suspects.on_answered(worker_id, message.replica)
+            elif isinstance(message, RecallDone):
+                if message.number == worker.recalled.number:
+                    worker.recall_done = True
             else:
-                front.avoided = message.replicas
-        return outbox + self._settle()
+                worker.excluded = message.replicas
+        return outbox + self._grant_and_recall()
 
-    def reconcile(self, front_end: str, holds: Holds) -> tuple[list[Leak], Outbox]:
-        """Compare the record of a front-end with what it holds, and mend the record. Returns what differed."""
-        front = self._fronts.get(front_end)
-        if front is None or front.lost:
-            return [], [(front_end, SayHello())]
-        if (front.holder, front.session) != (holds.holder, holds.session):
+    def reconcile(self, worker_id: str, snapshot: HeldSnapshot) -> tuple[list[LeaseMismatch], Outbox]:
+        """Compare the record of a worker with its snapshot and correct the record. Return the differences."""
+        worker = self._workers.get(worker_id)
+        if worker is None or not worker.connected:
+            return [], [(worker_id, Reregister())]
+        if (worker.cache_id, worker.session) != (snapshot.cache_id, snapshot.session):
             return [], []
-        under_way = front.grants_after(holds.heard)
-        if under_way is None:
+        in_transit = worker.grants_after(snapshot.acked_grants)
+        if in_transit is None:
             return [], []
-        recorded = self.held_by(front_end)
-        if not under_way and holds.held == recorded:
+        recorded = self.held_by(worker_id)
+        if not in_transit and snapshot.held == recorded:
             return [], []
-        held = Counter(under_way)
-        held.update(holds.held)
+        held = Counter(in_transit)
+        held.update(snapshot.held)
         if held == recorded:
             return [], []
+        mismatches = sorted(
+            LeaseMismatch(replica_id, recorded.get(replica_id, 0), held[replica_id])
+            for replica_id in {*held, *recorded}
+            if recorded.get(replica_id, 0) != held[replica_id]
+        )
         outbox: Outbox = []
-        either = (Leak(replica_id, recorded.get(replica_id, 0), held[replica_id]) for replica_id in {*held, *recorded})
-        leaks = sorted(leak for leak in either if leak.recorded != leak.held)
-        for leak in leaks:
-            self._mend(front_end, front, leak, outbox)
-        return leaks, outbox + self._settle()
+        for mismatch in mismatches:
+            outbox += self._repair(worker_id, worker, mismatch)
+        return mismatches, outbox + self._grant_and_recall()
 
-    def front_end_lost(self, front_end: str) -> Outbox:
-        """Grant and ask a front-end nothing until it says `Hello`: the connection broke, but its process may live."""
-        front = self._fronts.get(front_end)
-        if front is not None:
-            front.lost = True
-            front.recalled = Recall(0, 0)
-            self._waiting.discard(front_end)
-            self._recalled.discard(front_end)
-        return self._settle()
+    def disconnect_worker(self, worker_id: str) -> Outbox:
+        """Send a worker nothing until it registers again. Its connection broke, but its process may be running."""
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            worker.connected = False
+            worker.recalled = Recall(0, 0)
+            self._waiting.discard(worker_id)
+            self._recalled.discard(worker_id)
+        return self._grant_and_recall()
 
-    def front_end_gone(self, front_end: str) -> Outbox:
-        """Forget a front-end whose process has ended: its connections are closed, so its slots are free."""
-        self._forget(front_end)
-        return self._settle()
+    def remove_worker(self, worker_id: str) -> Outbox:
+        """Remove a worker whose process has ended: its connections are closed, so its slots are free."""
+        self._remove_worker(worker_id)
+        return self._grant_and_recall()
+
+    def tick(self, now: float) -> Outbox:
+        """End suspicions whose time is over. To be called about ten times a second while there are suspect slots."""
+        for worker_id in self._recalled:
+            self._workers[worker_id].tick()
+        return [*self._suspects.expire(now), *self._grant_and_recall()]
 
     # Records.
 
-    def _listed(self, replica_ids: Iterable[str]) -> Iterator[ReplicaRecord]:
-        return (self._replicas[r] for r in replica_ids if r in self._replicas and self._replicas[r].listed)
-
-    def _record(self, replica_id: str) -> ReplicaRecord:
-        replica = self._replicas[replica_id] = ReplicaRecord(replica_id)
+    def _add_record(self, replica_id: str) -> ReplicaRecord:
+        replica = self._records[replica_id] = ReplicaRecord(replica_id)
         return replica
 
-    def _drop_if_done(self, replica: ReplicaRecord) -> None:
-        if not replica.listed and not replica.out:
-            del self._replicas[replica.id]
+    def _drop_if_unused(self, replica: ReplicaRecord) -> None:
+        if not replica.slots and not replica.leased:
+            del self._records[replica.id]
 
-    def _shelve(self, replica: ReplicaRecord) -> None:
-        if not replica.cordoned and not replica.reserved and replica.out < replica.slots:
-            self._shelf.put(replica)
+    def _update(self, replica: ReplicaRecord, *, slots: int, cordoned: bool, on_other_side: bool) -> None:
+        if (replica.slots, replica.cordoned, replica.on_other_side) != (slots, cordoned, on_other_side):
+            self._grantable.discard(replica)
+            replica.slots, replica.cordoned, replica.on_other_side = slots, cordoned, on_other_side
+            self._index(replica)
 
-    def _resize(self, replica: ReplicaRecord, slots: int) -> None:
-        self._shelf.take_off(replica)
-        replica.slots = slots
-        self._shelve(replica)
+    def _index(self, replica: ReplicaRecord) -> None:
+        if replica.is_grantable:
+            self._grantable.add(replica)
 
-    def _move(self, front_end: str, front: FrontEndRecord, replica: ReplicaRecord, count: int) -> None:
-        """Hand `count` leases to a front-end, or take them back where `count` is negative."""
-        self._shelf.take_off(replica)
-        replica.out += count
-        front.held += count
-        left = replica.holders.get(front_end, 0) + count
+    def _transfer(self, worker_id: str, worker: WorkerRecord, replica: ReplicaRecord, count: int) -> None:
+        """Record `count` more leases for a worker; fewer if `count` is negative."""
+        self._grantable.discard(replica)
+        replica.leased += count
+        worker.held += count
+        left = replica.leases_by_worker.get(worker_id, 0) + count
         if left:
-            replica.holders[front_end] = left
+            replica.leases_by_worker[worker_id] = left
         else:
-            replica.holders.pop(front_end, None)
-        self._shelve(replica)
+            replica.leases_by_worker.pop(worker_id, None)
+        self._index(replica)
 
-    def _forget(self, front_end: str) -> None:
-        front = self._fronts.pop(front_end, None)
-        if front is None:
+    def _remove_worker(self, worker_id: str) -> None:
+        worker = self._workers.pop(worker_id, None)
+        if worker is None:
             return
-        for replica in [r for r in self._replicas.values() if front_end in r.holders]:
-            self._move(front_end, front, replica, -replica.holders[front_end])
-            self._drop_if_done(replica)
-        self._waiting.discard(front_end)
-        self._recalled.discard(front_end)
+        for replica in [record for record in self._records.values() if worker_id in record.leases_by_worker]:
+            self._transfer(worker_id, worker, replica, -replica.leases_by_worker[worker_id])
+            self._drop_if_unused(replica)
+        self._suspects.remove_worker(worker_id)
+        self._waiting.discard(worker_id)
+        self._recalled.discard(worker_id)
 
-    # What front-ends say.
-
-    def _take_in(self, front_end: str, hello: Hello) -> Outbox:
-        """Start a front-end's record anew from what it says it has. Its waiters keep the places they had."""
-        before = self._fronts.get(front_end)
-        self._forget(front_end)
-        front = self._fronts[front_end] = FrontEndRecord(hello.holder, hello.session)
-        front.avoided = hello.avoided
-        outbox: Outbox = [(front_end, Welcome(hello.holder, hello.session))]
-        for replica_id, count in hello.held.items():
-            replica = self._replicas.get(replica_id) or self._record(replica_id)
-            self._move(front_end, front, replica, count)
-            if self._has_replicas and replica.is_overdue:
+    def _register(self, worker_id: str, registration: Register) -> Outbox:
+        """Replace the record of a worker. Its waiters keep their places in the queue."""
+        before = self._workers.get(worker_id)
+        self._remove_worker(worker_id)
+        worker = self._workers[worker_id] = WorkerRecord(registration.cache_id, registration.session)
+        worker.excluded = registration.excluded
+        outbox: Outbox = [(worker_id, Registered(registration.cache_id, registration.session))]
+        for replica_id, count in registration.held.items():
+            replica = self._records.get(replica_id) or self._add_record(replica_id)
+            self._transfer(worker_id, worker, replica, count)
+            if self._replicas is not None and replica.is_over_leased:
                 outbox += _revokes(replica)
-        gone = {*hello.cancelled}
-        for number in range(hello.served_upto + 1, hello.wanted_upto + 1):
-            if number not in gone:
-                front.wants[number] = self._place_of(number, before, hello)
-        front.wanted_upto = hello.wanted_upto
-        if front.wants:
-            self._waiting.add(front_end)
+            outbox += self._suspects.notify(replica, (worker_id,))
+        cancelled = {*registration.cancelled}
+        for number in range(registration.served_up_to + 1, registration.wanted_up_to + 1):
+            if number not in cancelled:
+                worker.waiters[number] = self._place_of(number, before, registration)
+        worker.wanted_up_to = registration.wanted_up_to
+        if worker.waiters:
+            self._waiting.add(worker_id)
         return outbox
 
-    def _place_of(self, number: int, before: FrontEndRecord | None, hello: Hello) -> int:
-        """The place that a waiter had; of one whose grant came to nothing, that of the latest grant; else a new one."""
-        if before is not None and before.holder == hello.holder:
-            if number in before.wants:
-                return before.wants[number]
-            if number <= before.granted_upto:
+    def _place_of(self, number: int, before: WorkerRecord | None, registration: Register) -> int:
+        """Return the place in the queue of a waiter that a worker has registered.
+
+        A waiter that was registered before keeps its place. One whose grant was lost gets the place of the worker's
+        latest grant. Any other waiter gets a new place.
+        """
+        if before is not None and before.cache_id == registration.cache_id:
+            if number in before.waiters:
+                return before.waiters[number]
+            if number <= before.granted_up_to:
                 return before.granted_place
         self._place += 1
         return self._place
 
-    def _note_wants(self, front_end: str, front: FrontEndRecord, message: Wants) -> None:
-        wants = front.wants
-        for number in range(max(front.wanted_upto, message.served_upto) + 1, message.wanted_upto + 1):
-            self._place += 1
-            wants[number] = self._place
-        front.wanted_upto = max(front.wanted_upto, message.wanted_upto)
-        while wants and next(iter(wants)) <= message.served_upto:
-            wants.popitem(last=False)
-        for number in message.cancelled:
-            wants.pop(number, None)
-        if wants:
-            self._waiting.add(front_end)
+    def _update_waiters(self, worker_id: str, worker: WorkerRecord, demand: SlotDemand) -> None:
+        self._place = worker.update_waiters(demand, self._place)
+        if worker.waiters:
+            self._waiting.add(worker_id)
         else:
-            self._waiting.discard(front_end)
+            self._waiting.discard(worker_id)
 
-    def _take_back(self, front_end: str, front: FrontEndRecord, message: Return) -> None:
-        replica = self._replicas.get(message.replica)
-        if replica is not None:
-            count = min(message.count, replica.holders.get(front_end, 0))
-            if count:
-                self._move(front_end, front, replica, -count)
-                self._drop_if_done(replica)
-        told = front.recalled  # the holder counts every lease it gives back, so this side does too
-        if told.count:
-            front.recalled = Recall(max(0, told.count - message.count), told.after)
-
-    def _mend(self, front_end: str, front: FrontEndRecord, leak: Leak, outbox: Outbox) -> None:
-        replica = self._replicas.get(leak.replica) or self._record(leak.replica)
-        self._move(front_end, front, replica, leak.held - leak.recorded)
-        if self._has_replicas and replica.is_overdue:
-            outbox += _revokes(replica)
-        self._drop_if_done(replica)
-
-    # What follows.
-
-    def _settle(self) -> Outbox:
-        """Grant what can be granted, oldest want first; then recall for those that are left."""
+    def _take_back(self, worker_id: str, worker: WorkerRecord, returned: Return, now: float) -> Outbox:
         outbox: Outbox = []
-        if self._closed:
-            return outbox
-        passed_over: set[str] = set()  # front-ends that avoid all that is free
-        while len(self._waiting) > len(passed_over) and self._shelf.least_loaded() is not None:
-            front_end = min(self._waiting - passed_over, key=self._oldest_place)
-            front = self._fronts[front_end]
-            replica = self._shelf.least_loaded(front.avoided)
-            if replica is None:
-                passed_over.add(front_end)
-                continue
-            front.granted_upto, front.granted_place = front.wants.popitem(last=False)
-            if not front.wants:
-                self._waiting.discard(front_end)
-            self._move(front_end, front, replica, 1)
-            front.granted += 1
-            front.unconfirmed.append(replica.id)
-            outbox.append((front_end, Grant(replica.id, front.granted_upto)))
-        if self._waiting or self._recalled:
-            self._recall(outbox)
+        replica = self._records.get(returned.replica)
+        if replica is not None:
+            count = min(returned.count, replica.leases_by_worker.get(worker_id, 0))
+            if count:
+                self._transfer(worker_id, worker, replica, -count)
+                self._drop_if_unused(replica)
+                if returned.suspect_seconds and replica.slots:
+                    outbox += self._suspects.suspect(replica, now + returned.suspect_seconds, count)
+        recalled = worker.recalled  # the lease cache counts every lease that it returns, so this side does too
+        if recalled.count:
+            count = max(0, recalled.count - returned.count)
+            worker.recalled = Recall(count, recalled.after_waiter, recalled.number)
         return outbox
 
-    def _oldest_place(self, front_end: str) -> int:
-        return next(iter(self._fronts[front_end].wants.values()))
+    def _repair(self, worker_id: str, worker: WorkerRecord, mismatch: LeaseMismatch) -> Outbox:
+        replica = self._records.get(mismatch.replica) or self._add_record(mismatch.replica)
+        self._transfer(worker_id, worker, replica, mismatch.held - mismatch.recorded)
+        must_revoke = self._replicas is not None and replica.is_over_leased
+        self._drop_if_unused(replica)
+        return _revokes(replica) if must_revoke else []
 
-    def _recall(self, outbox: Outbox) -> None:
-        """Tell each holder how many wait elsewhere, where what it was told no longer serves.
+    # Decisions.
 
-        That a recall is lowered is not worth a message: it costs a lease that goes back and forth, once. Whether those
-        who wait can use what is recalled is not looked at either: replicas are avoided for seconds, if at all.
+    def _grant_and_recall(self) -> Outbox:
+        """Grant all free slots, oldest waiter first; then recall leases for the waiters that are left."""
+        if self._granting_stopped:
+            return []
+        outbox = self._grant_trusted()
+        if self._suspects and self._waiting and not self._may_have_idle_leases():
+            outbox += self._grant_suspects()
+        if self._waiting or self._recalled:
+            outbox += self._recall()
+        return outbox
+
+    def _grant_trusted(self) -> Outbox:
+        outbox: Outbox = []
+        passed_over: set[str] = set()  # workers that have excluded every replica with a free slot
+        while len(self._waiting) > len(passed_over) and self._grantable.least_loaded() is not None:
+            worker_id = min(self._waiting - passed_over, key=self._oldest_place)
+            worker = self._workers[worker_id]
+            replica = self._grantable.least_loaded(worker.excluded)
+            if replica is None:
+                passed_over.add(worker_id)
+                continue
+            outbox += self._grant(worker_id, worker, replica)
+        return outbox
+
+    def _grant_suspects(self) -> Outbox:
+        outbox: Outbox = []
+        passed_over: set[str] = set()
+        while len(self._waiting) > len(passed_over):
+            worker_id = min(self._waiting - passed_over, key=self._oldest_place)
+            worker = self._workers[worker_id]
+            replica = self._suspects.next_replica(worker.excluded)
+            if replica is None:
+                passed_over.add(worker_id)
+                continue
+            outbox += self._grant(worker_id, worker, replica)
+            self._suspects.on_granted(replica)
+        return outbox
+
+    def _may_have_idle_leases(self) -> bool:
+        """True if a worker may have an idle lease. One that has waiters has none, and one that has completed a recall
+        returns each lease that becomes idle."""
+        return any(
+            worker.connected
+            and worker.held
+            and not worker.waiters
+            and not (worker.recalled.count and worker.recall_done)
+            for worker in self._workers.values()
+        )
+
+    def _grant(self, worker_id: str, worker: WorkerRecord, replica: ReplicaRecord) -> Outbox:
+        """Grant a lease to the oldest waiter of a worker."""
+        worker.granted_up_to, worker.granted_place = worker.waiters.popitem(last=False)
+        if not worker.waiters:
+            self._waiting.discard(worker_id)
+        self._transfer(worker_id, worker, replica, 1)
+        worker.granted += 1
+        worker.unconfirmed.append(replica.id)
+        return [*self._suspects.notify(replica, (worker_id,)), (worker_id, Grant(replica.id, worker.granted_up_to))]
+
+    def _oldest_place(self, worker_id: str) -> int:
+        return next(iter(self._workers[worker_id].waiters.values()))
+
+    def _recall(self) -> Outbox:
+        """Send each worker a recall for the requests that wait elsewhere, unless its last recall is sufficient.
+
+        A recall whose count could now be lower is not sent again: the cost is one lease that is returned and granted
+        once more. Whether the waiters can use the recalled leases is not checked: replicas are excluded for seconds at
+        most.
         """
+        outbox: Outbox = []
         waiting = self.waiting
         first, second = self._two_oldest()
-        for name, front in self._fronts.items():
-            if front.lost:
+        must_ask = bool(self._suspects) and self._suspects.next_replica() is not None
+        for worker_id, worker in self._workers.items():
+            if not worker.connected:
                 continue
-            own = len(front.wants)
-            elsewhere = min(waiting - own, front.held)
-            told = front.recalled
-            after = self._ahead_of(second, front) if name == first and elsewhere else 0
-            told_after = told.after if own and told.after >= next(iter(front.wants)) else 0
-            if elsewhere > told.count or (elsewhere and after != told_after) or (told.count and not elsewhere):
-                front.recalled = Recall(elsewhere, after)
-                outbox.append((name, front.recalled))
-            if front.recalled.count:
-                self._recalled.add(name)
+            own = len(worker.waiters)
+            elsewhere = min(waiting - own, worker.held)
+            last = worker.recalled
+            after = worker.last_ahead_of(second) if worker_id == first and elsewhere else 0
+            last_after = last.after_waiter if own and last.after_waiter >= next(iter(worker.waiters)) else 0
+            asks = must_ask and elsewhere > 0 and not own
+            if (
+                elsewhere > last.count
+                or (elsewhere and after != last_after)
+                or (last.count and not elsewhere)
+                or (asks and not last.number)
+            ):
+                self._recall_number += asks
+                worker.recalled = Recall(elsewhere, after, self._recall_number if asks else 0)
+                worker.recall_done, worker.recall_ticks = False, 0
+                outbox.append((worker_id, worker.recalled))
+            if worker.recalled.count:
+                self._recalled.add(worker_id)
             else:
-                self._recalled.discard(name)
+                self._recalled.discard(worker_id)
+        return outbox
 
     def _two_oldest(self) -> tuple[str, int]:
-        """The front-end whose want is the oldest, and the place of the oldest want of all the others."""
+        """Return the worker with the oldest waiter, and the place of the oldest waiter of all other workers."""
         first, oldest, second = "", self._place + 1, self._place + 1
-        for name in self._waiting:
-            place = self._oldest_place(name)
+        for worker_id in self._waiting:
+            place = self._oldest_place(worker_id)
             if place < oldest:
-                first, oldest, second = name, place, oldest
+                first, oldest, second = worker_id, place, oldest
             elif place < second:
                 second = place
         return first, second
 
-    def _ahead_of(self, place: int, front: FrontEndRecord) -> int:
-        """The last of a front-end's waiters that is ahead of a place, as far as is looked; 0 if there is none."""
-        after = halfway = 0
-        for looked_at, (number, own_place) in enumerate(front.wants.items()):
-            if own_place > place:
-                break
-            if looked_at == _LOOK_AHEAD:
-                # What it was told holds for a while yet.
-                return front.recalled.after if front.recalled.after >= halfway else after
-            after = number
-            if looked_at == _LOOK_AHEAD // 2:
-                halfway = number
-        return after
-
 
 def _revokes(replica: ReplicaRecord) -> Outbox:
-    """The messages that call all leases of a replica back."""
-    return [(front_end, Revoke(replica.id)) for front_end in replica.holders]
+    """Return messages that revoke all leases of a replica."""
+    return [(worker_id, Revoke(replica.id)) for worker_id in replica.leases_by_worker]

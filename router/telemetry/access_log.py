@@ -1,55 +1,62 @@
-"""The access log: one JSON line per request, written beside the hot path and never in its way.
+"""The access log: one JSON line per request, written outside the hot path and without blocking.
 
-Theory of operation. The hot path asks `wanted()`, and if so appends a tuple (`add`). A timer calls `flush()`, which
-encodes and writes in small steps until the output takes no more or its share of the event loop's time is used up;
-what is left waits, bounded by `capacity`, and beyond that is dropped and counted. `flush()` says whether something
-is left: a pipe holds 64 KiB, about 150 lines, so a busy gateway should then come back within milliseconds.
+Theory of operation. The hot path calls `should_log()` and, if true, appends a tuple (`add`). A timer calls `flush()`,
+which encodes at most `_LINES_PER_FLUSH` lines and passes them to the thread of a `LineWriter`, until that has
+`_MAX_PENDING_BYTES`. The other records stay in a backlog of `capacity` records; further ones are dropped and counted.
+`flush()` returns True if records remain. A busy gateway should then flush again within milliseconds.
 
-Writing never waits, whether or not the descriptor is in non-blocking mode (standard output is shared with others,
-whose mode is not ours to change): a write of at most PIPE_BUF bytes to a pipe that polls as writable goes through at
-once and whole (pipe(7), poll(2)). As each write ends at the end of a line, lines of several workers that share a pipe
-do not mix.
-
-Never here: the query of a path, keys, tokens, bodies.
+Never logged: the query of a path, keys, tokens, bodies.
 """
 
-import os
-import select
 from collections import deque
 from random import random
 from typing import NamedTuple, Protocol
 
 import orjson
 
+from router.telemetry.line_writer import LineWriter
 from router.telemetry.log import rfc3339
 
 CAPACITY = 20_000
-"""Records that may wait: one second of what one worker can do at all; about 10 MB."""
+"""Maximum number of records in the backlog, about 10 MB. A worker cannot serve more requests in a second."""
 
 _LINES_PER_FLUSH = 500
-"""A line takes about 2.5 us; little more than 1 ms is what other requests may be kept waiting."""
+"""Maximum number of lines. A line takes about 2 us to encode, so a flush delays requests by about 1 ms."""
+
+_MAX_PENDING_BYTES = 1 << 18
+"""Maximum number of encoded bytes that are not written yet. About 600 lines, more than one flush has."""
+
+_MAX_LINE_BYTES = 4096
+"""No line is longer: the values of clients are truncated, and others are short."""
+
+_CLOSE_SECONDS = 1.0
+"""Maximum time in `close`."""
 
 _TEXT_LIMIT = 128
-"""Characters of a text that the client made; a valid `traceparent` has 55."""
+"""Maximum number of characters of a value that the client has chosen. A valid `traceparent` has 55."""
 
 
 class AccessRecord(NamedTuple):
-    """What is told of one request. Times are seconds; None where there was no such thing."""
+    """The fields of one line. Durations are seconds, or None if the event did not happen."""
 
     time: float
-    """When the request's head had been read, seconds since the epoch."""
+    """When the request's head was read, in seconds since the epoch."""
     request_id: str
     client_request_id: str | None
     traceparent: str | None
     service: str | None
-    """None when no service matched: what a client asked for is not told."""
+    """None if no service matched: names that a client made up are not logged."""
     version: str | None
     replica: str | None
+    client: str
+    """Address of the client, behind trusted proxies the one that they report."""
     method: str
+    path: str | None
+    """Truncated, without query. None if no service matched."""
     status: int
-    """0 when the client left before an answer began."""
+    """0 if the client left before the response started."""
     error: str | None
-    """The slug of the router's own answer; None for the replica's."""
+    """The error code of the router's own response; None for a replica's response."""
     request_bytes: int
     response_bytes: int
     queue: float | None
@@ -60,90 +67,67 @@ class AccessRecord(NamedTuple):
 
 
 class HasFileno(Protocol):
-    """What the log is written to: anything with a file descriptor."""
+    """Output of the log: anything with a file descriptor."""
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """Return the descriptor."""
 
 
 class AccessLog:
     """A sampled, bounded access log on one file descriptor."""
 
-    __slots__ = ("_backlog", "_capacity", "_encoded", "_poll", "_stream", "dropped", "rate")
+    __slots__ = ("_backlog", "_capacity", "_lost", "_writer", "rate")
 
     def __init__(self, rate: float, stream: HasFileno, *, capacity: int = CAPACITY) -> None:
-        """`rate`: share of requests that are logged, 0 (none) to 1 (all). Raises ValueError outside of it."""
+        """`rate` is the share of requests to log, from 0 to 1. Raises ValueError if it is out of range."""
         self.set_rate(rate)
-        self.dropped = 0
-        """Lines lost because the output took no more, or failed."""
-        self._stream = stream
         self._capacity = capacity
         self._backlog: deque[AccessRecord] = deque()
-        self._encoded = bytearray()
-        self._poll = select.poll()
-        self._poll.register(stream.fileno(), select.POLLOUT)
+        self._lost = 0  # records that did not reach the writer
+        self._writer = LineWriter(stream.fileno(), capacity=capacity * _MAX_LINE_BYTES)
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost because the output accepted no more, or failed."""
+        return self._lost + self._writer.dropped
 
     def set_rate(self, rate: float) -> None:
-        """Log this share of the requests from now on. Raises ValueError as the constructor does."""
+        """Log this share of the requests from now on. Raises ValueError if it is out of range."""
         if not 0 <= rate <= 1:
             raise ValueError(f"access_log: {rate}; allowed: off, on, or a rate from 0 to 1")
         self.rate = rate
 
-    def wanted(self) -> bool:
-        """Whether this request is to be logged. Random, so that it follows no rhythm of the traffic."""
+    def should_log(self) -> bool:
+        """True if the next request is to be logged. Random, so that periodic traffic does not bias the sample."""
         return random() < self.rate
 
     def add(self, record: AccessRecord) -> None:
+        """Append a record to the backlog, or drop and count it if the backlog is full."""
         if len(self._backlog) < self._capacity:
             self._backlog.append(record)
         else:
-            self.dropped += 1
+            self._lost += 1
 
     def flush(self) -> bool:
-        """Write what the output takes without waiting; True when lines are left that another flush may write."""
-        left = _LINES_PER_FLUSH
-        try:
-            while left > 0 and (self._backlog or self._encoded) and self._poll.poll(0):
-                left -= self._encode(left)
-                self._write()
-        except BlockingIOError:
-            pass  # another writer of the same pipe was faster; the lines wait
-        except OSError:
-            self._drop()  # reader gone or disk full: requests go on, the count tells
-        return bool(self._backlog or self._encoded)
+        """Pass on what the writer accepts. True if records remain that another flush may pass on."""
+        if self._backlog and self._writer.pending_bytes < _MAX_PENDING_BYTES:
+            self._pass_on(_LINES_PER_FLUSH)
+        return bool(self._backlog)
 
     def close(self) -> None:
-        """Write what the output still takes without waiting; the rest is dropped and counted. The stream stays open."""
-        before = -1
-        while self.flush() and self._pending() != before:
-            before = self._pending()
-        self._drop()
+        """Write the backlog for at most a second, then drop and count the rest. The stream stays open."""
+        self._pass_on(len(self._backlog))
+        self._writer.close(_CLOSE_SECONDS)
 
-    def _encode(self, lines: int) -> int:
-        """Fill the next write with up to `lines` lines; the number taken."""
-        taken = 0
-        while taken < lines and self._backlog and len(self._encoded) < select.PIPE_BUF:
-            taken += 1
+    def _pass_on(self, limit: int) -> None:
+        """Encode up to `limit` records for the writer."""
+        lines = []
+        for _ in range(min(limit, len(self._backlog))):
             try:
-                self._encoded += _line(self._backlog.popleft())
+                lines.append(_line(self._backlog.popleft()))
             except orjson.JSONEncodeError:
-                self.dropped += 1  # a text with a lone surrogate has no JSON form
-        return taken
-
-    def _write(self) -> None:
-        encoded = self._encoded
-        if len(encoded) <= select.PIPE_BUF:
-            end = len(encoded)
-        else:
-            end = encoded.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
-        del encoded[: os.write(self._stream.fileno(), encoded[:end])]
-
-    def _pending(self) -> int:
-        return len(self._backlog) + len(self._encoded)
-
-    def _drop(self) -> None:
-        self.dropped += len(self._backlog) + self._encoded.count(b"\n")
-        self._backlog.clear()
-        self._encoded.clear()
+                self._lost += 1  # a text with a lone surrogate cannot be encoded as JSON
+        self._writer.write(*lines)
 
 
 def _line(record: AccessRecord) -> bytes:
@@ -155,7 +139,9 @@ def _line(record: AccessRecord) -> bytes:
         service,
         version,
         replica,
+        client,
         method,
+        path,
         status,
         error,
         request_bytes,
@@ -178,7 +164,9 @@ def _line(record: AccessRecord) -> bytes:
             "service": service,
             "version": version,
             "replica": replica,
+            "client": client[:_TEXT_LIMIT],
             "method": method,
+            "path": path,
             "status": status,
             "error": error,
             "request_bytes": request_bytes,
@@ -194,4 +182,4 @@ def _line(record: AccessRecord) -> bytes:
 
 
 def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else int(seconds * 1e6 + 0.5) / 1000  # a fifth of what round() takes
+    return None if seconds is None else int(seconds * 1e6 + 0.5) / 1000  # five times as fast as round()

@@ -1,11 +1,11 @@
-"""The names of all metrics: kind, labels, help text. `docs/metrics.md` is made from this table.
+"""All metrics: name, kind, labels, help text. `docs/metrics.md` is generated from this table.
 
-Lives here: what a metric is called and means. Must not live here: where its numbers come from (`metrics` for the data
-plane's counts, a `Sample` of whichever part knows for the rest). A part that has something to tell returns samples;
-one whose name or labels are not in this table is a fault of the program, found by its tests.
+Contains: names and meanings. Does not contain: where the values come from. `metrics` renders the workers' counters
+(`counters`). Other parts of the router contribute `Sample`s, for example `cluster.kubernetes.metrics`. A sample whose
+name or labels are not in this table is a bug, which the tests find.
 
-Names begin with `azureml_fe_` and use base units (seconds, bytes, cores, ratios). Labels are bounded: `LABELS` says by
-what. A path, a key, a client's address or a name that a client asks for is never one.
+Names begin with `azureml_fe_` and use base units (seconds, bytes, cores, ratios). The values of all labels are bounded,
+see `LABELS`. A path, a key, a client's address or a name from a request is never a label.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import NamedTuple
 PREFIX = "azureml_fe_"
 
 
-class Kind(StrEnum):
-    """What a metric's numbers are, in the words of Prometheus."""
+class MetricKind(StrEnum):
+    """A metric type of Prometheus."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -28,22 +28,22 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric. `name` is without the prefix, and for a counter without `_total`."""
+    """One metric. `name` has neither the prefix nor, for a counter, `_total`."""
 
     name: str
-    kind: Kind
-    about: str
+    kind: MetricKind
+    help: str
     labels: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
-        """As Prometheus knows it."""
-        ending = {Kind.COUNTER: "_total", Kind.INFO: "_info"}.get(self.kind, "")
+        """The name in the Prometheus text format."""
+        ending = {MetricKind.COUNTER: "_total", MetricKind.INFO: "_info"}.get(self.kind, "")
         return PREFIX + self.name + ending
 
 
 class Sample(NamedTuple):
-    """What a part of the router tells of one counter or gauge: `labels` in the order of the table."""
+    """One value of a counter or gauge; `labels` are in the order of the table."""
 
     metric: str
     value: float
@@ -51,171 +51,232 @@ class Sample(NamedTuple):
 
 
 LABELS = {
-    "service": "a service that is configured; empty for requests that matched none",
-    "version": "a version of that service; empty where a request was answered before a version was chosen",
-    "code": "the status that the client got, or would have got",
+    "service": "a configured service; empty for requests that matched none",
+    "version": "a version of the service; empty for responses sent before a version was chosen",
+    "code": "the status sent to the client, or that would have been sent if the client had not left",
     "code_class": "`1xx` to `5xx`",
-    "answered_by": "`replica`, `router`, or `nobody` where the client had left",
-    "error": "the slug of the header `azureml-fe-error`; empty for a replica's own answer",
-    "cause": "`connect` (the replica refused the connection) or `stale` (a kept connection had just been closed)",
-    "kind": "`queue`, `connect`, `scoring` or `request` (a client too slow with its request)",
-    "reason": "one of a few constants of the metric at hand",
+    "answered_by": "the sender of the response: `replica`, `router`, or `nobody` if the client had left",
+    "error": "the value of the header `azureml-fe-error`; empty for a replica's own response",
+    "cause": "`connect` (the replica refused the connection) or `stale` (a reused connection had just been closed)",
+    "kind": "`queue`, `connect`, `scoring`, `request` (the client sent its request too slowly) or `abandoned` (the "
+    "response to an abandoned request)",
+    "handling": "`closed` (the connection, and the slot was free), `kept` (the response was awaited, and the slot in "
+    "use) or `suspect` (the connection was closed, and the slot used last)",
+    "reason": "a fixed set for each metric, listed at the metric",
     "state": "`starting`, `ready` or `draining`",
-    "direction": "`up` or `down`; of messages `sent` or `received`",
-    "message": "the words of holders and ledgers, see architecture.md",
-    "process": "`supervisor` or `worker` (all workers together)",
-    "standing": "`live`, `gone` or `unreachable`",
+    "direction": "`up` or `down`; for messages `sent` or `received`",
+    "message": "to a ledger `wants` (waiting requests), `return` (leases), `avoid` (excluded replicas) or `hello` "
+    "(registration); to a lease cache `welcome` (registered), `sayhello` (must register), `grant`, `recall` or "
+    "`revoke`",
+    "process": "`supervisor` or `worker` (the sum of all workers)",
+    "standing": "status of a peer: `live`, `gone` or `unreachable`",
     "verb": "a verb of the Kubernetes API",
     "resource": "a kind of object of the Kubernetes API",
     "certificate": "`server`, `client-ca`, `peer` or `peer-ca`",
-    "issuer": "a token issuer that is configured, or `router` itself",
+    "issuer": "a configured token issuer, or `router` for the router itself",
     "result": "`hit` or `miss`; `ok` or `failed`",
-    "hot_path": "`compiled` or `interpreted`, see architecture.md",
+    "model_namespace": "a namespace with models",
+    "holder": "a release of the router: its namespace and name",
+    "waiting": "a release of the router: its namespace and name; at most eight",
+    "hot_path": "`compiled` or `interpreted`, see design.md",
     "action": "`cpu-up`, `cpu-down`, `pods-up` or `pods-down`",
 }
-"""What each label's values are, and so how many there can be."""
+"""The possible values of each label. Each set is bounded."""
 
 _VERSION = ("service", "version")
-_COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+_COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 
 GROUPS: dict[str, tuple[MetricSpec, ...]] = {
     "Requests": (
         MetricSpec(
-            "requests", _COUNTER, "Requests that have ended, by what the client got.",
+            "requests", _COUNTER, "Requests that have ended, by the response to the client.",
             (*_VERSION, "code", "code_class", "answered_by", "error"),
         ),
-        MetricSpec("request_duration_seconds", _HISTOGRAM, "Head read to last byte of the answer.", _VERSION),
-        MetricSpec("queue_wait_seconds", _HISTOGRAM, "Time waited for a slot, 0 when one was free.", _VERSION),
+        MetricSpec(
+            "request_duration_seconds", _HISTOGRAM,
+            "Time from the end of the request's head to the last byte of the response.", _VERSION,
+        ),
+        MetricSpec("queue_wait_seconds", _HISTOGRAM, "Time waited for a slot; 0 if one was free.", _VERSION),
         MetricSpec(
             "route_time_seconds", _HISTOGRAM,
-            "What the router adds: head read to first byte sent to the replica, less the queue wait.", _VERSION,
+            "Latency added by the router: time from the end of the request's head to the first byte sent to the "
+            "replica, without the queue wait.", _VERSION,
         ),
         MetricSpec(
             "replica_first_byte_seconds", _HISTOGRAM,
-            "First byte sent to the replica to first byte of its answer.", _VERSION,
+            "Time from the first byte sent to the replica to the first byte of its response.", _VERSION,
         ),
         MetricSpec("request_body_bytes", _COUNTER, "Bytes of request bodies read from clients.", _VERSION),
-        MetricSpec("response_body_bytes", _COUNTER, "Bytes of answer bodies sent to clients.", _VERSION),
-        MetricSpec("requests_in_flight", _GAUGE, "Requests at replicas now, of this pod.", _VERSION),
-        MetricSpec("requests_queued", _GAUGE, "Requests that wait for a slot now, in this pod.", _VERSION),
-        MetricSpec("retries", _COUNTER, "Requests sent once more.", (*_VERSION, "cause")),
-        MetricSpec("timeouts", _COUNTER, "Limits of time that were reached.", (*_VERSION, "kind")),
-        MetricSpec("client_aborts", _COUNTER, "Requests whose client left before the end.", _VERSION),
+        MetricSpec("response_body_bytes", _COUNTER, "Bytes of response bodies sent to clients.", _VERSION),
+        MetricSpec("requests_in_flight", _GAUGE, "Requests of this pod at replicas now, without abandoned ones.",
+                   _VERSION),
+        MetricSpec("abandoned_requests", _GAUGE, "Abandoned requests of this pod whose response is awaited now, as "
+                   "their replica works on them all the same.", _VERSION),
+        MetricSpec("abandonments", _COUNTER, "Requests that were abandoned at their replica, as their client left or "
+                   "got 504.", (*_VERSION, "handling")),
+        MetricSpec("requests_queued", _GAUGE, "Requests of this pod that wait for a slot now.", _VERSION),
+        MetricSpec("retries", _COUNTER, "Retries of requests.", (*_VERSION, "cause")),
+        MetricSpec("timeouts", _COUNTER, "Timeouts that were reached.", (*_VERSION, "kind")),
+        MetricSpec("client_aborts", _COUNTER, "Requests whose client left before the response was complete.", _VERSION),
         MetricSpec(
-            "auth_failures", _COUNTER, "Requests without a valid key or token.", ("service", "reason")
+            "auth_failures", _COUNTER, "Requests without a valid key or token. Reasons: `missing` (neither key nor "
+            "token); for keys `invalid`; for tokens `malformed`, `unknown-issuer`, `unknown-key`, `no-keys`, "
+            "`wrong-algorithm`, `wrong-signature`, `wrong-audience`, `expired`, `not-yet-valid` or `missing-claim`.",
+            ("service", "reason"),
         ),
     ),
     "Connections": (
         MetricSpec("client_connections", _COUNTER, "Client connections accepted."),
         MetricSpec("client_connections_open", _GAUGE, "Client connections open now."),
         MetricSpec("client_connections_refused", _COUNTER, "Client connections refused at a limit."),
-        MetricSpec("tls_handshakes", _COUNTER, "TLS hand-shakes with clients that were completed."),
-        MetricSpec("tls_sessions_resumed", _COUNTER, "TLS hand-shakes that resumed a session."),
-        MetricSpec("tls_handshake_failures", _COUNTER, "TLS hand-shakes with clients that came to nothing."),
-        MetricSpec("accept_pauses", _COUNTER, "Times that a worker stopped accepting clients for want of file "
-                   "descriptors."),
-        MetricSpec("parse_errors", _COUNTER, "Client connections closed over malformed HTTP."),
+        MetricSpec("client_connections_evicted", _COUNTER, "Idle client connections closed at a limit, for new ones."),
+        MetricSpec("client_connections_retired", _COUNTER, "Client connections closed with a response because of their "
+                   "age, their number of requests, or less load at other pods."),
+        MetricSpec("tls_handshakes", _COUNTER, "Completed TLS handshakes with clients."),
+        MetricSpec("tls_sessions_resumed", _COUNTER, "TLS handshakes that resumed a session."),
+        MetricSpec("tls_handshake_failures", _COUNTER, "TLS handshakes with clients that failed."),
+        MetricSpec("accept_pauses", _COUNTER, "Times that a worker paused accepting clients because it ran out "
+                   "of file descriptors."),
+        MetricSpec("buffered_bytes", _GAUGE, "Bytes of bodies that workers hold for slow clients now; the limit per "
+                   "worker is `buffer_budget_bytes`."),
+        MetricSpec("buffer_budget_exceeded", _COUNTER, "Times that `buffer_budget_bytes` had no room for a body, which "
+                   "was then streamed."),
+        MetricSpec("parse_errors", _COUNTER, "Client connections closed because of malformed HTTP."),
         MetricSpec(
-            "replica_connect_seconds", _HISTOGRAM, "Time to open a connection to a replica; its count is how many "
-            "were opened, as opposed to taken from the pool.", _VERSION,
+            "replica_connect_seconds", _HISTOGRAM, "Time to open a connection to a replica; the count is the number "
+            "of opened connections, without those reused from the pool.", _VERSION,
         ),
         MetricSpec(
-            "replica_connect_failures", _COUNTER, "Connections to replicas that could not be opened: `refused`, "
-            "`timeout` or `other`.", (*_VERSION, "reason"),
+            "replica_connect_failures", _COUNTER, "Connections to replicas that could not be opened. Reasons: "
+            "`refused`, `timeout` or `other`.", (*_VERSION, "reason"),
         ),
-        MetricSpec("replica_connections_idle", _GAUGE, "Connections to replicas that rest in pools now."),
+        MetricSpec(
+            "replica_failures", _COUNTER, "Attempts that a replica failed after the connection was open: `closed`, "
+            "`invalid`, `timeout`, or `unavailable` (it responded with 502, 503 or 504).", (*_VERSION, "reason"),
+        ),
+        MetricSpec(
+            "replica_ejections", _COUNTER, "Ejections of replicas by workers of this pod, see operations.md: for "
+            "`failures` in a row, or for the `rate` of failures.", (*_VERSION, "reason"),
+        ),
+        MetricSpec(
+            "replicas_ejected", _GAUGE, "Replicas that a worker of this pod has ejected now; absent for versions "
+            "without a failure so far.", _VERSION,
+        ),
+        MetricSpec("replica_connections_idle", _GAUGE, "Idle connections to replicas in the pools now."),
     ),
     "Slots": (
-        MetricSpec("slots", _GAUGE, "Requests that ready replicas may have in flight; absent when not limited.",
+        MetricSpec("slots", _GAUGE, "Requests that the ready replicas may have in flight; absent if not limited.",
                    _VERSION),
-        MetricSpec("slots_in_use", _GAUGE, "Slots that carry a request of this pod now.", _VERSION),
-        MetricSpec("leases_idle", _GAUGE, "Slots granted to a worker of this pod that carry no request now.",
+        MetricSpec("slots_in_use", _GAUGE, "Slots in use by a request of this pod now, abandoned ones included.",
                    _VERSION),
-        MetricSpec("slot_messages", _COUNTER, "Messages between this pod's ledgers and the holders of all pods: "
-                   "grants, recalls, revocations, wants, returns and the rest.", ("message",)),
-        MetricSpec("slot_leaks_repaired", _COUNTER, "Slots found out of step and repaired; must stay 0."),
-        MetricSpec("degraded_services", _GAUGE, "Services of whose replicas only a fair share is granted, as pods "
-                   "that may live cannot be reached."),
+        MetricSpec("suspect_slots", _GAUGE, "Slots that are used last now, as an abandoned request may be running "
+                   "there; in the pod that owns the service.", _VERSION),
+        MetricSpec("leases_idle", _GAUGE, "Slots granted to a worker of this pod and not in use now.",
+                   _VERSION),
+        MetricSpec("slot_messages", _COUNTER, "Messages between the ledgers of this pod and the lease caches "
+                   "of all pods: grants, recalls, revocations, demands, returns and others.", ("message",)),
+        MetricSpec("slot_leaks_repaired", _COUNTER, "Leases that a ledger and a worker recorded differently, and "
+                   "that were repaired; should always be 0."),
+        MetricSpec("degraded_services", _GAUGE, "Services of which this pod grants only a part of the slots, because "
+                   "an unreachable pod may be running."),
     ),
     "Replicas and scaling": (
         MetricSpec("replicas", _GAUGE, "Replicas by state.", (*_VERSION, "state")),
-        MetricSpec("replicas_desired", _GAUGE, "Replicas that the autoscaler wants.", _VERSION),
-        MetricSpec("utilization_ratio", _GAUGE, "In flight and queued per slot, as scaling sees it.", _VERSION),
-        MetricSpec("utilization_target_ratio", _GAUGE, "The target of that ratio.", _VERSION),
+        MetricSpec("replicas_desired", _GAUGE, "Replicas desired by the autoscaler.", _VERSION),
+        MetricSpec("utilization_ratio", _GAUGE, "Requests in flight, abandoned and queued per slot, as used for "
+                   "scaling.", _VERSION),
+        MetricSpec("utilization_target_ratio", _GAUGE, "The target of `utilization_ratio`.", _VERSION),
         MetricSpec(
-            "scaling_decisions", _COUNTER, "Changes of the wanted number of replicas; the reason is what bounded it: "
-            "`demand`, `window` (needed a while ago), `minimum`, `maximum`, `fixed` (not autoscaled) or `silence` "
-            "(nobody reported).", (*_VERSION, "direction", "reason"),
+            "scaling_decisions", _COUNTER, "Changes of the desired number of replicas. Reasons: `demand`, `window` "
+            "(the demand of the recent past), `minimum`, `maximum`, `fixed` (not autoscaled) or `silence` (no "
+            "reports).", (*_VERSION, "direction", "reason"),
         ),
-        MetricSpec("autoscaler_conflicts", _GAUGE, "1 where something else also scales this Deployment, which is "
-                   "then left alone.", _VERSION),
+        MetricSpec("autoscaler_conflicts", _GAUGE, "1 while another controller also scales this Deployment; the "
+                   "router then does not scale it.", _VERSION),
     ),
     "The router's processes": (
-        MetricSpec("build", Kind.INFO, "Release of the router, and how its hot path runs.", ("version", "hot_path")),
+        MetricSpec("build", MetricKind.INFO, "Release of the router; whether its hot path is compiled.",
+                   ("version", "hot_path")),
         MetricSpec("workers", _GAUGE, "Worker processes that serve clients."),
-        MetricSpec("workers_stuck", _GAUGE, "Worker processes that say nothing, though they report several times a "
-                   "second: others accept clients in their place, and after 30 s they are killed."),
-        MetricSpec("worker_restarts", _COUNTER, "Workers that ended unasked."),
-        MetricSpec("worker_cpu_seconds", _COUNTER, "CPU time of all workers there were."),
-        MetricSpec("worker_resident_memory_bytes", _GAUGE, "Resident memory of all workers together."),
+        MetricSpec("workers_stuck", _GAUGE, "Worker processes that do not report (they normally report several "
+                   "times a second). Other workers accept clients in their place. A worker that has not reported for "
+                   "30 s is killed."),
+        MetricSpec("worker_restarts", _COUNTER, "Workers that ended unexpectedly."),
+        MetricSpec("worker_cpu_seconds", _COUNTER, "CPU time of all workers, including those that have ended."),
+        MetricSpec("worker_resident_memory_bytes", _GAUGE, "Resident memory of all workers."),
         MetricSpec("cpu_quota_cores", _GAUGE, "CPU that this pod may use."),
-        MetricSpec("event_loop_lag_seconds", _HISTOGRAM, "How late the event loops were, sampled several times a "
-                   "second.", ("process",)),
-        MetricSpec("access_log_lines_dropped", _COUNTER, "Lines the access log could not write."),
+        MetricSpec("event_loop_lag_seconds", _HISTOGRAM, "Lag of the event loops, sampled several times a second.",
+                   ("process",)),
+        MetricSpec("access_log_lines_dropped", _COUNTER, "Access log lines that could not be written."),
+        MetricSpec("log_lines_dropped", _COUNTER, "Lines of the application log that could not be written."),
         MetricSpec("spans_dropped", _COUNTER, "Spans of traces that could not be exported."),
-        MetricSpec("config_errors", _COUNTER, "Settings that were refused."),
-        MetricSpec("config_last_reload_success", _GAUGE, "1 when the latest settings are in force."),
+        MetricSpec("config_errors", _COUNTER, "Settings that were rejected."),
+        MetricSpec("config_last_reload_success", _GAUGE, "1 if the latest settings are in effect."),
     ),
     "Pods of the router": (
-        MetricSpec("peers", _GAUGE, "Other router pods, by what is known of them.", ("standing",)),
-        MetricSpec("peers_unencrypted", _GAUGE, "Other router pods that are linked without TLS."),
-        MetricSpec("leader", _GAUGE, "1 in the pod whose control loop scales."),
-        MetricSpec("service_owned", _GAUGE, "1 in the pod whose ledger grants the slots of this service.",
+        MetricSpec("peers", _GAUGE, "Other router pods by status.", ("standing",)),
+        MetricSpec("peers_unencrypted", _GAUGE, "Other router pods linked without TLS."),
+        MetricSpec("leader", _GAUGE, "1 in the pod that scales the models."),
+        MetricSpec("observing", _GAUGE, "1 if the router only observes (`mode: observe`)."),
+        MetricSpec("service_owned", _GAUGE, "1 in the pod whose ledger grants the slots of the service.",
                    ("service",)),
         MetricSpec("peer_messages", _COUNTER, "Messages about slots with other pods.", ("direction",)),
-        MetricSpec("peer_refusals", _COUNTER, "Connections of pods that were refused or broken off.", ("reason",)),
+        MetricSpec("peer_refusals", _COUNTER, "Connections of other pods that were refused or closed on an error. "
+                   "Reasons: `garbage`, `oversized`, `secret`, `forged`, `version`, `stale`, `same-id`, `timeout`, "
+                   "`crowded`, `tls`, `unencrypted` or `refused`.", ("reason",)),
     ),
     "Sizing of the router itself": (
-        MetricSpec("self_scaling_cpu_cores", _GAUGE, "CPUs (locally: workers) of each pod, as sized."),
-        MetricSpec("self_scaling_pods", _GAUGE, "Router pods, as sized."),
-        MetricSpec("self_scaling_at_limit", _GAUGE, "1 while the router is too slow and may not grow."),
-        MetricSpec("self_scaling_actions", _COUNTER, "What the self-scaler did.", ("action",)),
-        MetricSpec("self_scaling_cpu_use_ratio", _GAUGE, "CPU in use of what there is, as the self-scaler sees it."),
-        MetricSpec("self_scaling_route_time_seconds", _GAUGE, "The percentile of the route time that the self-scaler "
-                   "compares with its threshold."),
-        MetricSpec("self_scaling_loop_lag_seconds", _GAUGE, "The same of the event loops' lag."),
+        MetricSpec("self_scaling_cpu_cores", _GAUGE, "CPUs (locally: workers) of each pod, as set by the self-scaler."),
+        MetricSpec("self_scaling_pods", _GAUGE, "Router pods, as set by the self-scaler."),
+        MetricSpec("self_scaling_at_limit", _GAUGE, "1 while the router is too slow but has its maximum size."),
+        MetricSpec("self_scaling_actions", _COUNTER, "Actions of the self-scaler.", ("action",)),
+        MetricSpec("self_scaling_cpu_use_ratio", _GAUGE, "Share of the CPU in use, as measured by the self-scaler."),
+        MetricSpec("self_scaling_throttled_ratio", _GAUGE, "Share of the periods of the CPU quota in which router pods "
+                   "were throttled, as measured by the self-scaler."),
+        MetricSpec("self_scaling_route_time_seconds", _GAUGE, "Percentile of the route time, as measured by the "
+                   "self-scaler."),
+        MetricSpec("self_scaling_loop_lag_seconds", _GAUGE, "Percentile of the lag of the event loops, as measured by "
+                   "the self-scaler."),
     ),
     "Kubernetes API": (
         MetricSpec("api_requests", _COUNTER, "Requests to the API server.", ("verb", "code")),
-        MetricSpec("api_watch_restarts", _COUNTER, "Watches that had to begin anew.", ("resource",)),
-        MetricSpec("api_staleness_seconds", _GAUGE, "Time since the API server was last heard of.", ("resource",)),
-        MetricSpec("deployment_problems", _GAUGE, "Deployments whose annotations, name, version or keys are refused; "
-                   "Events of theirs say what is wrong.", ("reason",)),
+        MetricSpec("api_watch_restarts", _COUNTER, "Watches that were restarted.", ("resource",)),
+        MetricSpec("api_staleness_seconds", _GAUGE, "Time since the last data from the API server, 0 while "
+                   "its watch is established; of `leases` also the time for which the Lease cannot be written.",
+                   ("resource",)),
+        MetricSpec("release_conflicts", _GAUGE, "1 for each namespace that two releases of the router are configured "
+                   "for. The holder serves and scales its models, the waiting one does neither.",
+                   ("model_namespace", "holder", "waiting")),
+        MetricSpec("deployment_problems", _GAUGE, "Deployments with rejected annotations, name, version or keys, or "
+                   "whose pods cannot start. Their Events have details. Reasons: `SettingsRefused`, `ReplicasRefused`, "
+                   "`ServiceNameRefused`, `ServiceNameTaken`, `ServiceNameUnclaimed`, `VersionTaken`, `KeysRefused` or "
+                   "`PodsCannotStart`.",
+                   ("reason",)),
     ),
     "Certificates and tokens": (
         MetricSpec("certificate_expiry_timestamp_seconds", _GAUGE, "When a certificate in use expires, seconds since "
                    "the epoch.", ("certificate",)),
-        MetricSpec("certificate_errors", _COUNTER, "New certificates that were refused.", ("certificate",)),
-        MetricSpec("certificate_last_reload_success", _GAUGE, "1 when the certificate in the files is in force.",
+        MetricSpec("certificate_errors", _COUNTER, "New certificates that were rejected.", ("certificate",)),
+        MetricSpec("certificate_last_reload_success", _GAUGE, "1 if the certificate in the files is in use.",
                    ("certificate",)),
-        MetricSpec("token_cache_lookups", _COUNTER, "Tokens that were, or were not, checked before.", ("result",)),
-        MetricSpec("token_cache_entries", _GAUGE, "Checked tokens that workers remember."),
-        MetricSpec("jwks_keys", _GAUGE, "Keys of an issuer that its tokens are checked against; 0 where none are "
-                   "known, or only ones that are too old.", ("issuer",)),
+        MetricSpec("token_cache_lookups", _COUNTER, "Lookups of tokens in the workers' caches.", ("result",)),
+        MetricSpec("token_cache_entries", _GAUGE, "Tokens in the workers' caches."),
+        MetricSpec("jwks_keys", _GAUGE, "Keys of an issuer that tokens are verified with; 0 if none are known or "
+                   "all are too old.", ("issuer",)),
         MetricSpec("jwks_age_seconds", _GAUGE, "Time since an issuer's keys were last fetched.", ("issuer",)),
         MetricSpec("jwks_fetches", _COUNTER, "Fetches of issuers' keys.", ("issuer", "result")),
     ),
 }  # fmt: skip
-"""All metrics, as docs/metrics.md shows them. `process_*` of the supervisor's process come from prometheus-client."""
+"""All metrics by the headings of docs/metrics.md. prometheus-client adds `process_*` of the supervisor's process."""
 
 METRICS: dict[str, MetricSpec] = {spec.name: spec for group in GROUPS.values() for spec in group}
 
 
-def checked(sample: Sample) -> Sample:
-    """The sample itself. Raises `ValueError` for one that the table does not know, or knows otherwise."""
+def validate_sample(sample: Sample) -> Sample:
+    """Return `sample`. Raises ValueError if its name or labels do not match the table."""
     spec = METRICS.get(sample.metric)
     if spec is None:
         raise ValueError(f"there is no metric {sample.metric}")
-    if len(sample.labels) != len(spec.labels) or spec.kind not in (Kind.COUNTER, Kind.GAUGE):
+    if len(sample.labels) != len(spec.labels) or spec.kind not in (MetricKind.COUNTER, MetricKind.GAUGE):
         raise ValueError(f"{sample.metric} is a {spec.kind} with labels {spec.labels}, not {sample.labels}")
     return sample

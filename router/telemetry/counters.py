@@ -1,65 +1,44 @@
-"""The numbers that the data plane writes, and what a worker tells of them.
+"""The counters of one worker, written by the data plane, and the reports that contain them for the supervisor.
 
-Theory of operation. A worker writes plain ints, floats and dicts: no locks (one event loop), no metric objects, no
-prometheus_client, no clock. A snapshot, which orjson can encode, is nested dicts whose leaves are numbers or lists of
-numbers, and `totals` sums such. Every leaf only ever grows while its worker lives, except those in `LEVELS`, which end
-with their worker. With many versions most of them have nothing new to tell, and nobody looks at what the others told:
-so `report` tells of those that counted something, and packed; whoever wants a snapshot unpacks it.
+Theory of operation. A worker writes plain ints, floats and dicts: it needs no lock (one event loop), no metric objects
+and no clock. `report()` returns the totals of the versions whose counters changed since their last report, because most
+of a thousand versions have not changed. The totals are packed, because the supervisor needs them only for a scrape. A
+snapshot is made of nested dicts whose leaves are numbers or lists of numbers, so that `totals` can add any two and
+orjson can encode them. Each leaf only grows while its worker lives, except those in `GAUGES`, which are dropped when
+their worker ends.
 
-Written once per request and measured: a method call with `bisect_left` into a list costs about 0.1 us, and nothing
-cleverer (closures, `bisect_left` as a default argument, `dict.get`) is faster by more than noise. The dicts are
-`defaultdict(int)` so that the hot path may write `counters.answers[status, slug] += 1` with no call at all.
+Compiled by mypyc, and written once per request: the dicts are `defaultdict(int)`, so that the hot path can write
+`counters.responses[status, error_code] += 1` without a call.
 """
 
-import math
 import pickle
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Final, NamedTuple, TypedDict
 
-from router.services import VersionKey
-
-DURATION_BOUNDS: tuple[float, ...] = (
-    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0),
-    *(30.0, 60.0, 120.0, 300.0, 600.0),
+from router.model.services import VersionKey
+from router.telemetry.histogram import (
+    CONNECT_BOUNDS,
+    DURATION_BOUNDS,
+    LAG_BOUNDS,
+    ROUTE_BOUNDS,
+    Histogram,
+    HistogramSnapshot,
+    histogram_snapshot,
+    round_down,
 )
-"""Upper bounds in seconds: 1-2-5 steps, then minutes. 0.5, 60 and 300 s are the default queue wait, the default and
-the longest scoring timeout, so that what timed out is told exactly from what did not."""
 
-ROUTE_BOUNDS: tuple[float, ...] = (
-    *(0.000025, 0.00005, 0.000075, 0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.002, 0.003, 0.005),
-    *(0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)
-"""Upper bounds in seconds of what the router itself adds. 3 and 15 ms are the published limits (mean, p99) of the
-original router."""
+NO_VERSION: Final = ""
+"""The version name under which a service counts responses sent before a version was chosen, for example a 401."""
 
-CONNECT_BOUNDS: tuple[float, ...] = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
-"""Upper bounds in seconds of opening a connection within a cluster; 1 s is the default of `connect_timeout_ms`."""
-
-LAG_BOUNDS: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-"""Upper bounds in seconds of how late an event loop may be."""
-
-_STEPS_PER_SECOND = 2**20
-
-NO_VERSION = ""
-"""The version name under which a service counts what was answered before a version was chosen (a 401, say)."""
-
-
-LEVELS = ("connections_open", "token_cache_entries")
-
-
-class HistogramSnapshot(TypedDict):
-    """Observations per bucket (not cumulated; the last one is above every bound) and their sum in seconds."""
-
-    counts: list[int]
-    sum: float
+GAUGES: Final = ("buffered_bytes", "connections_open", "token_cache_entries")
+"""Fields of `GatewaySnapshot` that can decrease."""
 
 
 class VersionSnapshot(TypedDict):
-    """`VersionCounters` as JSON; `answers` is status -> slug -> requests."""
+    """`VersionCounters` as JSON; `responses` is status -> error code -> requests."""
 
-    answers: dict[str, dict[str, int]]
+    responses: dict[str, dict[str, int]]
     duration: HistogramSnapshot
     queue_wait: HistogramSnapshot
     route_time: HistogramSnapshot
@@ -71,20 +50,28 @@ class VersionSnapshot(TypedDict):
     response_bytes: int
     retry_causes: dict[str, int]
     client_aborts: int
+    abandonments: dict[str, int]
+    abandoned_timeouts: int
+    replica_failures: dict[str, int]
+    ejections: dict[str, int]
 
 
 class GatewaySnapshot(TypedDict):
     """`GatewayCounters` as JSON; `versions` is service -> version, `auth_failures` service -> reason."""
 
     versions: dict[str, dict[str, VersionSnapshot]]
-    answers: dict[str, dict[str, int]]
+    responses: dict[str, dict[str, int]]
     connections_accepted: int
     connections_open: int
     connections_refused: int
+    connections_evicted: int
+    connections_retired: int
     tls_handshakes: int
     tls_sessions_resumed: int
     tls_handshake_failures: int
     accept_pauses: int
+    buffered_bytes: int
+    buffer_budget_exceeded: int
     parse_errors: int
     auth_failures: dict[str, dict[str, int]]
     loop_lag: HistogramSnapshot
@@ -94,106 +81,99 @@ class GatewaySnapshot(TypedDict):
     token_cache_misses: int
 
 
-class ProcessCounted(NamedTuple):
-    """What a worker counted in all."""
+class ProcessCounters(NamedTuple):
+    """The totals of one worker that do not belong to a version."""
 
     snapshot: GatewaySnapshot
     """Without versions."""
     route_time: Sequence[int]
-    """Counts of the histogram of that name, summed over versions."""
+    """The bucket counts of `VersionCounters.route_time`, summed over all versions."""
 
 
-class Counted(NamedTuple):
-    """What a worker tells of what it has counted: totals, so that nothing is lost with a report that is."""
+class CounterReport(NamedTuple):
+    """Totals since the worker started, so that a lost report loses no count."""
 
     versions: Mapping[VersionKey, bytes]
-    """As `VersionCounters.pack` has it, for those that have counted something since it was last told."""
-    process: ProcessCounted | None
-    """Once for each time that all versions had their turn."""
-
-
-class Histogram:
-    """Counts observations by upper bound; a value equal to a bound belongs to that bound, as Prometheus has it."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        """`bounds`: ascending upper bounds in seconds, without +Inf."""
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.sum += seconds
-
-    def snapshot(self) -> HistogramSnapshot:
-        return _histogram(self.counts.copy(), self.sum)
+    """Packed by `VersionCounters.pack`; only versions whose counters changed since their last report."""
+    process: ProcessCounters | None
+    """None in all shards except the first."""
 
 
 class VersionCounters:
-    """What one worker counted of one version.
+    """The counters of one version in one worker.
 
-    An exchange holds on to the object it started with: a version that is removed meanwhile is then not made anew.
+    An exchange keeps the object that it started with, so that it does not create the counters of a removed version
+    again.
     """
 
     __slots__ = (
-        "answers",
+        "abandoned_timeouts",
+        "abandonments",
         "client_aborts",
         "connect",
         "connect_failures",
         "duration",
+        "ejections",
         "first_byte",
+        "last_reported",
         "queue_timeouts",
         "queue_wait",
+        "replica_failures",
         "request_bytes",
         "response_bytes",
+        "responses",
         "retry_causes",
         "route_time",
-        "told",
     )
 
     def __init__(self) -> None:
-        self.told = b""
-        """As the supervisor knows it."""
-        self.answers: defaultdict[tuple[int, str], int] = defaultdict(int)
-        """Requests by (status, slug); the slug "" is the replica's own answer."""
+        self.last_reported = b""
+        """The packed counters of the last report."""
+        self.responses: defaultdict[tuple[int, str], int] = defaultdict(int)
+        """Requests by (status, error code); the error code is "" for a replica's own response."""
         self.duration = Histogram(DURATION_BOUNDS)
-        """First byte of the request's head to last byte of the answer."""
+        """Time from the end of the request's head to the last byte of the response."""
         self.queue_wait = Histogram(DURATION_BOUNDS)
-        """Time waited for a slot; 0 when one was free at once."""
+        """Time spent waiting for a slot; 0 if one was free."""
         self.route_time = Histogram(ROUTE_BOUNDS)
-        """What the router adds: head read to first byte sent to the replica, less the queue wait."""
+        """Latency added by the router: from the end of the head to the first byte sent, without the queue wait."""
         self.first_byte = Histogram(DURATION_BOUNDS)
-        """First byte sent to the replica to first byte of its answer."""
+        """Time from the first byte sent to the replica to the first byte of its response."""
         self.connect = Histogram(CONNECT_BOUNDS)
-        """Slot held to connection open, of those that had to be opened."""
+        """Time from the slot to an open connection, only of requests for which a connection was opened."""
         self.connect_failures: defaultdict[str, int] = defaultdict(int)
-        """Connections that could not be opened, by one of a few constants."""
+        """Connections that could not be opened, by reason: `refused`, `timeout` or `other`."""
         self.queue_timeouts = 0
-        """Requests that waited for a slot as long as they may."""
+        """Requests that waited for a slot until `max_request_wait_time`."""
         self.request_bytes = 0
         self.response_bytes = 0
         self.retry_causes: defaultdict[str, int] = defaultdict(int)
         self.client_aborts = 0
+        self.abandonments: defaultdict[str, int] = defaultdict(int)
+        """Requests that were abandoned at their replica, by handling; see `Abandonment`."""
+        self.abandoned_timeouts = 0
+        """Abandoned requests whose response did not come within `abandoned_request_timeout_ms`."""
+        self.replica_failures: defaultdict[str, int] = defaultdict(int)
+        """Attempts that failed after the connection was open, by kind; kinds are a few constants."""
+        self.ejections: defaultdict[str, int] = defaultdict(int)
+        """Ejections of replicas by this worker, by reason; reasons are a few constants."""
 
-    def count(self, status: int, slug: str) -> None:
-        """Count one answered request; `slug` is "" for the replica's own answer."""
-        self.answers[status, slug] += 1
+    def count_response(self, status: int, error_code: str) -> None:
+        """Count one request; `error_code` is "" for a replica's own response."""
+        self.responses[status, error_code] += 1
 
-    def retried(self, cause: str) -> None:
-        """Count one request that was sent once more; `cause` is one of a few constants."""
+    def count_retry(self, cause: str) -> None:
+        """Count one retry. The cause is `connect` or `stale`."""
         self.retry_causes[cause] += 1
 
-    @property
-    def retries(self) -> int:
-        return sum(self.retry_causes.values())
-
     def pack(self) -> bytes:
-        """All of it, for `unpack`. A snapshot takes five times as long to make, write and read, and a thousand versions
-        are told each second, but looked at only when somebody scrapes."""
-        counted = (
-            dict(self.answers),
+        """Return all counters for `unpack`.
+
+        A thousand versions are packed each second and read only for a scrape; a snapshot takes five times as long to
+        build, write and read.
+        """
+        packed = (
+            dict(self.responses),
             (self.duration.counts, self.duration.sum),
             (self.queue_wait.counts, self.queue_wait.sum),
             (self.route_time.counts, self.route_time.sum),
@@ -205,46 +185,56 @@ class VersionCounters:
             self.response_bytes,
             dict(self.retry_causes),
             self.client_aborts,
+            dict(self.abandonments),
+            self.abandoned_timeouts,
+            dict(self.replica_failures),
+            dict(self.ejections),
         )
-        return pickle.dumps(counted, protocol=5)
-
-    def snapshot(self) -> VersionSnapshot:
-        return unpack(self.pack())
+        return pickle.dumps(packed, protocol=5)
 
 
 def unpack(packed: bytes) -> VersionSnapshot:
-    """What `VersionCounters.pack` has packed, in a process of this installation."""
-    answers, duration, queue_wait, route_time, first_byte, connect, *others = pickle.loads(packed)  # noqa: S301
-    connect_failures, queue_timeouts, request_bytes, response_bytes, retry_causes, client_aborts = others
+    """Return the snapshot of `VersionCounters.pack`, packed by a process of the same installation."""
+    responses, duration, queue_wait, route_time, first_byte, connect, *others = pickle.loads(packed)  # noqa: S301
+    connect_failures, queue_timeouts, request_bytes, response_bytes, retry_causes, *failures = others
+    client_aborts, abandonments, abandoned_timeouts, replica_failures, ejections = failures
     return {
-        "answers": _by_status(answers),
-        "duration": _histogram(*duration),
-        "queue_wait": _histogram(*queue_wait),
-        "route_time": _histogram(*route_time),
-        "first_byte": _histogram(*first_byte),
-        "connect": _histogram(*connect),
+        "responses": _by_status(responses),
+        "duration": histogram_snapshot(*duration),
+        "queue_wait": histogram_snapshot(*queue_wait),
+        "route_time": histogram_snapshot(*route_time),
+        "first_byte": histogram_snapshot(*first_byte),
+        "connect": histogram_snapshot(*connect),
         "connect_failures": connect_failures,
         "queue_timeouts": queue_timeouts,
         "request_bytes": request_bytes,
         "response_bytes": response_bytes,
         "retry_causes": retry_causes,
         "client_aborts": client_aborts,
+        "abandonments": abandonments,
+        "abandoned_timeouts": abandoned_timeouts,
+        "replica_failures": replica_failures,
+        "ejections": ejections,
     }
 
 
 class GatewayCounters:
-    """What one worker counted in all."""
+    """All counters of one worker."""
 
     __slots__ = (
         "accept_pauses",
-        "answers",
         "auth_failures",
+        "buffer_budget_exceeded",
+        "buffered_bytes",
         "connections_accepted",
+        "connections_evicted",
         "connections_open",
         "connections_refused",
+        "connections_retired",
         "cpu_seconds",
         "loop_lag",
         "parse_errors",
+        "responses",
         "tls_handshake_failures",
         "tls_handshakes",
         "tls_sessions_resumed",
@@ -256,105 +246,98 @@ class GatewayCounters:
 
     def __init__(self) -> None:
         self.versions: dict[VersionKey, VersionCounters] = {}
-        self.answers: defaultdict[tuple[int, str], int] = defaultdict(int)
-        """Requests by (status, slug) that matched no service: an unknown name must not become a label."""
+        self.responses: defaultdict[tuple[int, str], int] = defaultdict(int)
+        """Requests by (status, error code) that matched no service: an unknown name must not become a label."""
         self.connections_accepted = 0
         self.connections_open = 0
         self.connections_refused = 0
+        self.connections_evicted = 0  # idle ones, closed at a limit
+        self.connections_retired = 0
         self.tls_handshakes = 0  # completed
         self.tls_sessions_resumed = 0
         self.tls_handshake_failures = 0
         self.accept_pauses = 0
+        self.buffered_bytes = 0
+        """Bytes of bodies that are held for slow clients now."""
+        self.buffer_budget_exceeded = 0
         self.parse_errors = 0
         self.auth_failures: defaultdict[tuple[str, str], int] = defaultdict(int)
-        """Requests by (service, reason); a reason is one of a few constants."""
+        """Requests by (service, reason). The reasons are those of `auth.keys` and `auth.tokens`."""
         self.loop_lag = Histogram(LAG_BOUNDS)
-        """How late the event loop was, looked at several times a second."""
+        """Lag of the event loop, sampled several times a second."""
         self.cpu_seconds = 0.0
-        """CPU time of the process, as of its last report."""
+        """CPU time of the process at its last report."""
         self.token_cache_entries = 0
         self.token_cache_hits = 0
         self.token_cache_misses = 0
 
     def version(self, key: VersionKey) -> VersionCounters:
-        """The counters of a version, made at first use. `(service, NO_VERSION)` serves before one is chosen."""
+        """Return the counters of a version, created at first use; `(service, NO_VERSION)` before one is chosen."""
         try:
             return self.versions[key]
         except KeyError:
-            made = self.versions[key] = VersionCounters()
-            return made
+            created = self.versions[key] = VersionCounters()
+            return created
 
     def retain(self, keys: Collection[VersionKey]) -> None:
-        """Drop what was counted of versions and services that are not among `keys` (the complete set)."""
+        """Drop versions and services that are not among `keys`, the complete set."""
         keys = frozenset(keys)
         services = {service for service, _ in keys}
-        for key in [key for key in self.versions if not is_kept(key, keys, services)]:
+        for key in [key for key in self.versions if not is_retained(key, keys, services)]:
             del self.versions[key]
         for failure in [failure for failure in self.auth_failures if failure[0] not in services]:
             del self.auth_failures[failure]
 
-    def report(self, part: int = 0, parts: int = 1) -> Counted:
-        """What is new of one of `parts` parts of the versions; the first part comes with what is not of a version."""
+    def report(self, shard: int = 0, shard_count: int = 1) -> CounterReport:
+        """Return the changed versions of one of `shard_count` shards; shard 0 also has the process's counters."""
         versions: dict[VersionKey, bytes] = {}
-        for key, counters in tuple(self.versions.items())[part::parts]:
+        for key, counters in tuple(self.versions.items())[shard::shard_count]:
             packed = counters.pack()
-            if packed != counters.told:
-                versions[key] = counters.told = packed
-        if part:
-            return Counted(versions, None)
+            if packed != counters.last_reported:
+                versions[key] = counters.last_reported = packed
+        if shard:
+            return CounterReport(versions, None)
         route_times = [counters.route_time.counts for counters in self.versions.values()]
         route_time = [sum(counts) for counts in zip(*route_times, strict=True)] or [0] * (len(ROUTE_BOUNDS) + 1)
-        return Counted(versions, ProcessCounted(self._process(), route_time))
+        return CounterReport(versions, ProcessCounters(self.process_snapshot(), route_time))
 
-    def snapshot(self) -> GatewaySnapshot:
-        """All of it as JSON-able data that shares nothing with these counters."""
-        snapshot = self._process()
-        for (service, version), counters in self.versions.items():
-            snapshot["versions"].setdefault(service, {})[version] = counters.snapshot()
-        return snapshot
-
-    def _process(self) -> GatewaySnapshot:
+    def process_snapshot(self) -> GatewaySnapshot:
+        """Return all counters except those of versions, as a copy that can be encoded as JSON."""
         failures: dict[str, dict[str, int]] = {}
-        for (service, reason), number in self.auth_failures.items():
-            failures.setdefault(service, {})[reason] = number
+        for (service, reason), count in self.auth_failures.items():
+            failures.setdefault(service, {})[reason] = count
         return {
             "versions": {},
-            "answers": _by_status(self.answers),
+            "responses": _by_status(self.responses),
             "connections_accepted": self.connections_accepted,
             "connections_open": self.connections_open,
             "connections_refused": self.connections_refused,
+            "connections_evicted": self.connections_evicted,
+            "connections_retired": self.connections_retired,
             "tls_handshakes": self.tls_handshakes,
             "tls_sessions_resumed": self.tls_sessions_resumed,
             "tls_handshake_failures": self.tls_handshake_failures,
             "accept_pauses": self.accept_pauses,
+            "buffered_bytes": self.buffered_bytes,
+            "buffer_budget_exceeded": self.buffer_budget_exceeded,
             "parse_errors": self.parse_errors,
             "auth_failures": failures,
             "loop_lag": self.loop_lag.snapshot(),
-            "cpu_seconds": _exact(self.cpu_seconds),
+            "cpu_seconds": round_down(self.cpu_seconds),
             "token_cache_entries": self.token_cache_entries,
             "token_cache_hits": self.token_cache_hits,
             "token_cache_misses": self.token_cache_misses,
         }
 
 
-def _histogram(counts: list[int], seconds: float) -> HistogramSnapshot:
-    return {"counts": counts, "sum": _exact(seconds)}
-
-
-def _exact(seconds: float) -> float:
-    """Rounded down to a multiple of 2**-20 s. Such numbers, up to 270 years of them, have the same sum in any order.
-    Others may not, and a total that is a hair lower once a worker has ended is a counter that went back."""
-    return math.floor(seconds * _STEPS_PER_SECOND) / _STEPS_PER_SECOND
-
-
-def is_kept(key: VersionKey, keys: Collection[VersionKey], services: set[str]) -> bool:
-    """Whether what was counted under `key` is kept where `keys` are all versions, of all `services`, that there are."""
+def is_retained(key: VersionKey, keys: Collection[VersionKey], services: set[str]) -> bool:
+    """Return True if the counters of `key` are kept. `keys` and `services` are all that are configured."""
     service, version = key
     return key in keys or (version == NO_VERSION and service in services)
 
 
-def _by_status(answers: dict[tuple[int, str], int]) -> dict[str, dict[str, int]]:
+def _by_status(responses: dict[tuple[int, str], int]) -> dict[str, dict[str, int]]:
     by_status: dict[str, dict[str, int]] = {}
-    for (status, slug), number in answers.items():
-        by_status.setdefault(str(status), {})[slug] = number
+    for (status, error_code), count in responses.items():
+        by_status.setdefault(str(status), {})[error_code] = count
     return by_status

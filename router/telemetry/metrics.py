@@ -1,8 +1,8 @@
-"""A scrape: what is so right now, as Prometheus reads it. Names and help texts are in `catalogue`.
+"""The metrics of one scrape. Names and help texts are in `catalogue`.
 
-A scrape makes a `MetricsView`, plain data that the supervisor fills, and this turns it into the text (`exposition`):
-nothing is counted here and nothing lives between scrapes, so there is no registry and no metric object to keep in step.
- What other parts of the router tell (the cluster, tokens, certificates, the self-scaler) comes as `Sample`s.
+The supervisor (`admin.metrics`) fills a `MetricsSnapshot`, which is plain data, and `render_metrics` converts it to
+text (`exposition`). Nothing is counted here and nothing is kept between scrapes, so there is no registry of metric
+objects. Other parts of the router (the cluster, tokens, certificates, the self-scaler) contribute `Sample`s.
 """
 
 from __future__ import annotations
@@ -10,206 +10,221 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from router.services import ReplicaState, VersionKey
-from router.telemetry.catalogue import METRICS, Kind, MetricSpec, Sample, checked
-from router.telemetry.counters import (
-    CONNECT_BOUNDS,
-    DURATION_BOUNDS,
-    LAG_BOUNDS,
-    NO_VERSION,
-    ROUTE_BOUNDS,
-    GatewaySnapshot,
-    HistogramSnapshot,
-    VersionSnapshot,
-)
-from router.telemetry.exposition import Exemplars, Format, HistogramLines, samples
+from router.model.services import ReplicaState, VersionKey
+from router.telemetry.catalogue import METRICS, MetricKind, MetricSpec, Sample, validate_sample
+from router.telemetry.counters import NO_VERSION, GatewaySnapshot, VersionSnapshot
+from router.telemetry.exposition import Exemplars, ExpositionFormat, HistogramLines, sample_lines
+from router.telemetry.histogram import CONNECT_BOUNDS, DURATION_BOUNDS, LAG_BOUNDS, ROUTE_BOUNDS, HistogramSnapshot
 
 DIRECTIONS = ("up", "down")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VersionFacts:
-    """What is so of one version right now."""
+class VersionMetrics:
+    """The current gauges of one version, and its scaling decisions."""
 
     in_flight: int
+    abandoned: int
+    """Abandoned requests that hold a slot; not in flight."""
     queued: int
     slots: int | None
-    """Requests that its ready replicas may have in flight; None when that is not limited."""
+    """Requests that the ready replicas may have in flight; None if not limited."""
     slots_in_use: int
+    suspect_slots: int
+    """Slots that may be in use by abandoned requests, if the ledger of this pod grants them."""
     leases_idle: int
     replicas_by_state: Mapping[str, int]
     desired: int
     utilization: float | None
-    """(busy + queued) / slots, 1.0 is full; None when slots are not limited or not yet measured."""
+    """(in flight + abandoned + queued) / slots. None if slots are not limited or nothing was measured yet."""
     target: float
-    """The utilization that scaling aims at."""
+    """The target utilization."""
     scaling_decisions: Mapping[tuple[str, str], int]
-    """Decisions so far by direction, one of `DIRECTIONS`, and by what bounded them."""
+    """Number of decisions by direction, one of `DIRECTIONS`, and reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricsView:
-    """All that one scrape tells."""
+class MetricsSnapshot:
+    """All data of one scrape."""
 
     router_version: str
     hot_path: str
     counters: GatewaySnapshot
-    versions: Mapping[VersionKey, VersionFacts]
+    versions: Mapping[VersionKey, VersionMetrics]
     lag: Mapping[str, HistogramSnapshot] = field(default_factory=dict)
-    """How late event loops were, by process."""
+    """Lag of the event loops, by process."""
     exemplars: Mapping[VersionKey, Exemplars] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
-    """What other parts tell."""
+    """From other parts of the router."""
 
 
-def exposition(view: MetricsView, accept: str) -> tuple[bytes, str]:
-    """Body and content type of a scrape: OpenMetrics or Prometheus text, as the header `Accept` asks.
+def render_metrics(snapshot: MetricsSnapshot, accept: str) -> tuple[bytes, str]:
+    """Return the body and the content type of a scrape, in the format that the `accept` header asks for.
 
-    Raises `ValueError` for a sample that the catalogue does not know.
+    Raises ValueError for a sample that does not match the catalogue.
     """
-    format_ = Format(accept)
-    return "".join(_lines(view, format_)).encode() + format_.process(), format_.content_type
+    format_ = ExpositionFormat(accept)
+    return "".join(_lines(snapshot, format_)).encode() + format_.process_metrics(), format_.content_type
 
 
-def _lines(view: MetricsView, format_: Format) -> Iterator[str]:
-    by_metric: dict[str, list[Sample]] = {"build": [Sample("build", 1, (view.router_version, view.hot_path))]}
-    for sample in _samples(view):
+def _lines(snapshot: MetricsSnapshot, format_: ExpositionFormat) -> Iterator[str]:
+    by_metric = {"build": [Sample("build", 1, (snapshot.router_version, snapshot.hot_path))]}
+    for sample in _samples(snapshot):
         by_metric.setdefault(sample.metric, []).append(sample)
     for spec in METRICS.values():
-        yield from format_.head(spec)
-        if spec.kind is Kind.HISTOGRAM:
-            yield from _histogram(spec, view, format_)
+        yield from format_.metric_header(spec)
+        if spec.kind is MetricKind.HISTOGRAM:
+            yield from _histogram_lines(spec, snapshot, format_)
         else:
-            yield from samples(spec, by_metric.get(spec.name, ()))
+            yield from sample_lines(spec, by_metric.get(spec.name, ()))
 
 
-_BY_VERSION: dict[str, tuple[tuple[float, ...], Callable[[VersionSnapshot], HistogramSnapshot]]] = {
-    "request_duration_seconds": (DURATION_BOUNDS, lambda counted: counted["duration"]),
-    "queue_wait_seconds": (DURATION_BOUNDS, lambda counted: counted["queue_wait"]),
-    "route_time_seconds": (ROUTE_BOUNDS, lambda counted: counted["route_time"]),
-    "replica_first_byte_seconds": (DURATION_BOUNDS, lambda counted: counted["first_byte"]),
-    "replica_connect_seconds": (CONNECT_BOUNDS, lambda counted: counted["connect"]),
+_VERSION_HISTOGRAMS: dict[str, tuple[tuple[float, ...], Callable[[VersionSnapshot], HistogramSnapshot]]] = {
+    "request_duration_seconds": (DURATION_BOUNDS, lambda version: version["duration"]),
+    "queue_wait_seconds": (DURATION_BOUNDS, lambda version: version["queue_wait"]),
+    "route_time_seconds": (ROUTE_BOUNDS, lambda version: version["route_time"]),
+    "replica_first_byte_seconds": (DURATION_BOUNDS, lambda version: version["first_byte"]),
+    "replica_connect_seconds": (CONNECT_BOUNDS, lambda version: version["connect"]),
 }
 
 
-def _histogram(spec: MetricSpec, view: MetricsView, format_: Format) -> Iterator[str]:
-    if spec.name in _BY_VERSION:
-        bounds, of = _BY_VERSION[spec.name]
-        lines = HistogramLines(spec, bounds, format_)
-        for key, counted in _versions(view.counters):
-            if key[1] != NO_VERSION:  # what was answered before a version was chosen is not timed
-                exemplars = view.exemplars.get(key, {}) if spec.name == "request_duration_seconds" else {}
-                yield from lines.lines(key, of(counted), exemplars)
+def _histogram_lines(spec: MetricSpec, snapshot: MetricsSnapshot, format_: ExpositionFormat) -> Iterator[str]:
+    if spec.name in _VERSION_HISTOGRAMS:
+        bounds, histogram_of = _VERSION_HISTOGRAMS[spec.name]
+        histogram = HistogramLines(spec, bounds, format_)
+        for key, version in _versions(snapshot.counters):
+            if key[1] != NO_VERSION:  # responses sent before a version was chosen are not timed
+                exemplars = snapshot.exemplars.get(key, {}) if spec.name == "request_duration_seconds" else {}
+                yield from histogram.lines(key, histogram_of(version), exemplars)
     else:
-        lines = HistogramLines(spec, LAG_BOUNDS, format_)
-        for process, lag in view.lag.items():
-            yield from lines.lines((process,), lag, {})
+        histogram = HistogramLines(spec, LAG_BOUNDS, format_)
+        for process, lag in snapshot.lag.items():
+            yield from histogram.lines((process,), lag, {})
 
 
 # Counters and gauges.
 
 
-def _samples(view: MetricsView) -> Iterator[Sample]:
-    yield from _requests(view.counters)
-    yield from _version_counters(view.counters)
-    for key, facts in view.versions.items():
-        yield from _version_facts(key, facts)
-    counters = view.counters
+def _samples(snapshot: MetricsSnapshot) -> Iterator[Sample]:
+    counters = snapshot.counters
+    yield from _request_samples(counters)
+    yield from _version_counter_samples(counters)
+    for key, version in snapshot.versions.items():
+        yield from _version_samples(key, version)
     yield Sample("client_connections", counters["connections_accepted"])
     yield Sample("client_connections_open", counters["connections_open"])
     yield Sample("client_connections_refused", counters["connections_refused"])
+    yield Sample("client_connections_evicted", counters["connections_evicted"])
+    yield Sample("client_connections_retired", counters["connections_retired"])
     yield Sample("tls_handshakes", counters["tls_handshakes"])
     yield Sample("tls_sessions_resumed", counters["tls_sessions_resumed"])
     yield Sample("tls_handshake_failures", counters["tls_handshake_failures"])
     yield Sample("accept_pauses", counters["accept_pauses"])
+    yield Sample("buffered_bytes", counters["buffered_bytes"])
+    yield Sample("buffer_budget_exceeded", counters["buffer_budget_exceeded"])
     yield Sample("parse_errors", counters["parse_errors"])
     yield Sample("token_cache_entries", counters["token_cache_entries"])
     yield Sample("token_cache_lookups", counters["token_cache_hits"], ("hit",))
     yield Sample("token_cache_lookups", counters["token_cache_misses"], ("miss",))
-    yield from map(checked, view.samples)
+    yield from map(validate_sample, snapshot.samples)
 
 
-def _versions(counters: GatewaySnapshot) -> Iterator[tuple[tuple[str, str], VersionSnapshot]]:
+def _versions(counters: GatewaySnapshot) -> Iterator[tuple[VersionKey, VersionSnapshot]]:
     for service, by_version in counters["versions"].items():
-        for version, counted in by_version.items():
-            yield (service, version), counted
+        for name, version in by_version.items():
+            yield (service, name), version
 
 
-# Slugs under which a request ends whose answer may have begun: with the router's own status it has not.
-_CUT = {"replica-closed": "502", "scoring-timeout": "504", "router-error": "500", "request-timeout": "408"}
+_STATUS_BEFORE_RESPONSE = {
+    "replica-closed": "502",
+    "drain-timeout": "502",
+    "scoring-timeout": "504",
+    "router-error": "500",
+    "request-timeout": "408",
+}
+"""The router's own status for each error code that can also interrupt a replica's response. With any other status the
+replica's response had already started."""
 
 
-def answered_by(version: str, status: str, slug: str) -> str:
-    """Whose answer the client got: `replica`, `router`, or `nobody` where it had left."""
-    if slug == "client-closed":
+def answered_by(version: str, status: str, error_code: str) -> str:
+    """Return the sender of the response: `replica`, `router`, or `nobody` if the client had left."""
+    if error_code == "client-closed":
         return "nobody"
     if version == NO_VERSION:
         return "router"
-    if slug in ("", "replica-error") or _CUT.get(slug, status) != status:
+    if error_code in ("", "replica-error") or _STATUS_BEFORE_RESPONSE.get(error_code, status) != status:
         return "replica"
     return "router"
 
 
-def _requests(counters: GatewaySnapshot) -> Iterator[Sample]:
-    matched = ((key, counted["answers"]) for key, counted in _versions(counters))
-    for key, answers in (*matched, (("", NO_VERSION), counters["answers"])):
-        for status, by_slug in answers.items():
-            for slug, number in by_slug.items():
-                by = answered_by(key[1], status, slug)
-                yield Sample("requests", number, (*key, status, f"{status[:1]}xx", by, slug))
+def _request_samples(counters: GatewaySnapshot) -> Iterator[Sample]:
+    with_service = ((key, version["responses"]) for key, version in _versions(counters))
+    for key, responses in (*with_service, (("", NO_VERSION), counters["responses"])):
+        for status, by_error_code in responses.items():
+            for error_code, count in by_error_code.items():
+                sender = answered_by(key[1], status, error_code)
+                yield Sample("requests", count, (*key, status, f"{status[:1]}xx", sender, error_code))
 
 
-def _version_counters(counters: GatewaySnapshot) -> Iterator[Sample]:
-    for key, counted in _versions(counters):
-        for cause, number in counted["retry_causes"].items():
-            yield Sample("retries", number, (*key, cause))
-        for reason, number in counted["connect_failures"].items():
-            yield Sample("replica_connect_failures", number, (*key, reason))
-        for kind, number in _timeouts(counted).items():
-            yield Sample("timeouts", number, (*key, kind))
-        yield Sample("request_body_bytes", counted["request_bytes"], key)
-        yield Sample("response_body_bytes", counted["response_bytes"], key)
-        yield Sample("client_aborts", counted["client_aborts"], key)
+def _version_counter_samples(counters: GatewaySnapshot) -> Iterator[Sample]:
+    for key, version in _versions(counters):
+        for cause, count in version["retry_causes"].items():
+            yield Sample("retries", count, (*key, cause))
+        for reason, count in version["connect_failures"].items():
+            yield Sample("replica_connect_failures", count, (*key, reason))
+        for handling, count in version["abandonments"].items():
+            yield Sample("abandonments", count, (*key, handling))
+        for reason, count in version["replica_failures"].items():
+            yield Sample("replica_failures", count, (*key, reason))
+        for reason, count in version["ejections"].items():
+            yield Sample("replica_ejections", count, (*key, reason))
+        for kind, count in _timeouts(version).items():
+            yield Sample("timeouts", count, (*key, kind))
+        yield Sample("request_body_bytes", version["request_bytes"], key)
+        yield Sample("response_body_bytes", version["response_bytes"], key)
+        yield Sample("client_aborts", version["client_aborts"], key)
     for service, by_reason in counters["auth_failures"].items():
-        for reason, number in by_reason.items():
-            yield Sample("auth_failures", number, (service, reason))
+        for reason, count in by_reason.items():
+            yield Sample("auth_failures", count, (service, reason))
 
 
-def _timeouts(counted: VersionSnapshot) -> dict[str, int]:
-    """Limits of time that were reached: the queue's and the connection's are counted, the others end a request."""
-    answers = counted["answers"].values()
-    kinds = {
-        "queue": counted["queue_timeouts"],
-        "connect": counted["connect_failures"].get("timeout", 0),
-        "scoring": sum(by_slug.get("scoring-timeout", 0) for by_slug in answers),
-        "request": sum(by_slug.get("request-timeout", 0) for by_slug in answers),
+def _timeouts(version: VersionSnapshot) -> dict[str, int]:
+    """Return the timeouts by kind, without zeros. Scoring and request timeouts are counted by their error codes."""
+    responses = version["responses"].values()
+    by_kind = {
+        "queue": version["queue_timeouts"],
+        "connect": version["connect_failures"].get("timeout", 0),
+        "scoring": sum(by_error_code.get("scoring-timeout", 0) for by_error_code in responses),
+        "abandoned": version["abandoned_timeouts"],
+        "request": sum(by_error_code.get("request-timeout", 0) for by_error_code in responses),
     }
-    return {kind: number for kind, number in kinds.items() if number}
+    return {kind: count for kind, count in by_kind.items() if count}
 
 
-_GAUGES: tuple[tuple[str, Callable[[VersionFacts], float | None]], ...] = (
-    ("requests_in_flight", lambda facts: facts.in_flight),
-    ("requests_queued", lambda facts: facts.queued),
-    ("slots", lambda facts: facts.slots),
-    ("slots_in_use", lambda facts: facts.slots_in_use),
-    ("leases_idle", lambda facts: facts.leases_idle),
-    ("replicas_desired", lambda facts: facts.desired),
-    ("utilization_ratio", lambda facts: facts.utilization),
-    ("utilization_target_ratio", lambda facts: facts.target),
+_VERSION_GAUGES: tuple[tuple[str, Callable[[VersionMetrics], float | None]], ...] = (
+    ("requests_in_flight", lambda version: version.in_flight),
+    ("abandoned_requests", lambda version: version.abandoned),
+    ("requests_queued", lambda version: version.queued),
+    ("slots", lambda version: version.slots),
+    ("slots_in_use", lambda version: version.slots_in_use),
+    ("suspect_slots", lambda version: version.suspect_slots),
+    ("leases_idle", lambda version: version.leases_idle),
+    ("replicas_desired", lambda version: version.desired),
+    ("utilization_ratio", lambda version: version.utilization),
+    ("utilization_target_ratio", lambda version: version.target),
 )
 
 
-def _version_facts(key: VersionKey, facts: VersionFacts) -> Iterator[Sample]:
-    for name, of in _GAUGES:
-        value = of(facts)
+def _version_samples(key: VersionKey, version: VersionMetrics) -> Iterator[Sample]:
+    for name, gauge_of in _VERSION_GAUGES:
+        value = gauge_of(version)
         if value is not None:
             yield Sample(name, value, key)
     for state in ReplicaState:
-        yield Sample("replicas", facts.replicas_by_state.get(state, 0), (*key, state.value))
-    for direction in DIRECTIONS:  # told at 0 as well, so that the first one shows in a rate
-        yield Sample(
-            "scaling_decisions", facts.scaling_decisions.get((direction, "demand"), 0), (*key, direction, "demand")
-        )
-    for (direction, bound), number in facts.scaling_decisions.items():
-        if bound != "demand":
-            yield Sample("scaling_decisions", number, (*key, direction, bound))
+        yield Sample("replicas", version.replicas_by_state.get(state, 0), (*key, state.value))
+    for direction in DIRECTIONS:  # present from the start, so that a rate includes the first decision
+        count = version.scaling_decisions.get((direction, "demand"), 0)
+        yield Sample("scaling_decisions", count, (*key, direction, "demand"))
+    for (direction, reason), count in version.scaling_decisions.items():
+        if reason != "demand":
+            yield Sample("scaling_decisions", count, (*key, direction, reason))

@@ -1,42 +1,41 @@
-"""What all workers of a router have counted together, though workers come and go. No I/O, no clock.
+"""The sum of the counters of all workers, including workers that have ended. No I/O, no clock.
 
-A worker tells totals (`counters.Counted`), of versions only those that have counted something since it last told of
-them. They stay packed until somebody asks for the sum, and one recursive addition (`merge`) covers every field, present
-and to come.
+A worker reports totals (`counters.CounterReport`), but only of versions whose counters changed since their last report.
+Reports stay packed until the sum is needed. One recursive function (`merge`) adds all fields.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 
-from router.services import VersionKey
+from router.model.services import VersionKey
 from router.telemetry.counters import (
-    LEVELS,
-    Counted,
+    GAUGES,
+    CounterReport,
     GatewayCounters,
     GatewaySnapshot,
     VersionSnapshot,
-    is_kept,
+    is_retained,
     unpack,
 )
 
 
 def merge(total: GatewaySnapshot, snapshot: GatewaySnapshot) -> None:
-    """Add `snapshot` to `total`, in place; `snapshot` stays as it is.
+    """Add `snapshot` to `total` in place; `snapshot` is not changed.
 
-    Raises ValueError when two histograms of one name have different numbers of buckets.
+    Raises ValueError if two histograms of the same name have different numbers of buckets.
     """
     _add(cast(dict[str, Any], total), cast(dict[str, Any], snapshot))
 
 
 class _Worker:
-    """What a worker that lives has told so far."""
+    """The latest reports of a live worker."""
 
     __slots__ = ("process", "versions")
 
     def __init__(self) -> None:
-        self.process = GatewayCounters().snapshot()
+        self.process = GatewayCounters().process_snapshot()
         self.versions: dict[VersionKey, bytes] = {}
 
     def snapshot(self) -> GatewaySnapshot:
@@ -46,27 +45,28 @@ class _Worker:
         return {**self.process, "versions": versions}
 
 
-class Totals:
-    """The sum over workers that come and go; it never goes back when one restarts.
+class CounterTotals:
+    """The sum over live and ended workers; it never decreases when a worker restarts.
 
-    A worker is known by (name, generation), and a later generation of a name has a greater number. Two generations
-    may live at once, while the older one drains.
+    A worker is identified by (name, generation); a later generation of a name has a greater number. Two generations can
+    be live at once, while the older one drains.
     """
 
-    __slots__ = ("_ended", "_keys", "_live", "_newest", "_services")
+    __slots__ = ("_changed", "_ended", "_keys", "_live", "_newest", "_services")
 
     def __init__(self) -> None:
-        self._ended = GatewayCounters().snapshot()
+        self._ended = GatewayCounters().process_snapshot()
         self._live: dict[tuple[str, int], _Worker] = {}
-        self._newest: dict[str, int] = {}
-        self._keys: frozenset[VersionKey] | None = None  # all
+        self._newest: dict[str, int] = {}  # generation, by name
+        self._keys: frozenset[VersionKey] | None = None  # None: all
         self._services: set[str] = set()
+        self._changed: set[VersionKey] = set()
 
-    def report(self, name: str, generation: int, counted: Counted) -> None:
-        """Take what is new of a worker, in place of what was told of the same before.
+    def update(self, name: str, generation: int, report: CounterReport) -> None:
+        """Replace a worker's earlier totals with those in its report.
 
-        A report that arrives after its worker `ended` is already counted and changes nothing, and so is what a worker
-        tells of a version that is not kept any more.
+        A report that arrives after `worker_ended` is ignored, since its counts are already included. So are versions
+        that were removed (`retain`).
         """
         worker = self._live.get((name, generation))
         if worker is None:
@@ -74,31 +74,46 @@ class Totals:
                 return
             worker = self._live[name, generation] = _Worker()
             self._newest[name] = max(generation, self._newest.get(name, generation))
-        if counted.process is not None:
-            worker.process = counted.process.snapshot
+        if report.process is not None:
+            worker.process = report.process.snapshot
         keys, services = self._keys, self._services
-        for key, packed in counted.versions.items():
-            if keys is None or is_kept(key, keys, services):
+        for key, packed in report.versions.items():
+            if keys is None or is_retained(key, keys, services):
                 worker.versions[key] = packed
+                self._changed.add(key)
 
-    def ended(self, name: str, generation: int) -> None:
-        """Keep what an ended worker counted; what it had open is no more. An unknown worker changes nothing."""
+    def worker_ended(self, name: str, generation: int) -> None:
+        """Keep the counts of a worker that has ended, without its gauges. Unknown workers are ignored."""
         worker = self._live.pop((name, generation), None)
         if worker is not None:
-            merge(self._ended, cast(GatewaySnapshot, {**worker.snapshot(), **dict.fromkeys(LEVELS, 0)}))
+            merge(self._ended, cast(GatewaySnapshot, {**worker.snapshot(), **dict.fromkeys(GAUGES, 0)}))
 
     def retain(self, keys: Collection[VersionKey]) -> None:
-        """Drop versions and services that are not among `keys` (the complete set), as each worker does."""
+        """Drop versions and services that are not among `keys`, the complete set, as each worker does."""
         self._keys = keys = frozenset(keys)
         self._services = services = {service for service, _ in keys}
         self._ended = _retained(self._ended, keys, services)
         for worker in self._live.values():
             worker.process = _retained(worker.process, keys, services)
-            worker.versions = {k: packed for k, packed in worker.versions.items() if is_kept(k, keys, services)}
+            worker.versions = {k: packed for k, packed in worker.versions.items() if is_retained(k, keys, services)}
+
+    def take_changed(self) -> set[VersionKey]:
+        """Return the versions whose counters may have changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def snapshots_of(self, key: VersionKey) -> Iterator[VersionSnapshot]:
+        """Yield the counters of one version: of all ended workers, and of each live worker."""
+        ended = self._ended["versions"].get(key[0], {}).get(key[1])
+        if ended is not None:
+            yield ended
+        for worker in self._live.values():
+            if key in worker.versions:
+                yield unpack(worker.versions[key])
 
     def total(self) -> GatewaySnapshot:
-        """The sum over all workers that live or have lived."""
-        total = GatewayCounters().snapshot()
+        """Return the sum over all live and ended workers."""
+        total = GatewayCounters().process_snapshot()
         merge(total, self._ended)
         for worker in self._live.values():
             merge(total, worker.snapshot())
@@ -107,7 +122,7 @@ class Totals:
 
 def _retained(snapshot: GatewaySnapshot, keys: Collection[VersionKey], services: set[str]) -> GatewaySnapshot:
     versions = {
-        service: {name: counted for name, counted in by_name.items() if is_kept((service, name), keys, services)}
+        service: {name: counters for name, counters in by_name.items() if is_retained((service, name), keys, services)}
         for service, by_name in snapshot["versions"].items()
         if service in services
     }
@@ -115,13 +130,13 @@ def _retained(snapshot: GatewaySnapshot, keys: Collection[VersionKey], services:
     return {**snapshot, "versions": versions, "auth_failures": failures}
 
 
-def _add(total: dict[str, Any], more: dict[str, Any]) -> None:
-    for name, value in more.items():
+def _add(total: dict[str, Any], addend: dict[str, Any]) -> None:
+    for name, value in addend.items():
         if isinstance(value, dict):
             _add(total.setdefault(name, {}), value)
         elif name not in total:
-            total[name] = value  # a list too: none is written to, the next line makes a new one
+            total[name] = value  # shared if it is a list: lists are replaced below, never changed in place
         elif isinstance(value, list):
-            total[name] = [held + added for held, added in zip(total[name], value, strict=True)]
+            total[name] = [present + added for present, added in zip(total[name], value, strict=True)]
         else:
             total[name] += value

@@ -1,4 +1,4 @@
-"""Issuers of the tests: key pairs, what they publish, and tokens good and bad, down to the last byte."""
+"""Issuers for tests: key pairs, published keys, and tokens, valid and invalid down to single bytes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SERVICE = "iris"
 
 
 @cache
-def pair(name: str, kind: str = "RSA") -> Any:
-    """A key pair by a name; the same one for the same name."""
+def key_pair(name: str, kind: str = "RSA") -> Any:
+    """Return a key pair, the same one for the same arguments."""
     match kind:
         case "RSA":
             return rsa.generate_private_key(65537, 2048)
@@ -35,66 +35,65 @@ def pair(name: str, kind: str = "RSA") -> Any:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def published(key: Any, **members: str) -> PublicKey:
-    """What an issuer publishes of a key pair."""
-    public = key.public_key()
-    kind: Any = ECAlgorithm
+def public_jwk(key: Any, **members: str) -> PublicKey:
+    """Return the JSON Web Key that an issuer publishes for a key pair."""
+    algorithm: Any = ECAlgorithm
     if isinstance(key, rsa.RSAPrivateKey):
-        kind = RSAAlgorithm
+        algorithm = RSAAlgorithm
     elif isinstance(key, ed25519.Ed25519PrivateKey):
-        kind = OKPAlgorithm
-    made = kind.to_jwk(public, as_dict=True)
-    return {name: made[name] for name in ("kty", "n", "e", "crv", "x", "y") if name in made} | members
+        algorithm = OKPAlgorithm
+    jwk = algorithm.to_jwk(key.public_key(), as_dict=True)
+    return {name: jwk[name] for name in ("kty", "n", "e", "crv", "x", "y") if name in jwk} | members
 
 
 def issuer(**settings: Any) -> Issuer:
-    """One that accepts RS256 for the audience `api://SERVICE`."""
-    facts: dict[str, Any] = {
+    """Return an issuer with RS256 and the audience `api://SERVICE`, and with these settings."""
+    defaults: dict[str, Any] = {
         "name": "corp",
         "issuer": ISS,
         "audience": ("api://{service}",),
         "jwks_url": f"{ISS}/keys",
         "algorithms": ("RS256",),
     }
-    return Issuer(**facts | settings)
+    return Issuer(**defaults | settings)
 
 
-def trust(*issuers: Issuer, keys: Mapping[str, PublicKey] | None = None, answered_at: float = 0.0) -> Trust:
-    """These issuers, each with these keys by id."""
-    known = keys if keys is not None else {"one": published(pair("one"))}
+def trust(*issuers: Issuer, keys: Mapping[str, PublicKey] | None = None, last_attempt_at: float = 0.0) -> Trust:
+    """Return trust in these issuers, each with these keys by id."""
+    known = keys if keys is not None else {"one": public_jwk(key_pair("one"))}
     listed = tuple({**key, "kid": kid} for kid, key in known.items())
     issuers = issuers or (issuer(),)
-    return Trust(issuers, {each.name: KeySet(listed, answered_at) for each in issuers})
+    return Trust(issuers, {each.name: KeySet(listed, last_attempt_at) for each in issuers})
 
 
-def claims(**changed: Any) -> dict[str, Any]:
-    """Those of a good token; a claim that is None is left out."""
-    good: dict[str, Any] = {"iss": ISS, "aud": f"api://{SERVICE}", "exp": NOW + 600, "iat": NOW - 60, "sub": "client"}
-    return {name: value for name, value in (good | changed).items() if value is not None}
+def claims(**overrides: Any) -> dict[str, Any]:
+    """Return the claims of a valid token, with overrides; a claim that is None is left out."""
+    valid: dict[str, Any] = {"iss": ISS, "aud": f"api://{SERVICE}", "exp": NOW + 600, "iat": NOW - 60, "sub": "client"}
+    return {name: value for name, value in (valid | overrides).items() if value is not None}
 
 
 def token(
     content: Mapping[str, Any] | None = None, *, key: Any = None, algorithm: str = "RS256", **header: Any
 ) -> bytes:
-    """A token; a header that is None is left out."""
+    """Return a signed token; a header field that is None is left out."""
     fields = {"kid": "one", **header}
-    return raw(
+    return sign(
         {"alg": algorithm, "typ": "JWT", **fields},
         json.dumps(claims() if content is None else dict(content)).encode(),
-        pair("one") if key is None else key,
+        key_pair("one") if key is None else key,
         algorithm,
     )
 
 
-def raw(header: Mapping[str, Any] | bytes, payload: bytes, key: Any, algorithm: str) -> bytes:
-    """A token of exactly this header and payload, with a valid signature."""
+def sign(header: Mapping[str, Any] | bytes, payload: bytes, key: Any, algorithm: str) -> bytes:
+    """Return a token of exactly this header and payload, with a valid signature."""
     if not isinstance(header, bytes):
         header = json.dumps({name: value for name, value in header.items() if value is not None}).encode()
-    text = encoded(header) + b"." + encoded(payload)
+    text = base64url(header) + b"." + base64url(payload)
     signer = jwt.get_algorithm_by_name(algorithm)
-    return text + b"." + encoded(signer.sign(text, key))
+    return text + b"." + base64url(signer.sign(text, key))
 
 
-def encoded(content: bytes) -> bytes:
-    """In base64url, without padding."""
+def base64url(content: bytes) -> bytes:
+    """Encode as base64url without padding."""
     return base64.urlsafe_b64encode(content).rstrip(b"=")

@@ -1,4 +1,4 @@
-"""Key authentication."""
+"""Key authentication: which Authorization headers are allowed."""
 
 import pytest
 from hypothesis import given
@@ -18,21 +18,21 @@ def test_either_key_is_allowed(primary: str, secondary: str) -> None:
 
 
 @given(KEYS, st.binary(max_size=60))
-def test_nothing_else_is_allowed(key: str, given_: bytes) -> None:
+def test_no_other_credential_is_allowed(key: str, credential: bytes) -> None:
     check = KeyCheck((key, None))
-    assert check.allows(b"Bearer " + given_) == (given_.strip() == key.encode())
-    assert not check.allows(given_) or given_[:7].lower() == b"bearer "
+    assert check.allows(b"Bearer " + credential) == (credential.strip() == key.encode())
+    assert not check.allows(credential) or credential[:7].lower() == b"bearer "
 
 
 @given(KEYS)
-def test_part_of_a_key_is_not_enough(key: str) -> None:
+def test_similar_key_is_not_allowed(key: str) -> None:
     check = KeyCheck((key, key))
     for wrong in (key[:-1], key[1:], key + "x", key + key, key.swapcase()):
         assert check.allows(b"Bearer " + wrong.encode()) == (wrong == key)
 
 
 @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer ", b"BEARER ", b"bEaReR ", b"Bearer   ", b"Bearer \t"])
-def test_scheme_is_understood_in_any_letters(scheme: bytes) -> None:
+def test_scheme_is_case_insensitive(scheme: bytes) -> None:
     assert KeyCheck(("abc",)).allows(scheme + b"abc")
     assert KeyCheck(("abc",)).allows(scheme + b"abc ")
 
@@ -42,20 +42,20 @@ def test_other_schemes_and_empty_values_are_not_allowed(value: bytes | None) -> 
     assert not KeyCheck(("abc",)).allows(value)
 
 
-@pytest.mark.parametrize("none", [(), (None,), (None, None), ("", None)])
-def test_without_a_key_nobody_is_allowed(none: tuple[str | None, ...]) -> None:
-    check = KeyCheck(none)
+@pytest.mark.parametrize("no_keys", [(), (None,), (None, None), ("", None)])
+def test_service_without_keys_allows_no_request(no_keys: tuple[str | None, ...]) -> None:
+    check = KeyCheck(no_keys)
     for value in (None, b"", b"Bearer ", b"Bearer None"):
         assert not check.allows(value)
 
 
 def test_each_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the first key fits must not show in the time that the answer takes."""
+    """The time of the check must not reveal which key matches."""
     compared: list[bytes] = []
 
-    def compare(given_: bytes, key: bytes) -> bool:
+    def compare(credential: bytes, key: bytes) -> bool:
         compared.append(key)
-        return given_ == key
+        return credential == key
 
     monkeypatch.setattr(keys, "compare_digest", compare)
     check = KeyCheck(("first", "second"))
@@ -69,7 +69,7 @@ def test_each_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
     assert compared == usual + other
 
 
-def test_keys_are_not_told() -> None:
+def test_repr_contains_no_key() -> None:
     assert repr(KeyCheck(("secret-one", "secret-two"))) == "KeyCheck(2 keys)"
 
 

@@ -1,11 +1,10 @@
-"""The chart's alerts and dashboard as tests read them, and a Prometheus that runs."""
+"""Reads the chart's alerts and dashboard, and runs a Prometheus server."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
-import shutil
 import socket
 import subprocess
 import urllib.parse
@@ -16,79 +15,79 @@ from typing import Any
 import pytest
 import yaml
 
-from router.telemetry.catalogue import METRICS, Kind
+from router.telemetry.catalogue import METRICS, MetricKind
 from tests.deploy.chart import CHART
-from tests.processes import answers, ask, until
+from tests.processes import is_listening, send_request, wait_until
 
 RULES = CHART / "alerts" / "azureml-fe.yaml"
 RULE_TESTS = Path(__file__).parent / "alerts.yaml"
 DASHBOARD = CHART / "dashboards" / "azureml-fe.json"
 
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("promtool") is None or shutil.which("prometheus") is None,
-    reason="needs promtool and prometheus, of Debian's package prometheus, which .ci/run installs",
-)
+needs_prometheus = pytest.mark.needs("prometheus", "promtool")
 
 
 def alerts() -> dict[str, Mapping[str, Any]]:
-    """The chart's alert rules by name."""
+    """Return the chart's alert rules by name."""
     groups = yaml.safe_load(RULES.read_text())["groups"]
     return {rule["alert"]: rule for group in groups for rule in group["rules"]}
 
 
 def dashboard() -> dict[str, Any]:
-    """The chart's dashboard."""
+    """Return the chart's dashboard."""
     document: dict[str, Any] = json.loads(DASHBOARD.read_text())
     return document
 
 
 def queries() -> list[tuple[str, str]]:
-    """Title of the panel and query, for each query of the dashboard."""
+    """Return the panel title and the expression of each query of the dashboard."""
     return [(panel["title"], target["expr"]) for panel in dashboard()["panels"] for target in panel.get("targets", ())]
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Names of the router's series that an expression reads."""
+    """Return the names of the router's series in an expression."""
     return set(re.findall(r"\bazureml_fe_\w+", expression))
 
 
 def series() -> dict[str, tuple[str, ...]]:
-    """Names of all series that the router exposes, with their labels."""
-    found = {}
+    """Return the names of all series that the router exposes, with their labels."""
+    labels_by_name = {}
     for spec in METRICS.values():
-        endings = ("_bucket", "_count", "_sum") if spec.kind is Kind.HISTOGRAM else ("",)
+        endings = ("_bucket", "_count", "_sum") if spec.kind is MetricKind.HISTOGRAM else ("",)
         for ending in endings:
             labels = (*spec.labels, "le") if ending == "_bucket" else spec.labels
-            found[spec.full_name + ending] = labels
-    return found
+            labels_by_name[spec.full_name + ending] = labels
+    return labels_by_name
 
 
 class Prometheus:
-    """A Prometheus that scrapes four times a second."""
+    """A running Prometheus server that scrapes every 250 ms."""
 
     def __init__(self, port: int) -> None:
         self._port = port
 
     def query(self, expression: str) -> list[Any]:
-        """What an expression has as its value now."""
-        words = urllib.parse.urlencode({"query": expression})
-        answer = json.loads(ask(self._port, f"/api/v1/query?{words}").body)
-        assert answer["status"] == "success", (expression, answer)
-        result: list[Any] = answer["data"]["result"]
+        """Return the current result of an expression."""
+        query = urllib.parse.urlencode({"query": expression})
+        document = json.loads(send_request(self._port, f"/api/v1/query?{query}").body)
+        assert document["status"] == "success", (expression, document)
+        result: list[Any] = document["data"]["result"]
         return result
 
     def rules(self) -> list[Any]:
-        """The rules that it evaluates, with how that went."""
-        groups = json.loads(ask(self._port, "/api/v1/rules").body)["data"]["groups"]
+        """Return all rules with their evaluation state."""
+        groups = json.loads(send_request(self._port, "/api/v1/rules").body)["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
 
 @contextlib.contextmanager
 def prometheus(
-    folder: Path, targets: Mapping[str, int], labels: Mapping[str, str], rule_files: Sequence[Path] = ()
+    directory: Path, targets: Mapping[str, int], labels: Mapping[str, str], rule_files: Sequence[Path] = ()
 ) -> Iterator[Prometheus]:
-    """One that scrapes ports of this machine by the name of their pod. `labels` are each target's, as the Prometheus
-    operator puts them; labels of the metrics win, as the chart's ServiceMonitor asks."""
+    """Run a Prometheus server that scrapes local ports. `targets` has the port of each pod.
+
+    Each target gets `labels`, as from the Prometheus operator. Labels of metrics take precedence, as in the chart's
+    ServiceMonitor.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -105,13 +104,17 @@ def prometheus(
         "rule_files": [str(path) for path in rule_files],
         "scrape_configs": [scrape],
     }
-    (folder / "prometheus.json").write_text(json.dumps(config))  # JSON is YAML
-    words = ["prometheus", f"--config.file={folder / 'prometheus.json'}", f"--storage.tsdb.path={folder / 'data'}"]
-    words += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
-    with (folder / "said.txt").open("w") as said, subprocess.Popen(words, stdout=said, stderr=said) as process:
+    (directory / "prometheus.json").write_text(json.dumps(config))  # JSON is valid YAML
+    command = [
+        "prometheus",
+        f"--config.file={directory / 'prometheus.json'}",
+        f"--storage.tsdb.path={directory / 'data'}",
+    ]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
+    with (directory / "prometheus.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            until(lambda: process.poll() is not None or answers(port), "Prometheus")
-            until(lambda: ask(port, "/-/ready").status == 200, "Prometheus to be ready")
+            wait_until(lambda: process.poll() is not None or is_listening(port), "Prometheus")
+            wait_until(lambda: send_request(port, "/-/ready").status == 200, "a ready Prometheus")
             yield Prometheus(port)
         finally:
             process.terminate()

@@ -1,4 +1,4 @@
-"""Services and NetworkPolicy of the chart: who reaches which port, by which address."""
+"""Services and NetworkPolicy of the chart: ports, addresses and allowed sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.deploy.chart import DEFAULTS, VALUE_FILES, container_of, render, smal
 
 
 @pytest.mark.parametrize(
-    ("given", "made"),
+    ("value", "service_type"),
     [
         ("loadBalancer", "LoadBalancer"),
         ("LOADBALANCER", "LoadBalancer"),
@@ -22,10 +22,10 @@ from tests.deploy.chart import DEFAULTS, VALUE_FILES, container_of, render, smal
         ("ClusterIP", "ClusterIP"),
     ],
 )
-def test_type_of_the_service_in_any_case(given: str, made: str) -> None:
-    service = render(smallest(inferenceRouterServiceType=given))["Service", "azureml-fe"]
-    assert service["spec"]["type"] == made
-    assert ("externalTrafficPolicy" in service["spec"]) == (made != "ClusterIP")
+def test_service_type_is_not_case_sensitive(value: str, service_type: str) -> None:
+    service = render(smallest(inferenceRouterServiceType=value))["Service", "azureml-fe"]
+    assert service["spec"]["type"] == service_type
+    assert ("externalTrafficPolicy" in service["spec"]) == (service_type != "ClusterIP")
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_type_of_the_service_in_any_case(given: str, made: str) -> None:
         ({"sslSecret": "s", "allowInsecureConnections": "True"}, [("http", 80), ("https", 443)]),
     ],
 )
-def test_ports_that_clients_use(values: Any, ports: list[tuple[str, int]]) -> None:
+def test_client_ports(values: Any, ports: list[tuple[str, int]]) -> None:
     objects = render(smallest(**values))
     service = objects["Service", "azureml-fe"]["spec"]
     assert [(port["name"], port["port"]) for port in service["ports"]] == ports
-    opened = {port["name"] for port in container_of(objects)["ports"]}
-    assert {port["targetPort"] for port in service["ports"]} <= opened
-    (inside,) = objects["Service", "azureml-fe-int-http"]["spec"]["ports"]
-    assert (inside["port"], inside["targetPort"]) == (9001, ports[0][0])
+    container_ports = {port["name"] for port in container_of(objects)["ports"]}
+    assert {port["targetPort"] for port in service["ports"]} <= container_ports
+    (internal_port,) = objects["Service", "azureml-fe-int-http"]["spec"]["ports"]
+    assert (internal_port["port"], internal_port["targetPort"]) == (9001, ports[0][0])
     assert objects["Service", "azureml-fe-int-http"]["spec"]["type"] == "ClusterIP"
 
 
@@ -70,6 +70,16 @@ def test_node_ports_and_source_ranges() -> None:
     assert all("nodePort" not in port for port in render(smallest())["Service", "azureml-fe"]["spec"]["ports"])
 
 
+@pytest.mark.parametrize("policy", [None, "SingleStack", "RequireDualStack"])
+def test_all_services_have_the_same_ip_family_policy(policy: str | None) -> None:
+    own = {} if policy is None else {"ipFamilyPolicy": policy}
+    objects = render(smallest(service=DEFAULTS["service"] | own))
+    found = {name: each["spec"]["ipFamilyPolicy"] for (kind, name), each in objects.items() if kind == "Service"}
+    assert found == dict.fromkeys(
+        ("azureml-fe", "azureml-fe-int-http", "azureml-fe-admin"), policy or "PreferDualStack"
+    )
+
+
 @pytest.mark.parametrize("path", VALUE_FILES, ids=lambda path: path.stem)
 def test_selectors_select_router_pods(path: Path) -> None:
     objects = render(yaml.safe_load(path.read_text()))
@@ -84,16 +94,16 @@ def test_selectors_select_router_pods(path: Path) -> None:
         if kind in selectors:
             assert selectors[kind](each["spec"]) == {"azuremlappname": "azureml-fe"}, name
     assert labels["azuremlappname"] == "azureml-fe"
-    assert "isazuremlapp" not in labels  # a model would have it
+    assert "isazuremlapp" not in labels  # the label of models
     test = objects["Pod", "azureml-fe-test"]["metadata"]["labels"]
-    assert test["azuremlappname"] != "azureml-fe"  # else the Service would send it requests
+    assert test["azuremlappname"] != "azureml-fe"  # otherwise the Service would select it
 
 
 def _sources_by_port(policy: Any) -> dict[str, list[Any] | None]:
     return {port["port"]: rule.get("from") for rule in policy["spec"]["ingress"] for port in rule["ports"]}
 
 
-def test_who_reaches_which_port() -> None:
+def test_network_policy_sources_by_port() -> None:
     sources = _sources_by_port(render(values_file("production"))["NetworkPolicy", "azureml-fe"])
     assert set(sources) == {"http", "https", "peers", "admin"}
     assert sources["http"] is None
@@ -105,14 +115,14 @@ def test_who_reaches_which_port() -> None:
     ]
 
 
-def test_nobody_named_means_nobody() -> None:
-    """An empty list of sources would mean everybody."""
+def test_empty_metrics_sources_allow_none() -> None:
+    """In a NetworkPolicy an empty list of sources allows all sources."""
     values = smallest(networkPolicy={"metricsFrom": []})
     sources = _sources_by_port(render(values)["NetworkPolicy", "azureml-fe"])
     assert sources["admin"] == [{"podSelector": {"matchLabels": {"azuremlappname": "azureml-fe-test"}}}]
 
 
-def test_what_can_be_switched_off() -> None:
+def test_optional_objects_can_be_disabled() -> None:
     objects = render(values_file("devtest"))
     assert ("NetworkPolicy", "azureml-fe") not in objects
     assert ("PodDisruptionBudget", "azureml-fe") not in objects

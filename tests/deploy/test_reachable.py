@@ -1,4 +1,4 @@
-"""The script of `helm test`, against a real router and real certificates."""
+"""The script of `helm test` against a router and a TLS server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from tests.deploy.chart import CHART
-from tests.routers import Start, open_echo
+from tests.routers import StartRouter, open_echo_service
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ class Healthy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def https(tmp_path: Path) -> Iterator[tuple[int, list[str | None]]]:
-    """A port that speaks TLS with a certificate that nobody trusts, and the names it was asked for."""
+    """The port of a TLS server with an untrusted certificate, and the server names of its clients."""
     authority, names = trustme.CA(), list[str | None]()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("scoring.example.com").configure_cert(context)
@@ -54,25 +54,25 @@ def https(tmp_path: Path) -> Iterator[tuple[int, list[str | None]]]:
     server.server_close()
 
 
-def test_a_router_that_serves_passes(start: Start, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    router = start({"echo": open_echo()})
+def test_serving_router_passes(start: StartRouter, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    router = start({"echo": open_echo_service()})
     urls = [f"http://127.0.0.1:{router.port}/", f"http://127.0.0.1:{router.admin_port}/readyz"]
     assert script.main(urls) == 0
     assert capsys.readouterr().out.splitlines() == [f"ok {urls[0]}: 200 Healthy", f"ok {urls[1]}: 200 ok"]
 
 
-def test_what_is_not_answered_200_fails_with_what_was_said(
-    start: Start, script: ModuleType, capsys: pytest.CaptureFixture[str]
+def test_other_responses_fail_and_are_printed(
+    start: StartRouter, script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    router = start({"echo": open_echo()})
-    url = f"http://127.0.0.1:{router.port}/api/v1/service/nobody/score"
+    router = start({"echo": open_echo_service()})
+    url = f"http://127.0.0.1:{router.port}/api/v1/service/missing/score"
     assert script.main([url], 0.0) == 1
-    assert capsys.readouterr().out == f"FAILED {url}: 404 No service nobody.\n"
+    assert capsys.readouterr().out == f"FAILED {url}: 404 No service missing.\n"
     assert script.main(["http://127.0.0.9:9/"], 0.1) == 1
     assert "Connection refused" in capsys.readouterr().out
 
 
-def test_tls_asks_for_the_name_that_clients_use(https: tuple[int, list[str | None]], script: ModuleType) -> None:
+def test_tls_sends_the_server_name(https: tuple[int, list[str | None]], script: ModuleType) -> None:
     port, names = https
     assert script.main([f"https://127.0.0.1:{port}/#scoring.example.com"]) == 0
     assert names == ["scoring.example.com"]

@@ -1,4 +1,4 @@
-"""Values of the chart: each is documented, and one that cannot work is refused with its name before it is installed."""
+"""Each value of the chart is documented, and the chart rejects invalid values by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helm_python import HelmError
 
 from deploy.values_schema import MANAGED, SCHEMA
 from deploy.values_schema import render as render_schema
-from router.settings import ROUTER_SETTINGS
+from router.config.router import ROUTER_SETTINGS
 from tests.deploy.chart import CHART, DEFAULTS, NAMESPACE, render, smallest, texts, values_file
 
 TEXT = (CHART / "values.yaml").read_text()
@@ -24,22 +24,22 @@ def test_schema_of_settings_is_up_to_date() -> None:
     assert render_schema(text) == text, "run: python -m deploy.values_schema"
 
 
-def test_schema_is_one_and_covers_each_value() -> None:
-    schema = json.loads(SCHEMA.read_text())
-    jsonschema.Draft7Validator.check_schema(schema)
-    assert set(schema["properties"]) == {*DEFAULTS, "global"}
+def test_schema_is_valid_and_complete() -> None:
+    whole = json.loads(SCHEMA.read_text())
+    jsonschema.Draft7Validator.check_schema(whole)
+    assert set(whole["properties"]) == {*DEFAULTS, "global"}
 
     def compare(part: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        for name, facts in part.get("properties", {}).items():
-            if isinstance(values.get(name), dict) and facts.get("properties"):
-                assert set(facts["properties"]) == set(values[name]), name
-                compare(facts, values[name])
+        for name, schema in part.get("properties", {}).items():
+            if isinstance(values.get(name), dict) and schema.get("properties"):
+                assert set(schema["properties"]) == set(values[name]), name
+                compare(schema, values[name])
 
-    compare(schema, DEFAULTS)
+    compare(whole, DEFAULTS)
 
 
 def _undocumented(text: str) -> Iterator[str]:
-    """Values with no comment above them or at the end of their line; a group of values needs none."""
+    """Yield values without a comment above them or at the end of their line. Groups need none."""
     comment = ""
     groups = {name for name, value in DEFAULTS.items() if isinstance(value, dict) and value and name != "resources"}
     for line in text.splitlines():
@@ -47,9 +47,9 @@ def _undocumented(text: str) -> Iterator[str]:
             comment += line.strip("# -")
         elif not line.strip():
             comment = ""
-        elif found := re.match(r"(?:  )?([A-Za-z]+):", line):
-            if not comment and "#" not in line and found[1] not in {*groups, *DEFAULTS["resources"]}:
-                yield found[1]
+        elif match := re.match(r"(?:  )?([A-Za-z]+):", line):
+            if not comment and "#" not in line and match[1] not in {*groups, *DEFAULTS["resources"]}:
+                yield match[1]
             comment = ""
 
 
@@ -58,16 +58,16 @@ def test_each_value_has_a_comment() -> None:
     assert list(_undocumented(TEXT + "\nundocumented: 1\n")) == ["undocumented"]
 
 
-def test_what_the_chart_fills_itself_is_not_among_the_routers_settings() -> None:
+def test_settings_managed_by_the_chart_are_not_allowed() -> None:
     settings = json.loads(SCHEMA.read_text())["$defs"]["router"]["properties"]
     assert not MANAGED & set(settings)
     assert set(settings) | MANAGED >= {setting.name for setting in ROUTER_SETTINGS}
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "expected"),
     [
-        ({"image": {"repository": ""}}, ["image.repository", "pushed"]),
+        ({"image": {"repository": ""}}, ["image.repository", "required"]),
         ({"image": {"repository": "Models/azureml-fe:1"}}, ["image/repository"]),
         ({"image": {"pullPolicy": "Sometimes"}}, ["image/pullPolicy", "Always"]),
         ({"inferenceRouterServiceType": "Ingress"}, ["inferenceRouterServiceType"]),
@@ -90,6 +90,15 @@ def test_what_the_chart_fills_itself_is_not_among_the_routers_settings() -> None
         ({"router": {"self_scaling_max_pods": 2}}, ["router.self_scaling_max_pods=2", "3", "inferenceRouterHA"]),
         ({"namespaces": ["models", "models"]}, ["namespaces"]),
         ({"namespaces": "models"}, ["namespaces", "array"]),
+        ({"namespaces": ["models.example"]}, ["namespaces"]),
+        ({"namespaces": []}, ["namespaces is empty", "--set 'namespaces={", "kubectl get", "allNamespaces=true"]),
+        ({"namespaces": [], "allNamespaces": "False"}, ["namespaces is empty"]),
+        ({"allNamespaces": True}, ["namespaces", "allNamespaces", "exclude"]),
+        ({"allNamespaces": "all"}, ["allNamespaces"]),
+        ({"fullnameOverride": "Router"}, ["fullnameOverride"]),
+        ({"fullnameOverride": "r" * 54}, ["fullnameOverride"]),
+        ({"fullnameOverride": "azureml-fe-release"}, ["azureml-fe-release", "Leases", "fullnameOverride"]),
+        ({"nameOverride": "n" * 50}, ["azureml-fe-nnn", "53", "fullnameOverride"]),
         ({"nodeSelector": {"gpu": True}}, ["nodeSelector/gpu"]),
         ({"router": {"peer_tls": "off"}, "peers": {"tlsSecret": "tls"}}, ["router.peer_tls=off", "peers.tlsSecret"]),
         ({"router": {"peer_tls": False}, "peers": {"tlsSecret": "tls"}}, ["router.peer_tls=off", "peers.tlsSecret"]),
@@ -108,28 +117,32 @@ def test_what_the_chart_fills_itself_is_not_among_the_routers_settings() -> None
         ({"podDisruptionBudget": {"maxUnavailable": 0}}, ["maxUnavailable"]),
         ({"resources": {"limits": {"cpu": "many"}}}, ["resources/limits/cpu"]),
         ({"extraEnv": [{"name": "AZUREML_FE_POD_IP", "value": "127.0.0.1"}]}, ["extraEnv"]),
+        ({"extraEnv": [{"name": "A", "value": 5}]}, ["extraEnv/0/value", "string"]),
+        ({"extraEnv": [{"name": "A", "valueFrm": {}}]}, ["extraEnv/0", "valueFrm"]),
+        ({"extraEnv": [{"name": "A", "value": "5", "valueFrom": {}}]}, ["extraEnv/0"]),
+        ({"image": {"repository": "r", "tag": 1.5}}, ["image/tag"]),
+        ({"image": {"repository": "r", "digest": "sha256:1"}}, ["image/digest"]),
         ({"serviceMonitor": {"interval": "often"}}, ["serviceMonitor/interval"]),
         ({"prometheusRule": {"runbookUrl": "docs/operations.md"}}, ["prometheusRule/runbookUrl"]),
         ({"inferenceRouterHa": True}, ["inferenceRouterHa"]),
     ],
     ids=str,
 )
-def test_what_cannot_work_is_refused_by_name(values: Any, words: list[str]) -> None:
-    with pytest.raises(HelmError) as refused:
+def test_invalid_values_are_rejected_by_name(values: Any, expected: list[str]) -> None:
+    with pytest.raises(HelmError) as error:
         texts(smallest(**values))
-    said = str(refused.value)
-    for word in words:
-        assert word in said
+    for text in expected:
+        assert text in str(error.value)
 
 
-def test_settings_of_the_original_are_accepted() -> None:
+def test_values_of_the_original_extension_are_accepted() -> None:
     objects = render(values_file("original"))
     assert objects["Service", "azureml-fe"]["spec"]["type"] == "NodePort"
     assert objects["Deployment", "azureml-fe"]["spec"]["replicas"] == 3
     assert {"cert.pem", "key.pem"} == set(objects["Secret", "azuremlfessl"]["data"])
 
 
-def test_secret_of_peers_is_made_once_and_kept() -> None:
+def test_peer_secret_is_created_once_and_kept() -> None:
     secret = render(smallest())["Secret", "azureml-fe-peers"]
     assert secret["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     assert len(secret["data"]["secret"]) >= 64

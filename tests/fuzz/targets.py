@@ -1,8 +1,8 @@
-"""What is fuzzed: one function for each parser that reads what strangers write.
+"""The fuzz targets: one function for each parser of untrusted input.
 
-A target takes bytes and returns; what must never be raises. For the two sides of the data plane that is more than a
-crash: both sides' bytes are read again by a strict reader, and those for a replica by careless ones as well
-(`tests/gateway/conformance/readers.py`), which must all find the same requests.
+A target takes bytes and returns, or raises for a violated property. The targets of the data plane check more than the
+absence of crashes: a strict parser and lenient parsers (`tests/gateway/conformance/lenient_parsers.py`) must all find
+the same requests in the bytes that the gateway sends to a replica.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 
-from router.cluster.kubernetes.annotations import read as read_annotations
-from router.peers.frames import FrameDecoder, Opener, WireError
-from router.peers.handshake import ClientHandshake, HandshakeError, Party, ServerHandshake
-from router.peers.wire import MessageReader, encode
-from router.services import parse_service
-from router.values import SettingsError
-from tests.fuzz.bench import Bench, whole_message
-from tests.gateway.conformance.readers import READERS
+from router.cluster.kubernetes.annotations import parse_annotations
+from router.config.schema import SettingsError
+from router.config.service import parse_service
+from router.gateway.client_connection import ClientConnection
+from router.peers.frames import FrameDecoder, FrameVerifier, WireError
+from router.peers.handshake import ClientHandshake, HandshakeError, PeerIdentity, ServerHandshake
+from router.peers.wire import decode, encode
+from tests.fuzz.in_memory_gateway import InMemoryGateway, parse_message
+from tests.gateway.conformance.lenient_parsers import LENIENT_PARSERS
 
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 _REQUEST = b"POST /api/v1/service/iris/score HTTP/1.1\r\nHost: fe\r\nContent-Length: 2\r\n\r\n{}"
 _HEALTH = b"GET / HTTP/1.1\r\nHost: fe\r\n\r\n"
 _HOP_BY_HOP = {b"keep-alive", b"te", b"proxy-connection", b"proxy-authorization", b"authorization"}
-_CARELESS = READERS[::7]
+_SOME_LENIENT_PARSERS = LENIENT_PARSERS[::7]
 
 
 @cache
-def _bench() -> Bench:
-    return Bench()
+def _gateway() -> InMemoryGateway:
+    return InMemoryGateway()
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
-    """The first byte says how the rest is cut."""
+    """Split the data into pieces. The first byte is the size of a piece, 0 for one piece."""
     if not data:
         return
     size = data[0] or len(data)
@@ -42,39 +43,44 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 
 def requests(data: bytes) -> None:
-    """What a client sends, in front of a replica that answers each request that is whole."""
-    bench = _bench()
-    client, wire = bench.client()
-    read: dict[int, int] = {}  # how far what each replica got is answered
+    """Bytes from a client. A replica responds to each complete request."""
+    _gateway().run(_send_requests(_gateway(), data))
+
+
+async def _send_requests(gateway: InMemoryGateway, data: bytes) -> None:
+    client, transport = gateway.connect_client()
+    handled: dict[int, int] = {}  # by replica connection: the offset up to which it has responded
     for piece in pieces(data):
-        if wire.closed:
+        if transport.closed:
             break
         client.data_received(piece)
-        _answer(bench, read)
-    _check_requests(bench, read)
-    if b"HEAD " not in data:  # whose answers tell a length and have no body
-        _check_answers(bytes(wire.written))
-    bench.end(client)
+        await _respond(gateway, client, handled)
+    _check_requests(gateway, handled)
+    if b"HEAD " not in data:  # responses to HEAD have a length but no body
+        _check_responses(bytes(transport.written))
+    gateway.finish_input(client)
 
 
-def _answer(bench: Bench, read: dict[int, int]) -> None:
-    answered = True
-    while answered:
-        answered = False
-        for number, replica in enumerate(bench.replicas):
-            message = whole_message(bytes(replica.transport.written), read.get(number, 0))  # type: ignore[attr-defined]
-            if message is not None and message.end >= 0 and not replica.closed:
-                read[number] = message.end
-                replica.data_received(_ANSWER)
-                answered = True
+async def _respond(gateway: InMemoryGateway, client: ClientConnection, handled: dict[int, int]) -> None:
+    has_responded = True
+    while has_responded:
+        await gateway.finish_turns(client)
+        has_responded = False
+        for number, replica in enumerate(gateway.replicas):
+            written = bytes(replica.transport.written)  # type: ignore[attr-defined]
+            message = parse_message(written, handled.get(number, 0))
+            if message is not None and message.end >= 0 and replica.is_open:
+                handled[number] = message.end
+                replica.data_received(_RESPONSE)
+                has_responded = True
 
 
-def _check_requests(bench: Bench, read: dict[int, int]) -> None:
-    for number, replica in enumerate(bench.replicas):
+def _check_requests(gateway: InMemoryGateway, handled: dict[int, int]) -> None:
+    for number, replica in enumerate(gateway.replicas):
         data = bytes(replica.transport.written)  # type: ignore[attr-defined]
         start, bodies = 0, []
-        while start < read.get(number, 0):
-            message = whole_message(data, start)
+        while start < handled.get(number, 0):
+            message = parse_message(data, start)
             assert message is not None
             names = [name for name, _ in message.fields]
             assert names.count(b"host") == 1, names
@@ -82,101 +88,106 @@ def _check_requests(bench: Bench, read: dict[int, int]) -> None:
             assert not _HOP_BY_HOP & set(names), names
             bodies.append(message.body)
             start = message.end
-        for reader in _CARELESS:
-            assert [body for _, _, body in reader.read(data[:start])] == bodies, reader
+        for parser in _SOME_LENIENT_PARSERS:
+            assert [body for _, _, body in parser.parse(data[:start])] == bodies, parser
 
 
-def _check_answers(data: bytes) -> None:
-    """Everything that a client gets is whole answers, but for the last one."""
+def _check_responses(data: bytes) -> None:
+    """Check that a client gets only complete responses, except for the last one."""
     start = 0
     while start < len(data):
-        message = whole_message(data, start)
+        message = parse_message(data, start)
         assert message is not None, data[start:]
         if message.end < 0:
             return
         start = message.end
 
 
-def answers(data: bytes) -> None:
-    """What a replica sends as the answer to a request, after which it may close (the last bit of the second byte)."""
-    bench = _bench()
-    client, wire = bench.client()
+def responses(data: bytes) -> None:
+    """Bytes from a replica after a request. The lowest bit of the first byte decides whether it closes afterwards."""
+    _gateway().run(_send_response(_gateway(), data))
+
+
+async def _send_response(gateway: InMemoryGateway, data: bytes) -> None:
+    client, transport = gateway.connect_client()
     client.data_received(_REQUEST)
-    (replica,) = bench.replicas
+    (replica,) = gateway.replicas
     for piece in pieces(data[1:]):
-        if replica.closed:
+        if not replica.is_open:
             break
         replica.data_received(piece)
-    if data[:1] and data[0] & 1 and not replica.closed:
+        await gateway.finish_turns(client)
+    if data[:1] and data[0] & 1 and replica.is_open:
         replica.connection_lost(None)
-    written = bytes(wire.written)
-    whole = _final_answer(written)
-    if whole >= 0:
-        assert written[whole:] == b"", "something follows the answer"
-        if not wire.closed:
+    written = bytes(transport.written)
+    end = _final_response_end(written)
+    if end >= 0:
+        assert written[end:] == b"", "bytes after the response"
+        if not transport.closed:
             client.data_received(_HEALTH)
-            following = whole_message(bytes(wire.written), whole)
+            await gateway.finish_turns(client)
+            following = parse_message(bytes(transport.written), end)
             assert following is not None
-            assert following.body == b"Healthy", "the answer to the next request is another one's"
-    bench.end(client)
+            assert following.body == b"Healthy", "the next request got the response to another request"
+    gateway.finish_input(client)
 
 
-def _final_answer(data: bytes) -> int:
-    """Where the final answer ends; -1 if it is not whole."""
+def _final_response_end(data: bytes) -> int:
+    """Return the offset after the final response, or -1 if it is incomplete."""
     start = 0
     while True:
-        message = whole_message(data, start)
+        message = parse_message(data, start)
         if message is None or message.end < 0:
             return -1
         if message.status >= 200:
             if not {b"content-length", b"transfer-encoding"} & {name for name, _ in message.fields}:
-                assert message.status in (204, 304), "an answer whose end nobody can tell"
+                assert message.status in (204, 304), "a response without a detectable end"
             return message.end
-        assert message.status != 101, "a switch of protocols that nobody asked for"
+        assert message.status != 101, "a protocol switch without a request for it"
         start = message.end
 
 
 def frames(data: bytes) -> None:
-    """What another router sends: cut into frames, each read as a message, as a hand-shake and as a sealed frame."""
-    decoder, reader = FrameDecoder(limit=65536), MessageReader()
-    party = Party("a", "0" * 16, "127.0.0.1", 9091)
+    """Bytes from another router, split into frames. Each is parsed as a message, a handshake and a signed frame."""
+    decoder = FrameDecoder(limit=65536)
+    identity = PeerIdentity("a", "0" * 16, "127.0.0.1", 9091)
     try:
         bodies = [body for piece in pieces(data) for body in decoder.feed(piece)]
     except WireError:
         bodies = []
     for body in [*bodies, data[1:]]:
-        _must_refuse(HandshakeError, ServerHandshake(party, b"s" * 16).receive, body)
-        dialling = ClientHandshake(party, b"s" * 16)
+        _must_refuse(HandshakeError, ServerHandshake(identity, b"s" * 16).receive_response, body)
+        client = ClientHandshake(identity, b"s" * 16)
         with suppress(HandshakeError):
-            dialling.answer(body)
-        if dialling.is_answered:
-            _must_refuse(HandshakeError, dialling.finish, body)
-        _must_refuse(WireError, Opener(b"k" * 32).open, body)
+            client.respond(body)
+        if client.has_responded:
+            _must_refuse(HandshakeError, client.receive_verdict, body)
+        _must_refuse(WireError, FrameVerifier(b"k" * 32).verify, body)
         try:
-            message = reader.read(body)
+            message = decode(body)
         except WireError:
             continue
         if message is not None:
-            assert reader.read(encode(message)) == message
+            assert decode(encode(message)) == message
 
 
-def _must_refuse(error: type[Exception], read: Callable[[bytes], object], body: bytes) -> None:
-    """Without the secret there is nothing that is taken."""
+def _must_refuse(error: type[Exception], parse: Callable[[bytes], object], body: bytes) -> None:
+    """Check that `parse` refuses a body that was created without the secret."""
     try:
-        read(body)
+        parse(body)
     except error:
         return
-    raise AssertionError(f"{read.__qualname__} took what nobody with the secret has made")
+    raise AssertionError(f"{parse.__qualname__} accepted a body that was created without the secret")
 
 
-def settings(data: bytes) -> None:
-    """Lines `name=value`, as the annotations of a Deployment and as the settings of a service in a file."""
+def deployment_annotations(data: bytes) -> None:
+    """Lines `name=value`, as a Deployment's annotations and as a service's settings in a local file."""
     lines = [line.partition("=") for line in data.decode(errors="replace").split("\n")]
-    given, faults = read_annotations("iris", tuple((name, value) for name, _, value in lines))
-    for fault in faults:
-        assert isinstance(fault, SettingsError)
-        assert "\n" not in str(fault)
-    assert 0 < given.port < 65536
+    parsed, errors = parse_annotations("iris", tuple((name, value) for name, _, value in lines))
+    for error in errors:
+        assert isinstance(error, SettingsError)
+        assert "\n" not in str(error)
+    assert 0 < parsed.port < 65536
     with suppress(SettingsError):
         service = parse_service("iris", {name: value for name, _, value in lines})
         assert service.versions
@@ -185,8 +196,8 @@ def settings(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "requests": requests,
-    "answers": answers,
+    "responses": responses,
     "frames": frames,
-    "annotations": settings,
+    "annotations": deployment_annotations,
 }
-"""By name; the folder of the same name in `corpus` has what each begins with."""
+"""The targets by name. The directory of the same name in `corpus` has the initial inputs."""

@@ -1,126 +1,132 @@
-"""What changes while requests flow: settings, services, replicas."""
+"""Changes of settings, services and replicas while requests are in progress."""
 
-from tests.gateway.wire import ok, post
-from tests.gateway.world import World, story
+from tests.gateway.harness import GatewayHarness
+from tests.gateway.http_connection import ok, post
 
 
-@story()
-async def test_changed_key_applies_to_the_next_request_of_an_open_connection(world: World) -> None:
-    (await world.replica()).answers()
-    client = await world.client()
+async def test_changed_key_applies_to_the_next_request_of_an_open_connection(harness: GatewayHarness) -> None:
+    (await harness.add_replica()).auto_respond()
+    client = await harness.client()
     for key, status in (("a" * 32, 200), ("b" * 32, 401)):
-        world.serve("iris", primary_key="a" * 32)
+        harness.set_service("iris", primary_key="a" * 32)
         client.send(post(key=key))
-        assert (await client.message()).status == status
-    world.serve("iris", primary_key="b" * 32)
+        assert (await client.read_message()).status == status
+    harness.set_service("iris", primary_key="b" * 32)
     client.send(post(key="b" * 32))
-    assert (await client.message()).status == 200
+    assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_changed_scoring_timeout_applies_to_requests_from_now_on(world: World) -> None:
-    world.serve("iris", replica_max_concurrent_requests=5, scoring_timeout_ms=60_000)
-    replica = await world.replica()
-    before, line = await world.in_flight(replica)
-    world.serve("iris", replica_max_concurrent_requests=5, scoring_timeout_ms=20)
-    after, hanging = await world.in_flight(replica)
-    assert (await after.message()).status == 504
-    await hanging.end()
-    line.send(ok(b"in its own time"))
-    assert (await before.message()).body == b"in its own time"
+async def test_changed_scoring_timeout_applies_to_new_requests(harness: GatewayHarness) -> None:
+    harness.set_service("iris", replica_max_concurrent_requests=5, scoring_timeout_ms=60_000)
+    replica = await harness.add_replica()
+    before, connection = await harness.start_request(replica)
+    harness.set_service("iris", replica_max_concurrent_requests=5, scoring_timeout_ms=20)
+    after, hanging = await harness.start_request(replica)
+    assert (await after.read_message()).status == 504
+    await hanging.wait_closed()
+    connection.send(ok(b"late"))
+    assert (await before.read_message()).body == b"late"
 
 
-@story()
-async def test_request_under_way_survives_the_withdrawal_of_its_service(world: World) -> None:
-    world.serve("other")
-    replica = await world.replica()
-    client, line = await world.in_flight(replica)
-    world.withdraw("iris")
-    line.send(ok(b"late"))
-    assert (await client.message()).body == b"late"
-    await line.end()
-    assert ("iris", "default") not in world.gateway.counters.versions
+async def test_request_in_flight_continues_when_its_service_is_removed(harness: GatewayHarness) -> None:
+    harness.set_service("other")
+    replica = await harness.add_replica()
+    client, connection = await harness.start_request(replica)
+    harness.remove_service("iris")
+    connection.send(ok(b"late"))
+    assert (await client.read_message()).body == b"late"
+    await connection.wait_closed()
+    assert ("iris", "default") not in harness.gateway.counters.versions
 
 
-@story()
-async def test_service_that_comes_back_begins_anew(world: World) -> None:
-    replica = await world.replica()
-    client, line = await world.in_flight(replica)
-    world.withdraw("iris")
-    world.serve("iris")
-    again, fresh = await world.in_flight(replica)
-    for one, its_line in ((client, line), (again, fresh)):
-        its_line.send(ok())
-        assert (await one.message()).status == 200
+async def test_service_can_be_removed_and_added_again(harness: GatewayHarness) -> None:
+    replica = await harness.add_replica()
+    client, connection = await harness.start_request(replica)
+    harness.remove_service("iris")
+    harness.set_service("iris")
+    second, second_connection = await harness.start_request(replica)
+    for requester, its_connection in ((client, connection), (second, second_connection)):
+        its_connection.send(ok())
+        assert (await requester.read_message()).status == 200
 
 
-@story()
-async def test_more_slots_serve_who_waits_already(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    second = await world.client()
+async def test_additional_slots_serve_queued_requests(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    second = await harness.client()
     second.send(post(b"second"))
-    await world.until(lambda: world.queued() == 1)
-    world.serve("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=2)
+    await harness.wait_until(lambda: harness.queued() == 1)
+    harness.set_service("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=2)
     other = await replica.accept()
-    assert (await other.message()).body == b"second"
-    for client, its_line in ((first, line), (second, other)):
-        its_line.send(ok())
-        assert (await client.message()).status == 200
+    assert (await other.read_message()).body == b"second"
+    for client, its_connection in ((first, connection), (second, other)):
+        its_connection.send(ok())
+        assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_fewer_slots_hold_once_requests_have_ended(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=3)
-    replica = await world.replica()
-    under_way = [await world.in_flight(replica) for _ in range(3)]
-    world.serve("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=1)
-    waiting = await world.client()
-    waiting.send(post(b"waiting"))
-    await world.until(lambda: world.queued() == 1)
-    for client, line in under_way[:2]:
-        line.send(ok())
-        assert (await client.message()).status == 200
-    assert (world.busy(), world.queued()) == (1, 1)
-    client, line = under_way[2]
-    line.send(ok())
-    assert (await client.message()).status == 200
-    await world.until(lambda: any(line.received for _, line in under_way))
-    (freed,) = (line for _, line in under_way if line.received)
-    assert (await freed.message()).body == b"waiting"
+async def test_reduced_slots_apply_once_requests_have_ended(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=3)
+    replica = await harness.add_replica()
+    in_flight = [await harness.start_request(replica) for _ in range(3)]
+    harness.set_service("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=1)
+    queued = await harness.client()
+    queued.send(post(b"queued"))
+    await harness.wait_until(lambda: harness.queued() == 1)
+    for client, connection in in_flight[:2]:
+        connection.send(ok())
+        assert (await client.read_message()).status == 200
+    assert (harness.in_flight(), harness.queued()) == (1, 1)
+    client, connection = in_flight[2]
+    connection.send(ok())
+    assert (await client.read_message()).status == 200
+    await harness.wait_until(lambda: any(connection.received for _, connection in in_flight))
+    (freed,) = (connection for _, connection in in_flight if connection.received)
+    assert (await freed.read_message()).body == b"queued"
     freed.send(ok())
-    assert (await waiting.message()).status == 200
+    assert (await queued.read_message()).status == 200
 
 
-@story()
-async def test_new_replica_serves_who_waits_already(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    second = await world.client()
+async def test_new_replica_serves_queued_requests(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    second = await harness.client()
     second.send(post())
-    await world.until(lambda: world.queued() == 1)
-    (await world.replica()).answers(ok(b"from the new one"))
-    assert (await second.message()).body == b"from the new one"
-    line.send(ok())
-    assert (await first.message()).status == 200
+    await harness.wait_until(lambda: harness.queued() == 1)
+    (await harness.add_replica()).auto_respond(ok(b"new replica"))
+    assert (await second.read_message()).body == b"new replica"
+    connection.send(ok())
+    assert (await first.read_message()).status == 200
 
 
-@story()
-async def test_services_do_not_share_a_queue(world: World) -> None:
-    world.serve("slow", max_request_wait_time=60_000)
-    world.serve("quick")
-    replica = await world.replica("slow")
-    (await world.replica("quick")).answers()
-    path = "/api/v1/service/slow/score"
-    clients = [await world.client() for _ in range(20)]
+async def test_services_have_separate_queues(harness: GatewayHarness) -> None:
+    harness.set_service("busy", max_request_wait_time=60_000)
+    harness.set_service("idle")
+    replica = await harness.add_replica("busy")
+    (await harness.add_replica("idle")).auto_respond()
+    path = "/api/v1/service/busy/score"
+    clients = [await harness.client() for _ in range(20)]
     for client in clients:
         client.send(post(path=path))
-    await world.until(lambda: world.queued("slow") == 19)
-    assert (await world.ask(post(path="/api/v1/service/quick/score"))).status == 200
-    replica.lines[0].send(ok())
+    await harness.wait_until(lambda: harness.queued("busy") == 19)
+    assert (await harness.response_to(post(path="/api/v1/service/idle/score"))).status == 200
+    replica.connections[0].send(ok())
     for client in clients[1:]:
         client.reset()
-    await world.until(lambda: world.queued("slow") == 0)
-    assert (await clients[0].message()).status == 200
+    await harness.wait_until(lambda: harness.queued("busy") == 0)
+    assert (await clients[0].read_message()).status == 200
+
+
+async def test_unchanged_services_keep_their_routes(harness: GatewayHarness) -> None:
+    """A change of one service must not stop a worker that has thousands of them."""
+    for name in ("iris", "other"):
+        harness.set_service(name)
+    routes = dict(harness.gateway.routes.services)
+    harness.set_service("iris", max_queue_length=3)
+    assert harness.gateway.routes.services[b"other"] is routes[b"other"]
+    assert harness.gateway.routes.services[b"iris"] is not routes[b"iris"]
+    harness.remove_service("iris")
+    assert harness.gateway.routes.services == {b"other": routes[b"other"]}
+    harness.set_service("iris")
+    assert harness.gateway.routes.services[b"iris"] is not routes[b"iris"]

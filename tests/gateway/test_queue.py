@@ -1,380 +1,446 @@
-"""Waiting for a slot: order, limits, and who is served when one becomes free."""
+"""Queued requests: their order, their limits, and which of them gets a free slot."""
+
+import asyncio
 
 import pytest
 
-from tests.gateway.wire import Line, ok, post, turns
-from tests.gateway.world import World, more, story
+from router.gateway.pool import FIRST_SUSPENSION_SECONDS
+from router.model.services import ReplicaState
+from tests.gateway.harness import GatewayHarness
+from tests.gateway.http_connection import Connection, ok, post, run_loop
 
 
-async def waiting(world: World, body: bytes, *headers: str) -> Line:
-    """A client whose request has joined the queue."""
-    before = world.queued()
-    client = await world.client()
+async def queue_request(harness: GatewayHarness, body: bytes, *headers: str) -> Connection:
+    """Send a request, wait until it is queued, and return its client."""
+    before = harness.queued()
+    client = await harness.client()
     client.send(post(body, *headers))
-    await world.until(lambda: world.queued() == before + 1)
+    await harness.wait_until(lambda: harness.queued() == before + 1)
     return client
 
 
-@story()
-async def test_first_come_first_served(world: World) -> None:
-    world.serve("iris", max_request_wait_time=5000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    clients = [await waiting(world, b"%d" % number) for number in range(10)]
-    line.send(ok())
+async def test_first_come_first_served(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=5000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    clients = [await queue_request(harness, b"%d" % number) for number in range(10)]
+    connection.send(ok())
     for number, client in enumerate(clients):
-        assert (await line.message()).body == b"%d" % number
-        assert world.busy() == 1
-        line.send(ok())
-        assert (await client.message()).status == 200
-    assert (await first.message()).status == 200
-    assert len(replica.lines) == 1
+        assert (await connection.read_message()).body == b"%d" % number
+        assert harness.in_flight() == 1
+        connection.send(ok())
+        assert (await client.read_message()).status == 200
+    assert (await first.read_message()).status == 200
+    assert len(replica.connections) == 1
 
 
-@story()
-async def test_replica_never_has_more_requests_than_slots(world: World) -> None:
-    world.serve("iris", max_request_wait_time=5000, replica_max_concurrent_requests=2)
-    now = most = 0
+async def test_replica_never_has_more_requests_than_slots(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=5000, replica_max_concurrent_requests=2)
+    in_flight = maximum = 0
 
-    async def slow(line: Line) -> None:
-        nonlocal now, most
-        while await more(line):
-            await line.message()
-            now += 1
-            most = max(most, now)
-            await turns(10)
-            now -= 1
-            line.send(ok())
+    async def respond_slowly(connection: Connection) -> None:
+        nonlocal in_flight, maximum
+        while await connection.wait_for_data():
+            await connection.read_message()
+            in_flight += 1
+            maximum = max(maximum, in_flight)
+            await run_loop(10)
+            in_flight -= 1
+            connection.send(ok())
 
-    (await world.replica()).plays(slow)
-    clients = [await world.client() for _ in range(30)]
+    (await harness.add_replica()).run_script(respond_slowly)
+    clients = [await harness.client() for _ in range(30)]
     for client in clients:
         client.send(post() * 10)
     for client in clients:
         for _ in range(10):
-            assert (await client.message()).status == 200
-    assert most == 2
+            assert (await client.read_message()).status == 200
+    assert maximum == 2
 
 
-@story()
-async def test_least_loaded_replica_first(world: World) -> None:
-    world.serve("iris", replica_max_concurrent_requests=10)
-    replicas = [await world.replica() for _ in range(3)]
-    clients = [await world.client() for _ in range(12)]
+async def test_least_loaded_replica_gets_the_request(harness: GatewayHarness) -> None:
+    harness.set_service("iris", replica_max_concurrent_requests=10)
+    replicas = [await harness.add_replica() for _ in range(3)]
+    clients = [await harness.client() for _ in range(12)]
     for client in clients:
         client.send(post())
-    await world.until(lambda: sum(len(replica.lines) for replica in replicas) == 12)
-    assert [len(replica.lines) for replica in replicas] == [4, 4, 4]
+    await harness.wait_until(lambda: sum(len(replica.connections) for replica in replicas) == 12)
+    assert [len(replica.connections) for replica in replicas] == [4, 4, 4]
     for replica in replicas:
-        for line in replica.lines:
-            line.send(ok())
+        for connection in replica.connections:
+            connection.send(ok())
     for client in clients:
-        assert (await client.message()).status == 200
+        assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_freed_replica_serves_the_oldest_waiter(world: World) -> None:
-    world.serve("iris", max_request_wait_time=5000)
-    replicas = [await world.replica() for _ in range(2)]
-    clients = [await world.client() for _ in range(2)]
+async def test_freed_slot_goes_to_the_oldest_waiter(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=5000)
+    replicas = [await harness.add_replica() for _ in range(2)]
+    clients = [await harness.client() for _ in range(2)]
     for client in clients:
         client.send(post())
-    lines = [await replica.accept() for replica in replicas]
-    for line in lines:
-        await line.message()
-    oldest, next_ = await waiting(world, b"oldest"), await waiting(world, b"next")
-    lines[1].send(ok())
-    assert (await lines[1].message()).body == b"oldest"
-    lines[0].send(ok())
-    assert (await lines[0].message()).body == b"next"
-    for line in lines:
-        line.send(ok())
-    for client in (*clients, oldest, next_):
-        assert (await client.message()).status == 200
+    connections = [await replica.accept() for replica in replicas]
+    for connection in connections:
+        await connection.read_message()
+    oldest, newer = await queue_request(harness, b"oldest"), await queue_request(harness, b"newer")
+    connections[1].send(ok())
+    assert (await connections[1].read_message()).body == b"oldest"
+    connections[0].send(ok())
+    assert (await connections[0].read_message()).body == b"newer"
+    for connection in connections:
+        connection.send(ok())
+    for client in (*clients, oldest, newer):
+        assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_who_waits_too_long_is_turned_away(world: World) -> None:
-    world.serve("iris", max_request_wait_time=50)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    clients = [await waiting(world, b"") for _ in range(5)]
+async def test_request_is_refused_after_max_request_wait_time(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=50)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    clients = [await queue_request(harness, b"") for _ in range(5)]
     for client in clients:
-        answer = await client.message()
-        assert (answer.status, answer.error) == (503, "overloaded")
-        assert "connection" not in answer
-    line.send(ok())
-    assert (await first.message()).status == 200
-    await turns()
-    assert not line.received  # none of them was sent after all
+        response = await client.read_message()
+        assert (response.status, response.error_code) == (503, "overloaded")
+        assert "connection" not in response
+    connection.send(ok())
+    assert (await first.read_message()).status == 200
+    await run_loop()
+    assert not connection.received  # none of them was sent to the replica
 
 
-@story()
-async def test_wait_applies_with_more_than_one_concurrent_request(world: World) -> None:
-    world.serve("iris", max_request_wait_time=50, replica_max_concurrent_requests=3)
-    replica = await world.replica()
-    busy = [await world.in_flight(replica) for _ in range(3)]
-    late = await waiting(world, b"")
-    assert (await late.message()).status == 503
-    in_time = await waiting(world, b"in time")
-    busy[1][1].send(ok())
-    assert (await busy[1][1].message()).body == b"in time"
-    for _, line in busy:
-        line.send(ok())
-    for client in (*(client for client, _ in busy), in_time):
-        assert (await client.message()).status == 200
+async def test_max_request_wait_time_applies_with_several_slots(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=50, replica_max_concurrent_requests=3)
+    replica = await harness.add_replica()
+    in_flight = [await harness.start_request(replica) for _ in range(3)]
+    refused = await queue_request(harness, b"")
+    assert (await refused.read_message()).status == 503
+    in_time = await queue_request(harness, b"in time")
+    in_flight[1][1].send(ok())
+    assert (await in_flight[1][1].read_message()).body == b"in time"
+    for _, connection in in_flight:
+        connection.send(ok())
+    for client in (*(client for client, _ in in_flight), in_time):
+        assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_changed_wait_applies_to_who_waits_already(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    client = await waiting(world, b"")
-    world.serve("iris", max_request_wait_time=1)
-    assert (await client.message()).status == 503
-    line.send(ok())
-    assert (await first.message()).status == 200
+async def test_changed_max_request_wait_time_applies_to_queued_requests(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    client = await queue_request(harness, b"")
+    harness.set_service("iris", max_request_wait_time=1)
+    assert (await client.read_message()).status == 503
+    connection.send(ok())
+    assert (await first.read_message()).status == 200
 
 
-@story()
-async def test_full_queue_refuses_at_once(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000, max_queue_length=2)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    clients = [await waiting(world, b"") for _ in range(2)]
-    answer = await world.ask(post())
-    assert (answer.status, answer.error) == (503, "overloaded")
+async def test_full_queue_refuses_immediately(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000, max_queue_length=2)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    clients = [await queue_request(harness, b"") for _ in range(2)]
+    response = await harness.response_to(post())
+    assert (response.status, response.error_code) == (503, "overloaded")
     for client in (first, *clients):
-        line.send(ok())
-        assert (await client.message()).status == 200
+        connection.send(ok())
+        assert (await client.read_message()).status == 200
         if client is not clients[-1]:
-            await line.message()
+            await connection.read_message()
 
 
-@story()
-async def test_client_that_leaves_is_dropped_from_the_queue(world: World) -> None:
-    world.serve("iris", max_request_wait_time=5000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    leaves, stays = await waiting(world, b"leaves"), await waiting(world, b"stays")
-    leaves.close()
-    await world.until(lambda: world.queued() == 1)
-    line.send(ok())
-    assert (await line.message()).body == b"stays"
-    line.send(ok())
-    for client in (first, stays):
-        assert (await client.message()).status == 200
+async def test_closed_client_is_removed_from_the_queue(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=5000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    closing, other = await queue_request(harness, b"closing"), await queue_request(harness, b"other")
+    closing.close()
+    await harness.wait_until(lambda: harness.queued() == 1)
+    connection.send(ok())
+    assert (await connection.read_message()).body == b"other"
+    connection.send(ok())
+    for client in (first, other):
+        assert (await client.read_message()).status == 200
 
 
-@pytest.mark.parametrize("goes", ["close", "reset"])
-@story()
-async def test_client_that_leaves_with_much_of_its_body_sent_is_dropped(world: World, goes: str) -> None:
-    """The router does not read on while it waits, and notices all the same."""
-    world.serve("iris", max_request_wait_time=60_000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    client = await world.client()
+@pytest.mark.gateway(request_buffer_bytes=0)
+@pytest.mark.parametrize("close_method", ["close", "reset"])
+async def test_closed_client_with_a_large_body_is_removed_from_the_queue(
+    harness: GatewayHarness, close_method: str
+) -> None:
+    """The router does not read the rest of the body while the request is queued, but detects the close."""
+    harness.set_service("iris", max_request_wait_time=60_000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    client = await harness.client()
     client.send(post(b"x" * 100_000, length=3_000_000))
-    await world.until(lambda: world.queued() == 1)
-    await turns()
-    getattr(client, goes)()
-    await world.until(lambda: world.queued() == 0)
-    line.send(ok())
-    assert (await first.message()).status == 200
+    await harness.wait_until(lambda: harness.queued() == 1)
+    await run_loop()
+    getattr(client, close_method)()
+    await harness.wait_until(lambda: harness.queued() == 0)
+    connection.send(ok())
+    assert (await first.read_message()).status == 200
 
 
-@story()
-async def test_client_that_leaves_with_pipelined_requests_is_dropped(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    client = await world.client()
+async def test_closed_client_with_pipelined_requests_is_removed_from_the_queue(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    client = await harness.client()
     client.send(post() * 5)
-    await world.until(lambda: world.queued() == 1)
-    await turns()
+    await harness.wait_until(lambda: harness.queued() == 1)
+    await run_loop()
     client.close()
-    await world.until(lambda: world.queued() == 0)
-    line.send(ok())
-    assert (await first.message()).status == 200
-    await turns()
-    assert not line.received
+    await harness.wait_until(lambda: harness.queued() == 0)
+    connection.send(ok())
+    assert (await first.read_message()).status == 200
+    await run_loop()
+    assert not connection.received
 
 
-@story()
-async def test_no_replica_is_not_waited_for(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000)
-    answer = await world.ask(post())
-    assert (answer.status, answer.error) == (503, "no-ready-replicas")
+async def test_request_is_not_queued_without_replicas(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000)
+    response = await harness.response_to(post())
+    assert (response.status, response.error_code) == (503, "no-ready-replicas")
 
 
-@story()
-async def test_first_replica_is_waited_for_where_the_service_rests_at_zero(world: World) -> None:
-    world.serve("iris", autoscale_min_replicas=0, max_request_wait_time=20, scoring_timeout_ms=60_000)
-    clients = [await waiting(world, b"%d" % number) for number in range(3)]
-    (await world.replica()).answers()
+async def test_requests_wait_for_the_first_replica_of_a_service_scaled_to_zero(harness: GatewayHarness) -> None:
+    harness.set_service("iris", autoscale_min_replicas=0, max_request_wait_time=20, scoring_timeout_ms=60_000)
+    clients = [await queue_request(harness, b"%d" % number) for number in range(3)]
+    (await harness.add_replica()).auto_respond()
     for client in clients:
-        assert (await client.message()).status == 200
+        assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_first_replica_that_does_not_come(world: World) -> None:
-    world.serve("iris", autoscale_min_replicas=0, max_request_wait_time=20, scoring_timeout_ms=50)
-    answer = await world.ask(post())
-    assert (answer.status, answer.error) == (503, "no-ready-replicas")
+async def test_wait_for_the_first_replica_is_limited(harness: GatewayHarness) -> None:
+    harness.set_service("iris", autoscale_min_replicas=0, max_request_wait_time=20, scoring_timeout_ms=50)
+    response = await harness.response_to(post())
+    assert (response.status, response.error_code) == (503, "no-ready-replicas")
 
 
-@story()
-async def test_usual_wait_begins_when_the_first_replica_is_there(world: World) -> None:
-    world.serve("iris", autoscale_min_replicas=0, max_request_wait_time=30, scoring_timeout_ms=60_000)
-    clients = [await waiting(world, b"%d" % number) for number in range(2)]
-    replica = await world.replica()
-    line = await replica.accept()
-    assert (await line.message()).body == b"0"
-    assert (await clients[1].message()).error == "overloaded"
-    line.send(ok())
-    assert (await clients[0].message()).status == 200
+async def test_max_request_wait_time_starts_when_the_first_replica_is_ready(harness: GatewayHarness) -> None:
+    harness.set_service("iris", autoscale_min_replicas=0, max_request_wait_time=30, scoring_timeout_ms=60_000)
+    clients = [await queue_request(harness, b"%d" % number) for number in range(2)]
+    replica = await harness.add_replica()
+    connection = await replica.accept()
+    assert (await connection.read_message()).body == b"0"
+    assert (await clients[1].read_message()).error_code == "overloaded"
+    connection.send(ok())
+    assert (await clients[0].read_message()).status == 200
 
 
-@story()
-async def test_without_a_limit_nobody_waits(world: World) -> None:
-    world.serve("iris", replica_max_concurrent_requests=0)
-    replicas = [await world.replica() for _ in range(2)]
-    clients = [await world.client() for _ in range(200)]
+async def test_requests_are_not_queued_without_a_concurrency_limit(harness: GatewayHarness) -> None:
+    harness.set_service("iris", replica_max_concurrent_requests=0)
+    replicas = [await harness.add_replica() for _ in range(2)]
+    clients = [await harness.client() for _ in range(200)]
     for client in clients:
         client.send(post())
-    await world.until(lambda: sum(len(replica.lines) for replica in replicas) == 200)
-    assert world.queued() == 0
-    assert min(len(replica.lines) for replica in replicas) >= 60  # two random choices keep them close
+    await harness.wait_until(lambda: sum(len(replica.connections) for replica in replicas) == 200)
+    assert harness.queued() == 0
+    assert (
+        min(len(replica.connections) for replica in replicas) >= 60
+    )  # the less loaded of two random replicas is chosen
     for replica in replicas:
-        for line in replica.lines:
-            line.send(ok())
+        for connection in replica.connections:
+            connection.send(ok())
     for client in clients:
-        assert (await client.message()).status == 200
+        assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_limit_that_comes_and_goes_while_requests_are_under_way(world: World) -> None:
-    replica = await world.replica()
-    under_way = []
+async def test_concurrency_limit_can_change_while_requests_are_in_flight(harness: GatewayHarness) -> None:
+    replica = await harness.add_replica()
+    in_flight = []
     for limit in (0, 2, 0, 5):
-        world.serve("iris", replica_max_concurrent_requests=limit)
-        under_way.append(await world.in_flight(replica))
-    for client, line in under_way:
-        line.send(ok())
-        assert (await client.message()).status == 200
+        harness.set_service("iris", replica_max_concurrent_requests=limit)
+        in_flight.append(await harness.start_request(replica))
+    for client, connection in in_flight:
+        connection.send(ok())
+        assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_withdrawn_service_turns_its_queue_away(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    client = await waiting(world, b"")
-    world.withdraw("iris")
-    answer = await client.message()
-    assert (answer.status, answer.error) == (503, "no-ready-replicas")
-    line.send(ok(b"late"))
-    assert (await first.message()).body == b"late"
+async def test_queued_requests_of_a_removed_service_are_refused(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    client = await queue_request(harness, b"")
+    harness.remove_service("iris")
+    response = await client.read_message()
+    assert (response.status, response.error_code) == (503, "no-ready-replicas")
+    connection.send(ok(b"late"))
+    assert (await first.read_message()).body == b"late"
     client.send(post())
-    assert (await client.message()).status == 404
+    assert (await client.read_message()).status == 404
 
 
-@story()
-async def test_cordoned_replica_gets_nothing_new(world: World) -> None:
-    replicas = [await world.replica() for _ in range(2)]
-    replicas[1].answers(ok(b"open"))
-    client, line = await world.in_flight(replicas[0])
-    world.announce(("iris", "default"), cordoned=[replicas[0].id])
-    line.send(ok())
-    assert (await client.message()).status == 200
+async def test_cordoned_replica_gets_no_new_requests(harness: GatewayHarness) -> None:
+    replicas = [await harness.add_replica() for _ in range(2)]
+    replicas[1].auto_respond(ok(b"open"))
+    client, connection = await harness.start_request(replicas[0])
+    harness.publish_replicas(("iris", "default"), cordoned=[replicas[0].id])
+    connection.send(ok())
+    assert (await client.read_message()).status == 200
     for _ in range(5):
-        assert (await world.ask(post())).body == b"open"
-    assert len(replicas[0].lines) == 1
+        assert (await harness.response_to(post())).body == b"open"
+    assert len(replicas[0].connections) == 1
 
 
-@story()
-async def test_what_the_autoscaler_hears(world: World) -> None:
-    world.serve("iris", max_request_wait_time=20)
-    replica = await world.replica()
-    client, line = await world.in_flight(replica)
-    await world.ask(post())
-    line.send(ok())
-    await client.message()
-    await world.at_rest()
-    totals = world.route().holder.totals(world.loop.time())
+async def test_totals_for_the_autoscaler_count_all_requests(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=20)
+    replica = await harness.add_replica()
+    client, connection = await harness.start_request(replica)
+    await harness.response_to(post())
+    connection.send(ok())
+    await client.read_message()
+    await harness.wait_idle()
+    totals = harness.route().lease_cache.totals(harness.loop.time())
     assert (totals.arrivals, totals.refused, totals.completed) == (2, 1, 1)
     assert totals.busy_seconds >= totals.queued_seconds > 0
     assert totals.service_seconds > 0
 
 
-@story()
-async def test_without_a_queue_a_free_slot_serves_and_only_a_busy_one_refuses(world: World) -> None:
-    """A worker that holds no lease yet asks the ledger for one, which is no waiting for a replica."""
-    world.serve("iris", max_request_wait_time=60_000, max_queue_length=0)
-    replica = await world.replica()
-    client, line = await world.in_flight(replica)
-    answer = await world.ask(post())
-    assert (answer.status, answer.error) == (503, "overloaded")
-    line.send(ok())
-    assert (await client.message()).status == 200
+@pytest.mark.parametrize(
+    ("ids", "refused"),
+    [
+        (["one", "one", "one"], 1),
+        (["one", "two", "one"], 2),
+        (["", "", ""], 3),  # an empty id identifies no request
+        (["***", "***"], 2),  # nor does an invalid one
+    ],
+)
+@pytest.mark.parametrize("max_queue_length", [0, 10])
+async def test_repeats_of_a_refused_request_count_once_for_the_autoscaler(
+    harness: GatewayHarness, ids: list[str], refused: int, max_queue_length: int
+) -> None:
+    harness.set_service("iris", max_request_wait_time=20, max_queue_length=max_queue_length)
+    replica = await harness.add_replica()
+    await harness.start_request(replica)
+    for each in ids:
+        assert (await harness.response_to(post(b"", f"x-ms-client-request-id: {each}"))).status == 503
+    totals = harness.route().lease_cache.totals(harness.loop.time())
+    assert (totals.arrivals, totals.refused) == (1 + len(ids), refused)
 
 
-@story()
-async def test_a_short_queue_is_no_limit_to_what_free_slots_take_at_once(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000, max_queue_length=1, replica_max_concurrent_requests=4)
-    replica = await world.replica()
-    clients = [await world.client() for _ in range(4)]
+async def test_without_a_queue_only_requests_without_a_free_slot_are_refused(harness: GatewayHarness) -> None:
+    """A worker without a lease requests one from the ledger. Meanwhile the request does not count as queued."""
+    harness.set_service("iris", max_request_wait_time=60_000, max_queue_length=0)
+    replica = await harness.add_replica()
+    client, connection = await harness.start_request(replica)
+    response = await harness.response_to(post())
+    assert (response.status, response.error_code) == (503, "overloaded")
+    connection.send(ok())
+    assert (await client.read_message()).status == 200
+
+
+async def test_queue_limit_does_not_apply_to_requests_with_free_slots(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000, max_queue_length=1, replica_max_concurrent_requests=4)
+    replica = await harness.add_replica()
+    clients = [await harness.client() for _ in range(4)]
     for client in clients:
         client.send(post())
-    lines = [await replica.accept() for _ in range(4)]
-    for line in lines:
-        await line.message()
-        line.send(ok())
+    connections = [await replica.accept() for _ in range(4)]
+    for connection in connections:
+        await connection.read_message()
+        connection.send(ok())
     for client in clients:
-        assert (await client.message()).status == 200
+        assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_who_waits_goes_on_to_wait_when_the_limit_goes(world: World) -> None:
-    world.serve("iris", max_request_wait_time=60_000)
-    replica = await world.replica()
-    first, line = await world.in_flight(replica)
-    client = await waiting(world, b"waits")
-    world.serve("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=0)
+@pytest.mark.parametrize("slots", [1, 4])
+async def test_full_queue_refuses_while_replicas_are_suspended(harness: GatewayHarness, slots: int) -> None:
+    """Their slots cannot become free."""
+    settings = {"max_request_wait_time": 60_000, "max_queue_length": 1, "replica_max_concurrent_requests": slots}
+    harness.set_service("iris", **settings)
+    replica = await harness.add_replica(listening=False)
+    client = await queue_request(harness, b"")
+    response = await harness.response_to(post())
+    assert (response.status, response.error_code) == (503, "no-ready-replicas")
+    replica.auto_respond()
+    await replica.listen()
+    assert (await client.read_message()).status == 200
+
+
+async def test_requests_at_draining_replicas_do_not_take_room_in_the_queue(harness: GatewayHarness) -> None:
+    settings = {"max_request_wait_time": 60_000, "max_queue_length": 0, "replica_max_concurrent_requests": 2}
+    harness.set_service("iris", **settings)
+    draining = await harness.add_replica()
+    slow = [await harness.start_request(draining) for _ in range(2)]
+    harness.set_state(draining, ReplicaState.DRAINING)
+    (await harness.add_replica()).auto_respond()
+    assert (await harness.response_to(post())).status == 200
+    for client, connection in slow:
+        connection.send(ok())
+        assert (await client.read_message()).status == 200
+
+
+async def test_request_that_returns_to_the_queue_has_the_rest_of_its_time(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=400)
+    replica = await harness.add_replica(listening=False)
+    first = await queue_request(harness, b"first")
+    await asyncio.sleep(0.2)  # so that the second one expires so much later
+    second = await queue_request(harness, b"second")
+    route = harness.route()
+    lease = route.lease_cache.leases_of(replica.id)
+    assert lease is not None
+    tries = route.counters.retry_causes["connect"]
+    route.outliers.on_time_over(lease.target.health)  # as after a probe that the replica accepted by chance
+    route.suspensions._resume(lease)
+    await harness.wait_until(lambda: route.counters.retry_causes["connect"] > tries and harness.queued() == 2)
+    assert [waiter.request.body for waiter in route.lease_cache.waiters.values()] == [[b"second"], [b"first"]]
+    response = await first.read_message()
+    assert (response.status, response.error_code) == (503, "no-ready-replicas")
+    assert harness.queued() == 1
+    assert (await second.read_message()).status == 503
+
+
+async def test_requests_that_wait_for_the_only_replica_do_not_count_as_queued(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=5000)
+    replica = (await harness.add_replica(listening=False)).auto_respond()
+    clients = [await queue_request(harness, b"") for _ in range(5)]
+    await replica.listen()
+    for client in clients:
+        assert (await client.read_message()).status == 200
+    queued_seconds = harness.route().lease_cache.totals(harness.loop.time()).queued_seconds
+    assert queued_seconds < FIRST_SUSPENSION_SECONDS  # each of them has waited for longer
+
+
+async def test_queued_request_is_served_when_the_concurrency_limit_is_removed(harness: GatewayHarness) -> None:
+    harness.set_service("iris", max_request_wait_time=60_000)
+    replica = await harness.add_replica()
+    first, connection = await harness.start_request(replica)
+    client = await queue_request(harness, b"queued")
+    harness.set_service("iris", max_request_wait_time=60_000, replica_max_concurrent_requests=0)
     other = await replica.accept()
-    assert (await other.message()).body == b"waits"
+    assert (await other.read_message()).body == b"queued"
     other.send(ok())
-    assert (await client.message()).status == 200
-    line.send(ok())
-    assert (await first.message()).status == 200
+    assert (await client.read_message()).status == 200
+    connection.send(ok())
+    assert (await first.read_message()).status == 200
 
 
-@story()
-async def test_a_version_that_was_just_added_gets_no_request_before_it_can_answer(world: World) -> None:
-    world.serve("iris", versions={"a": {"is_default": True}}, max_request_wait_time=60_000)
-    replica = await world.replica(version="a")
-    world.serve("iris", versions={"a": {"is_default": True}, "b": {"traffic_percentile": 99}})
-    client, line = await world.in_flight(replica)
-    line.send(ok())
-    answer = await client.message()
-    assert (answer.status, answer["azureml-model-deployment"]) == (200, "a")
+async def test_new_version_gets_no_requests_before_it_has_a_ready_replica(harness: GatewayHarness) -> None:
+    harness.set_service("iris", versions={"a": {"is_default": True}}, max_request_wait_time=60_000)
+    replica = await harness.add_replica(version="a")
+    harness.set_service("iris", versions={"a": {"is_default": True}, "b": {"traffic_percentile": 99}})
+    client, connection = await harness.start_request(replica)
+    connection.send(ok())
+    response = await client.read_message()
+    assert (response.status, response["azureml-model-deployment"]) == (200, "a")
 
 
-@story()
-async def test_who_waits_for_a_version_that_goes_waits_for_another_unless_it_was_named(world: World) -> None:
+async def test_queued_request_of_a_removed_version_moves_to_another_unless_it_named_the_version(
+    harness: GatewayHarness,
+) -> None:
     both = {"a": {}, "default": {"is_default": True}}
-    world.serve("iris", versions=both, max_request_wait_time=60_000)
-    stays, goes = await world.replica(version="a"), await world.replica(version="default")
-    first, line = await world.in_flight(goes)
-    client = await waiting(world, b"any")
-    named = await waiting(world, b"named", "azureml-model-deployment: default")
-    world.serve("iris", versions={"a": {}}, max_request_wait_time=60_000)
-    other = await stays.accept()
-    assert (await other.message()).body == b"any"
+    harness.set_service("iris", versions=both, max_request_wait_time=60_000)
+    remaining, removed = await harness.add_replica(version="a"), await harness.add_replica(version="default")
+    first, connection = await harness.start_request(removed)
+    client = await queue_request(harness, b"any")
+    named = await queue_request(harness, b"named", "azureml-model-deployment: default")
+    harness.set_service("iris", versions={"a": {}}, max_request_wait_time=60_000)
+    other = await remaining.accept()
+    assert (await other.read_message()).body == b"any"
     other.send(ok())
-    answer = await client.message()
-    assert (answer.status, answer["azureml-model-deployment"]) == (200, "a")
-    assert (await named.message()).error == "no-ready-replicas"
-    line.send(ok())
-    assert (await first.message()).status == 200
+    response = await client.read_message()
+    assert (response.status, response["azureml-model-deployment"]) == (200, "a")
+    assert (await named.read_message()).error_code == "no-ready-replicas"
+    connection.send(ok())
+    assert (await first.read_message()).status == 200

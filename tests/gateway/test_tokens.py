@@ -1,4 +1,4 @@
-"""Tokens in the data plane: who gets in, what the others are told, and requests that wait for a key."""
+"""Tokens in the data plane: accepted and refused requests, the token cache, parked requests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from router.auth.trust import KeySet, Trust
 from router.gateway import authentication
 from tests.auth import signing
-from tests.auth.signing import issuer, pair, published
-from tests.gateway.wire import Message, ok, post, post_chunked
-from tests.gateway.world import World, story
+from tests.auth.signing import issuer, key_pair, public_jwk
+from tests.gateway.harness import GatewayHarness
+from tests.gateway.http_connection import Message, ok, post, post_chunked
 
 REALM = 'Bearer realm="azureml-fe"'
 ROOT = Path(__file__).parents[2]
@@ -24,326 +24,315 @@ ROOT = Path(__file__).parents[2]
 
 def token(kid: str = "one", **claims: Any) -> str:
     now = time.time()
-    return signing.token(signing.claims(**{"exp": now + 600, "iat": now} | claims), key=pair(kid), kid=kid).decode()
+    return signing.token(signing.claims(**{"exp": now + 600, "iat": now} | claims), key=key_pair(kid), kid=kid).decode()
 
 
-def known(*kids: str, answered_at: float = 1.0, may_be_asked_at: float = 0.0, **settings: Any) -> Trust:
-    keys = tuple({**published(pair(kid)), "kid": kid} for kid in kids)
-    return Trust((issuer(**settings),), {"corp": KeySet(keys, answered_at, may_be_asked_at)})
+def trust_with_keys(
+    *kids: str, last_attempt_at: float = 1.0, refetch_allowed_at: float = 0.0, **settings: Any
+) -> Trust:
+    keys = tuple({**public_jwk(key_pair(kid)), "kid": kid} for kid in kids)
+    return Trust((issuer(**settings),), {"corp": KeySet(keys, last_attempt_at, refetch_allowed_at)})
 
 
-def serve(world: World, trust: Trust | None = None) -> None:
-    world.gateway.set_trust(known("one") if trust is None else trust)
-    world.serve(token_auth_enabled=True)
+def add_token_service(harness: GatewayHarness, trust: Trust | None = None) -> None:
+    harness.gateway.set_trust(trust_with_keys("one") if trust is None else trust)
+    harness.set_service(token_auth_enabled=True)
 
 
-def told(answer: Message) -> tuple[int, str | None, str | None]:
-    return answer.status, answer.error, answer.get("www-authenticate")
+def denial(response: Message) -> tuple[int, str | None, str | None]:
+    return response.status, response.error_code, response.get("www-authenticate")
 
 
-@story()
-async def test_a_good_token_gets_in_and_stays_outside_the_replica(world: World) -> None:
-    serve(world)
-    replica = await world.replica()
-    client = await world.client()
+async def test_valid_token_is_accepted_and_not_forwarded(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    replica = await harness.add_replica()
+    client = await harness.client()
     client.send(post(key=token()))
-    line = await replica.accept()
-    assert "authorization" not in await line.message()
-    line.send(ok())
-    assert (await client.message()).status == 200
+    connection = await replica.accept()
+    assert "authorization" not in await connection.read_message()
+    connection.send(ok())
+    assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_key_of_the_service_is_no_token(world: World) -> None:
-    serve(world)
-    await world.replica()
-    assert told(await world.ask(post())) == (401, "unauthorized", REALM + ', error="invalid_token"')
+async def test_key_is_refused_where_a_token_is_required(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    await harness.add_replica()
+    assert denial(await harness.response_to(post())) == (401, "unauthorized", REALM + ', error="invalid_token"')
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "a.b.c", "é.é.é", "." * 5000, {"exp": 1}, {"aud": "other"}, {"iss": "x"}, {"nbf": 2**40}]
+    "token_or_claims",
+    ["", "x", "a.b.c", "é.é.é", "." * 5000, {"exp": 1}, {"aud": "other"}, {"iss": "x"}, {"nbf": 2**40}],
 )
-@story()
-async def test_whatever_is_wrong_with_a_token_the_client_is_told_the_same(
-    world: World, text: str | dict[str, Any]
+async def test_all_invalid_tokens_get_the_same_response(
+    harness: GatewayHarness, token_or_claims: str | dict[str, Any]
 ) -> None:
-    """No more than that it is not valid: neither why, nor which issuers there are."""
-    serve(world)
-    await world.replica()
-    answer = await world.ask(post(key=text if isinstance(text, str) else token(**text)))
-    assert told(answer) == (401, "unauthorized", REALM + ', error="invalid_token"')
-    assert answer.body == b"Key or token missing or wrong."
+    """The response reveals neither the reason nor the trusted issuers."""
+    add_token_service(harness)
+    await harness.add_replica()
+    key = token_or_claims if isinstance(token_or_claims, str) else token(**token_or_claims)
+    response = await harness.response_to(post(key=key))
+    assert denial(response) == (401, "unauthorized", REALM + ', error="invalid_token"')
+    assert response.body == b"Key or token missing or wrong."
 
 
-@story()
-async def test_request_without_a_token_is_told_how_and_nothing_else(world: World) -> None:
-    serve(world)
-    await world.replica()
-    assert told(await world.ask(post(key=None))) == (401, "unauthorized", REALM)
-    assert told(await world.ask(post(b"{}", "Authorization: Basic YTpi", key=None))) == (401, "unauthorized", REALM)
+async def test_request_without_a_token_gets_a_challenge_without_an_error(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    await harness.add_replica()
+    assert denial(await harness.response_to(post(key=None))) == (401, "unauthorized", REALM)
+    assert denial(await harness.response_to(post(b"{}", "Authorization: Basic YTpi", key=None))) == (
+        401,
+        "unauthorized",
+        REALM,
+    )
 
 
-@story()
-async def test_valid_token_without_a_required_role_is_forbidden(world: World) -> None:
-    serve(world, known("one", required_roles=("Score",)))
-    (await world.replica()).answers()
-    answer = await world.ask(post(key=token(roles=["Read"])))
-    assert told(answer) == (403, "forbidden", REALM + ', error="insufficient_scope"')
-    assert (await world.ask(post(key=token(roles=["Score"])))).status == 200
+async def test_valid_token_without_a_required_role_is_forbidden(harness: GatewayHarness) -> None:
+    add_token_service(harness, trust_with_keys("one", required_roles=("Score",)))
+    (await harness.add_replica()).auto_respond()
+    response = await harness.response_to(post(key=token(roles=["Read"])))
+    assert denial(response) == (403, "forbidden", REALM + ', error="insufficient_scope"')
+    assert (await harness.response_to(post(key=token(roles=["Score"])))).status == 200
 
 
-@story()
-async def test_failures_are_counted_by_reason(world: World) -> None:
-    serve(world, known("one", may_be_asked_at=1e18))
-    await world.replica()
+async def test_authentication_failures_are_counted_by_reason(harness: GatewayHarness) -> None:
+    add_token_service(harness, trust_with_keys("one", refetch_allowed_at=1e18))
+    await harness.add_replica()
     for text in (None, "x", token(exp=1), token("two"), token(aud="x"), token(iss="x"), token(nbf=time.time() + 999)):
-        assert (await world.ask(post(key=text))).status == 401
-    assert {reason for service, reason in world.gateway.counters.auth_failures if service == "iris"} == {
+        assert (await harness.response_to(post(key=text))).status == 401
+    assert {reason for service, reason in harness.gateway.counters.auth_failures if service == "iris"} == {
         "missing", "malformed", "expired", "unknown-key", "wrong-audience", "unknown-issuer", "not-yet-valid",
     }  # fmt: skip
 
 
-@story()
-async def test_remembered_tokens_are_counted(world: World) -> None:
-    serve(world)
-    (await world.replica()).answers()
+async def test_cached_tokens_are_counted(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    (await harness.add_replica()).auto_respond()
     text = token()
     for _ in range(3):
-        assert (await world.ask(post(key=text))).status == 200
-    world.gateway.authentication.count(world.gateway.counters)
-    counters = world.gateway.counters
+        assert (await harness.response_to(post(key=text))).status == 200
+    harness.gateway.authentication.count(harness.gateway.counters)
+    counters = harness.gateway.counters
     assert (counters.token_cache_entries, counters.token_cache_hits, counters.token_cache_misses) == (1, 2, 1)
 
 
-# What is taken back.
+# Revocation.
 
 
-@story()
-async def test_key_that_is_gone_makes_a_remembered_token_worthless(world: World) -> None:
-    serve(world)
-    (await world.replica()).answers()
+async def test_cached_token_is_refused_after_its_key_was_removed(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    (await harness.add_replica()).auto_respond()
     text = token()
-    assert (await world.ask(post(key=text))).status == 200
-    world.gateway.set_trust(known("two", may_be_asked_at=1e18))
-    assert (await world.ask(post(key=text))).status == 401
-    world.gateway.set_trust(Trust())
-    assert (await world.ask(post(key=text))).status == 401
+    assert (await harness.response_to(post(key=text))).status == 200
+    harness.gateway.set_trust(trust_with_keys("two", refetch_allowed_at=1e18))
+    assert (await harness.response_to(post(key=text))).status == 401
+    harness.gateway.set_trust(Trust())
+    assert (await harness.response_to(post(key=text))).status == 401
 
 
-@story()
-async def test_changed_issuer_makes_a_remembered_token_worthless(world: World) -> None:
-    serve(world)
-    (await world.replica()).answers()
+async def test_cached_token_is_checked_again_after_its_issuer_changed(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    (await harness.add_replica()).auto_respond()
     text = token()
-    assert (await world.ask(post(key=text))).status == 200
-    world.gateway.set_trust(known("one", required_roles=("Score",)))
-    assert (await world.ask(post(key=text))).status == 403
+    assert (await harness.response_to(post(key=text))).status == 200
+    harness.gateway.set_trust(trust_with_keys("one", required_roles=("Score",)))
+    assert (await harness.response_to(post(key=text))).status == 403
 
 
-@story()
-async def test_another_key_or_another_service_leaves_remembered_tokens_alone(world: World) -> None:
-    serve(world)
-    (await world.replica()).answers()
+async def test_token_cache_is_kept_when_a_key_or_a_service_is_added(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    (await harness.add_replica()).auto_respond()
     text = token()
-    assert (await world.ask(post(key=text))).status == 200
-    world.gateway.set_trust(known("one", "two"))
-    world.serve("resnet")
-    assert (await world.ask(post(key=text))).status == 200
-    world.gateway.authentication.count(world.gateway.counters)
-    assert world.gateway.counters.token_cache_misses == 1
+    assert (await harness.response_to(post(key=text))).status == 200
+    harness.gateway.set_trust(trust_with_keys("one", "two"))
+    harness.set_service("resnet")
+    assert (await harness.response_to(post(key=text))).status == 200
+    harness.gateway.authentication.count(harness.gateway.counters)
+    assert harness.gateway.counters.token_cache_misses == 1
 
 
-@story()
-async def test_service_that_was_taken_away_does_not_remember(world: World) -> None:
-    serve(world)
-    (await world.replica()).answers()
+async def test_token_cache_of_a_removed_service_is_dropped(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    (await harness.add_replica()).auto_respond()
     text = token()
-    assert (await world.ask(post(key=text))).status == 200
-    world.withdraw("iris")
-    assert (await world.ask(post(key=text))).status == 404
-    serve(world)
-    (await world.replica()).answers()
-    assert (await world.ask(post(key=text))).status == 200
-    world.gateway.authentication.count(world.gateway.counters)
-    assert world.gateway.counters.token_cache_misses == 2
+    assert (await harness.response_to(post(key=text))).status == 200
+    harness.remove_service("iris")
+    assert (await harness.response_to(post(key=text))).status == 404
+    add_token_service(harness)
+    (await harness.add_replica()).auto_respond()
+    assert (await harness.response_to(post(key=text))).status == 200
+    harness.gateway.authentication.count(harness.gateway.counters)
+    assert harness.gateway.counters.token_cache_misses == 2
 
 
-@story()
-async def test_service_may_change_between_keys_and_tokens(world: World) -> None:
-    serve(world)
-    (await world.replica()).answers()
-    assert (await world.ask(post(key=token()))).status == 200
-    world.serve()
-    assert (await world.ask(post(key=token()))).status == 401
-    assert (await world.ask(post())).status == 200
+async def test_service_can_switch_between_keys_and_tokens(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    (await harness.add_replica()).auto_respond()
+    assert (await harness.response_to(post(key=token()))).status == 200
+    harness.set_service()
+    assert (await harness.response_to(post(key=token()))).status == 401
+    assert (await harness.response_to(post())).status == 200
 
 
-# Who waits for a key.
+# Parked requests.
 
 
-@story()
-async def test_request_with_a_new_key_waits_until_it_is_known(world: World) -> None:
-    serve(world)
-    replica = (await world.replica()).answers()
-    client = await world.client()
+async def test_request_with_an_unknown_key_is_parked_until_keys_were_fetched(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    replica = (await harness.add_replica()).auto_respond()
+    client = await harness.client()
     client.send(post(key=token("two")))
-    await world.until(lambda: world.asked, "question")
-    assert not replica.lines
-    world.gateway.set_trust(known("one", "two", answered_at=2.0))
-    assert (await client.message()).status == 200
-    assert world.asked == ["corp"]
+    await harness.wait_until(lambda: harness.key_requests, "request for keys")
+    assert not replica.connections
+    harness.gateway.set_trust(trust_with_keys("one", "two", last_attempt_at=2.0))
+    assert (await client.read_message()).status == 200
+    assert harness.key_requests == ["corp"]
 
 
-@story()
-async def test_many_wait_with_one_question_and_are_judged_one_by_one(world: World) -> None:
-    serve(world)
-    world.serve(token_auth_enabled=True, replica_max_concurrent_requests=0)
-    (await world.replica()).answers()
-    good, bad = [await world.client() for _ in range(5)], [await world.client() for _ in range(5)]
-    for client in good:
+async def test_many_parked_requests_cause_one_key_request(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    harness.set_service(token_auth_enabled=True, replica_max_concurrent_requests=0)
+    (await harness.add_replica()).auto_respond()
+    valid, invalid = [await harness.client() for _ in range(5)], [await harness.client() for _ in range(5)]
+    for client in valid:
         client.send(post(key=token("two")))
-    for client in bad:
+    for client in invalid:
         client.send(post(key=token("three")))
-    await world.until(lambda: sum(map(len, world.gateway.authentication._held.values())) == 10, "ten that wait")
-    world.gateway.set_trust(known("one", "two", answered_at=2.0))
-    assert [(await client.message()).status for client in good] == [200] * 5
-    assert [(await client.message()).status for client in bad] == [401] * 5
-    assert world.asked == ["corp"]
+    await harness.wait_until(
+        lambda: sum(map(len, harness.gateway.authentication._parked.values())) == 10, "ten parked requests"
+    )
+    harness.gateway.set_trust(trust_with_keys("one", "two", last_attempt_at=2.0))
+    assert [(await client.read_message()).status for client in valid] == [200] * 5
+    assert [(await client.read_message()).status for client in invalid] == [401] * 5
+    assert harness.key_requests == ["corp"]
 
 
-@story()
-async def test_before_the_first_keys_are_known_requests_wait(world: World) -> None:
-    """A worker accepts clients before its issuers have answered."""
-    serve(world, Trust((issuer(),), {"corp": KeySet()}))
-    (await world.replica()).answers()
-    client = await world.client()
+async def test_requests_are_parked_until_the_first_keys_were_fetched(harness: GatewayHarness) -> None:
+    """A worker accepts clients before the first keys were fetched."""
+    add_token_service(harness, Trust((issuer(),), {"corp": KeySet()}))
+    (await harness.add_replica()).auto_respond()
+    client = await harness.client()
     client.send(post(key=token()))
-    await world.until(lambda: world.asked, "question")
-    world.gateway.set_trust(known("one"))
-    assert (await client.message()).status == 200
+    await harness.wait_until(lambda: harness.key_requests, "request for keys")
+    harness.gateway.set_trust(trust_with_keys("one"))
+    assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_flood_of_unknown_keys_is_refused_at_once_when_the_issuer_was_asked(world: World) -> None:
-    serve(world, known("one", may_be_asked_at=time.monotonic() + 1000))
-    (await world.replica()).answers()
+async def test_unknown_keys_are_refused_immediately_after_a_recent_fetch(harness: GatewayHarness) -> None:
+    add_token_service(harness, trust_with_keys("one", refetch_allowed_at=time.monotonic() + 1000))
+    (await harness.add_replica()).auto_respond()
     for number in range(50):
-        text = signing.token(signing.claims(), kid=f"made up {number}").decode()
-        assert (await world.ask(post(key=text))).status == 401
-    assert world.asked == []
-    assert (await world.ask(post(key=token()))).status == 200
+        text = signing.token(signing.claims(), kid=f"unknown {number}").decode()
+        assert (await harness.response_to(post(key=text))).status == 401
+    assert harness.key_requests == []
+    assert (await harness.response_to(post(key=token()))).status == 200
 
 
-@story()
-async def test_as_many_wait_as_there_is_room_for(world: World) -> None:
-    serve(world)
-    await world.replica()
-    with mock.patch.object(authentication, "MOST_HELD", 2):
-        waiting = [await world.client() for _ in range(2)]
-        for client in waiting:
+async def test_number_of_parked_requests_is_limited(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    await harness.add_replica()
+    with mock.patch.object(authentication, "MAX_PARKED", 2):
+        parked = [await harness.client() for _ in range(2)]
+        for client in parked:
             client.send(post(key=token("two")))
-        await world.until(lambda: sum(map(len, world.gateway.authentication._held.values())) == 2, "two that wait")
-        assert (await world.ask(post(key=token("two")))).status == 401
-    world.gateway.set_trust(known("one", answered_at=2.0))
-    assert [(await client.message()).status for client in waiting] == [401, 401]
+        await harness.wait_until(
+            lambda: sum(map(len, harness.gateway.authentication._parked.values())) == 2, "two parked requests"
+        )
+        assert (await harness.response_to(post(key=token("two")))).status == 401
+    harness.gateway.set_trust(trust_with_keys("one", last_attempt_at=2.0))
+    assert [(await client.read_message()).status for client in parked] == [401, 401]
 
 
-@story()
-async def test_nobody_waits_longer_than_a_moment(world: World) -> None:
-    serve(world)
-    await world.replica()
-    with mock.patch.object(authentication, "HELD_SECONDS", 0.02):
-        assert (await world.ask(post(key=token("two")))).status == 401
-    assert world.gateway.authentication._held == {}
+async def test_parked_request_is_refused_after_a_timeout(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    await harness.add_replica()
+    with mock.patch.object(authentication, "MAX_PARKED_SECONDS", 0.02):
+        assert (await harness.response_to(post(key=token("two")))).status == 401
+    assert harness.gateway.authentication._parked == {}
 
 
-@story()
-async def test_client_that_leaves_while_it_waits_is_forgotten(world: World) -> None:
-    serve(world)
-    replica = await world.replica()
-    client = await world.client()
+async def test_parked_request_of_a_closed_client_is_dropped(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    replica = await harness.add_replica()
+    client = await harness.client()
     client.send(post(key=token("two")))
-    await world.until(lambda: world.asked, "question")
+    await harness.wait_until(lambda: harness.key_requests, "request for keys")
     client.reset()
-    await world.until(lambda: not world.gateway._clients, "end of the client")
-    world.gateway.set_trust(known("one", "two", answered_at=2.0))
-    assert not replica.lines
-    assert world.gateway.authentication._held == {}
+    await harness.wait_until(lambda: not harness.gateway.clients, "end of the client")
+    harness.gateway.set_trust(trust_with_keys("one", "two", last_attempt_at=2.0))
+    assert not replica.connections
+    assert harness.gateway.authentication._parked == {}
 
 
-@story()
-async def test_body_that_comes_meanwhile_reaches_the_replica_whole(world: World) -> None:
-    serve(world)
-    replica = await world.replica()
-    client = await world.client()
+async def test_body_received_while_parked_is_forwarded_completely(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    replica = await harness.add_replica()
+    client = await harness.client()
     request = post(b"x" * 300_000, key=token("two"))
     client.send(request[:70_000])
-    await world.until(lambda: world.asked, "question")
+    await harness.wait_until(lambda: harness.key_requests, "request for keys")
     client.send(request[70_000:])
-    world.gateway.set_trust(known("one", "two", answered_at=2.0))
-    line = await replica.accept()
-    assert (await line.message()).body == b"x" * 300_000
-    line.send(ok())
-    assert (await client.message()).status == 200
+    harness.gateway.set_trust(trust_with_keys("one", "two", last_attempt_at=2.0))
+    connection = await replica.accept()
+    assert (await connection.read_message()).body == b"x" * 300_000
+    connection.send(ok())
+    assert (await client.read_message()).status == 200
 
 
-@story()
-async def test_pipelined_requests_wait_behind_the_one_that_waits(world: World) -> None:
-    serve(world)
-    (await world.replica()).answers()
-    client = await world.client()
+async def test_pipelined_requests_wait_behind_a_parked_request(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    (await harness.add_replica()).auto_respond()
+    client = await harness.client()
     client.send(post(key=token("two")), post(key=token()))
-    await world.until(lambda: world.asked, "question")
-    world.gateway.set_trust(known("one", answered_at=2.0))
-    assert [(await client.message()).status for _ in range(2)] == [401, 200]
+    await harness.wait_until(lambda: harness.key_requests, "request for keys")
+    harness.gateway.set_trust(trust_with_keys("one", last_attempt_at=2.0))
+    assert [(await client.read_message()).status for _ in range(2)] == [401, 200]
 
 
-@story()
-async def test_malformed_body_of_a_request_that_waits_is_refused_at_once(world: World) -> None:
-    serve(world)
-    replica = await world.replica()
-    client = await world.client()
+async def test_malformed_body_of_a_parked_request_is_refused_immediately(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    replica = await harness.add_replica()
+    client = await harness.client()
     head = post_chunked(b"a", end=False).replace(f"Bearer {'k' * 32}".encode(), f"Bearer {token('two')}".encode())
     client.send(head)
-    await world.until(lambda: world.asked, "question")
+    await harness.wait_until(lambda: harness.key_requests, "request for keys")
     client.send(b"not a chunk\r\n")
-    assert (await client.message()).status == 400
-    world.gateway.set_trust(known("one", "two", answered_at=2.0))
-    assert not replica.lines
+    assert (await client.read_message()).status == 400
+    harness.gateway.set_trust(trust_with_keys("one", "two", last_attempt_at=2.0))
+    assert not replica.connections
 
 
-@story()
-async def test_service_that_goes_while_a_request_waits(world: World) -> None:
-    serve(world)
-    await world.replica()
-    client = await world.client()
+async def test_parked_request_of_a_removed_service_is_404(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    await harness.add_replica()
+    client = await harness.client()
     client.send(post(key=token("two")))
-    await world.until(lambda: world.asked, "question")
-    world.withdraw("iris")
-    world.gateway.set_trust(known("one", "two", answered_at=2.0))
-    assert (await client.message()).status == 404
+    await harness.wait_until(lambda: harness.key_requests, "request for keys")
+    harness.remove_service("iris")
+    harness.gateway.set_trust(trust_with_keys("one", "two", last_attempt_at=2.0))
+    assert (await client.read_message()).status == 404
 
 
-@story(max_payload_bytes=10)
-async def test_what_comes_after_authentication_is_checked_after_the_wait(world: World) -> None:
-    serve(world)
-    await world.replica()
-    client = await world.client()
+@pytest.mark.gateway(max_payload_bytes=10)
+async def test_payload_limit_is_checked_after_a_request_was_parked(harness: GatewayHarness) -> None:
+    add_token_service(harness)
+    await harness.add_replica()
+    client = await harness.client()
     client.send(post(b"x" * 11, key=token("two")))
-    await world.until(lambda: world.asked, "question")
-    world.gateway.set_trust(known("one", "two", answered_at=2.0))
-    assert (await client.message()).status == 413
+    await harness.wait_until(lambda: harness.key_requests, "request for keys")
+    harness.gateway.set_trust(trust_with_keys("one", "two", last_attempt_at=2.0))
+    assert (await client.read_message()).status == 413
 
 
-# What it costs who has no tokens.
+# Memory of workers without tokens.
 
 
-def test_worker_without_tokens_loads_no_cryptography() -> None:
+def test_worker_without_tokens_does_not_load_cryptography() -> None:
     code = """
 import asyncio, sys
 from router.gateway.gateway import Gateway
-from router.services import parse_service
-from router.settings import load_settings
+from router.config.service import parse_service
+from router.config.router import load_settings
 from router.telemetry.access_log import AccessLog
 
 def loaded():
@@ -359,5 +348,5 @@ async def main():
 
 asyncio.run(main())
 """
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stderr) == (0, "")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

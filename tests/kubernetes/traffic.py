@@ -1,4 +1,4 @@
-"""Clients of the routers: several addresses, as behind a Service; what came of each request, and by whom."""
+"""Clients that send requests to several router addresses, as a Service distributes them, and record the results."""
 
 import contextlib
 import http.client
@@ -8,53 +8,58 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
-from tests.processes import Answer, until
+from tests.processes import Response, wait_until
 
 _TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+_PAUSE_SECONDS = 0.005  # between two requests of a client
 
 
 def get(
     address: str, port: int, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-) -> Answer:
-    """One request over a connection of its own: GET, or POST with a body."""
-    line = http.client.HTTPConnection(address, port, timeout=_TIMEOUT_SECONDS)
+) -> Response:
+    """Send one request over a new connection: GET, or POST with a body."""
+    connection = http.client.HTTPConnection(address, port, timeout=_TIMEOUT_SECONDS)
     try:
-        return over(line, path, body, headers)
+        return send(connection, path, body, headers)
     finally:
-        line.close()
+        connection.close()
 
 
-def over(
-    line: http.client.HTTPConnection, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-) -> Answer:
-    """One request over a connection that may be kept."""
-    line.request("GET" if body is None else "POST", path, body, dict(headers or {}))
-    response = line.getresponse()
-    found = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, found, response.read())
+def send(
+    connection: http.client.HTTPConnection,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Send one request over an open connection."""
+    connection.request("GET" if body is None else "POST", path, body, dict(headers or {}))
+    response = connection.getresponse()
+    response_headers = {name.lower(): value for name, value in response.getheaders()}
+    return Response(response.status, response_headers, response.read())
 
 
 class Failure(NamedTuple):
-    """A request that was not answered with 200."""
+    """A request without a 200 response."""
 
     address: str
-    what: str
+    reason: str
 
 
 class Traffic:
-    """Clients that ask until the end, each over one connection for each router."""
+    """Clients that send requests inside the `with` block, each over one connection to each router."""
 
     def __init__(self, routers: Callable[[], list[str]], port: int, path: str, clients: int) -> None:
-        self.answers: Counter[int] = Counter()
+        self.statuses: Counter[int] = Counter()
         self.failures: list[Failure] = []
-        self._routers = routers
-        self._present = routers()
+        self._list_routers = routers
+        self._routers = routers()
         self._port = port
         self._path = path
-        self._over = threading.Event()
+        self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
-        self._threads.append(threading.Thread(target=self._look))
+        self._threads = [threading.Thread(target=self._send_requests, args=(number,)) for number in range(clients)]
+        self._threads.append(threading.Thread(target=self._follow_routers))
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -62,47 +67,49 @@ class Traffic:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopping.set()
         for thread in self._threads:
             thread.join()
 
-    def goes_on(self, requests: int = 30) -> None:
-        """Wait for so many more answers."""
-        before = self.answers.total()
-        until(lambda: self.answers.total() >= before + requests, f"answers after {self}")
+    def wait_responses(self, count: int = 30) -> None:
+        """Wait for `count` more responses."""
+        before = self.statuses.total()
+        wait_until(lambda: self.statuses.total() >= before + count, f"responses after {self}")
 
     @property
-    def all_well(self) -> bool:
-        """Whether there were answers and each was 200."""
-        return not self.failures and set(self.answers) == {200}
+    def all_succeeded(self) -> bool:
+        """True if there were responses and each was a 200."""
+        return not self.failures and set(self.statuses) == {200}
 
     def __repr__(self) -> str:
-        return f"{dict(self.answers)} {self.failures[:5]}"
+        return f"{dict(self.statuses)} {self.failures[:5]}"
 
-    def _look(self) -> None:
-        """Follow which routers there are."""
-        while not self._over.wait(0.05):
-            self._present = self._routers() or self._present
+    def _follow_routers(self) -> None:
+        """Keep the list of routers up to date."""
+        while not self._stopping.wait(_POLL_SECONDS):
+            self._routers = self._list_routers() or self._routers
 
-    def _ask(self, number: int) -> None:
-        lines: dict[str, http.client.HTTPConnection] = {}
-        for turn in itertools.count(number):
-            if self._over.wait(0.005):
+    def _send_requests(self, client: int) -> None:
+        connections: dict[str, http.client.HTTPConnection] = {}
+        for turn in itertools.count(client):
+            if self._stopping.wait(_PAUSE_SECONDS):
                 break
-            present = self._present
-            address = present[turn % len(present)]
-            line = lines.setdefault(address, http.client.HTTPConnection(address, self._port, timeout=_TIMEOUT_SECONDS))
+            routers = self._routers
+            address = routers[turn % len(routers)]
+            connection = connections.setdefault(
+                address, http.client.HTTPConnection(address, self._port, timeout=_TIMEOUT_SECONDS)
+            )
             try:
-                answer = over(line, self._path, b"[1]")
+                response = send(connection, self._path, b"[1]")
             except (OSError, http.client.HTTPException) as error:
-                line.close()
+                connection.close()
                 with self._lock:
                     self.failures.append(Failure(address, repr(error)))
             else:
                 with self._lock:
-                    self.answers[answer.status] += 1
-                    if answer.status != 200:
-                        self.failures.append(Failure(address, f"{answer.status} {answer.body[:200]!r}"))
-        for line in lines.values():
+                    self.statuses[response.status] += 1
+                    if response.status != 200:
+                        self.failures.append(Failure(address, f"{response.status} {response.body[:200]!r}"))
+        for connection in connections.values():
             with contextlib.suppress(OSError):
-                line.close()
+                connection.close()

@@ -1,4 +1,4 @@
-"""Frames: cut out of any stream, and nobody's but the peer's."""
+"""Frames are decoded from any stream, and accepted only from the peer and in order."""
 
 import contextlib
 import itertools
@@ -8,105 +8,105 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.peers.endings import Ending
-from router.peers.frames import KEY_BYTES, FrameDecoder, Opener, Sealer, WireError, frame
+from router.peers.close_reason import CloseReason
+from router.peers.frames import KEY_BYTES, FrameDecoder, FrameSigner, FrameVerifier, WireError, encode_frame
 
 KEY = bytes(range(KEY_BYTES))
 bodies = st.lists(st.binary(max_size=300), max_size=20)
 
 
-def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """`data`, cut at these places."""
-    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(places)]
+def split(data: bytes, cuts: list[int]) -> list[bytes]:
+    """Split `data` at these positions, taken modulo its length."""
+    positions = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(positions)]
 
 
 @given(bodies, st.lists(st.integers(0, 10**6), max_size=30))
-def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(sent: list[bytes], cuts: list[int]) -> None:
+def test_frames_are_decoded_however_the_stream_is_split(sent: list[bytes], cuts: list[int]) -> None:
     decoder = FrameDecoder()
-    stream = b"".join(map(frame, sent))
-    assert [body for piece in pieces(stream, cuts) for body in decoder.feed(piece)] == sent
+    stream = b"".join(map(encode_frame, sent))
+    assert [body for piece in split(stream, cuts) for body in decoder.feed(piece)] == sent
 
 
 @given(st.binary(max_size=500), st.lists(st.integers(0, 10**6), max_size=10), st.integers(0, 300))
-def test_garbage_is_cut_or_refused_and_nothing_else(garbage: bytes, cuts: list[int], limit: int) -> None:
+def test_garbage_is_split_into_frames_or_rejected(garbage: bytes, cuts: list[int], limit: int) -> None:
     decoder = FrameDecoder(limit)
-    found: list[bytes] = []
+    decoded: list[bytes] = []
     with contextlib.suppress(WireError):
-        for piece in pieces(garbage, cuts):
-            found += decoder.feed(piece)
-    assert garbage.startswith(b"".join(map(frame, found)))
+        for piece in split(garbage, cuts):
+            decoded += decoder.feed(piece)
+    assert garbage.startswith(b"".join(map(encode_frame, decoded)))
 
 
-def test_a_frame_at_the_limit_passes_and_a_larger_one_is_refused_by_its_length_alone() -> None:
+def test_frame_at_the_limit_is_accepted_and_larger_one_is_refused_by_its_length() -> None:
     decoder = FrameDecoder(limit=10)
-    assert decoder.feed(frame(b"0123456789")) == [b"0123456789"]
-    with pytest.raises(WireError, match="11 bytes, at most 10"):
+    assert decoder.feed(encode_frame(b"0123456789")) == [b"0123456789"]
+    with pytest.raises(WireError, match="11 bytes, limit is 10"):
         decoder.feed(b"\0\0\0\x0b")
 
 
-def test_the_limit_can_be_raised_between_two_calls() -> None:
+def test_limit_can_be_raised_between_two_calls() -> None:
     decoder = FrameDecoder(limit=1)
-    assert decoder.feed(frame(b"a") + b"\0\0") == [b"a"]
+    assert decoder.feed(encode_frame(b"a") + b"\0\0") == [b"a"]
     decoder.limit = 5
     assert decoder.feed(b"\0\x05hello") == [b"hello"]
 
 
-def test_a_large_frame_in_small_pieces_is_held_once() -> None:
+def test_large_frame_in_small_pieces_is_buffered_once() -> None:
     body = bytes(4 * 1024 * 1024)
-    stream = frame(body)
+    stream = encode_frame(body)
     decoder = FrameDecoder()
-    found: list[bytes] = []
+    decoded: list[bytes] = []
     tracemalloc.start()
     try:
         for start in range(0, len(stream), 4096):
-            found += decoder.feed(stream[start : start + 4096])
+            decoded += decoder.feed(stream[start : start + 4096])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found == [body]
-    assert peak < 3 * len(body)  # the buffer, which grows by an eighth when it must, and the body cut out of it
+    assert decoded == [body]
+    assert peak < 3 * len(body)  # the buffer, which grows by an eighth at a time, and the body copied from it
 
 
 @given(st.lists(st.binary(max_size=100), max_size=10))
-def test_what_is_sealed_is_opened(payloads: list[bytes]) -> None:
-    sealer, opener, decoder = Sealer(KEY), Opener(KEY), FrameDecoder()
-    stream = b"".join(map(sealer.seal, payloads))
-    assert [opener.open(body) for body in decoder.feed(stream)] == payloads
+def test_signed_frames_are_verified(payloads: list[bytes]) -> None:
+    signer, verifier, decoder = FrameSigner(KEY), FrameVerifier(KEY), FrameDecoder()
+    stream = b"".join(map(signer.sign, payloads))
+    assert [verifier.verify(body) for body in decoder.feed(stream)] == payloads
 
 
 @given(st.binary(max_size=60), st.data())
-def test_an_altered_byte_is_noticed(payload: bytes, data: st.DataObject) -> None:
-    body = bytearray(Sealer(KEY).seal(payload)[4:])
-    place = data.draw(st.integers(0, len(body) - 1))
-    body[place] ^= data.draw(st.integers(1, 255))
+def test_altered_byte_is_detected(payload: bytes, data: st.DataObject) -> None:
+    body = bytearray(FrameSigner(KEY).sign(payload)[4:])
+    position = data.draw(st.integers(0, len(body) - 1))
+    body[position] ^= data.draw(st.integers(1, 255))
     with pytest.raises(WireError) as caught:
-        Opener(KEY).open(bytes(body))
-    assert caught.value.ending is Ending.FORGED
+        FrameVerifier(KEY).verify(bytes(body))
+    assert caught.value.close_reason is CloseReason.FORGED
 
 
 @given(st.binary(max_size=60))
-def test_garbage_is_never_opened(body: bytes) -> None:
+def test_garbage_fails_verification(body: bytes) -> None:
     with pytest.raises(WireError):
-        Opener(KEY).open(body)
+        FrameVerifier(KEY).verify(body)
 
 
-def test_a_frame_repeated_left_out_or_of_the_other_direction_is_noticed() -> None:
-    sealer = Sealer(KEY)
-    first, second = (sealer.seal(b"same")[4:] for _ in range(2))
-    opener = Opener(KEY)
-    assert opener.open(first) == b"same"
+def test_repeated_omitted_and_reflected_frames_are_detected() -> None:
+    signer = FrameSigner(KEY)
+    first, second = (signer.sign(b"same")[4:] for _ in range(2))
+    verifier = FrameVerifier(KEY)
+    assert verifier.verify(first) == b"same"
     with pytest.raises(WireError):
-        opener.open(first)
+        verifier.verify(first)
     with pytest.raises(WireError):
-        Opener(KEY).open(second)
+        FrameVerifier(KEY).verify(second)
     with pytest.raises(WireError):
-        Opener(KEY[::-1]).open(first)
+        FrameVerifier(KEY[::-1]).verify(first)
 
 
-def test_nothing_is_sealed_that_the_other_end_would_refuse() -> None:
-    sealer = Sealer(KEY)
-    assert len(sealer.seal(b"1234", limit=20)) == 24
+def test_frame_over_the_limit_is_not_signed() -> None:
+    signer = FrameSigner(KEY)
+    assert len(signer.sign(b"1234", limit=20)) == 24
     with pytest.raises(WireError) as caught:
-        sealer.seal(b"12345", limit=20)
-    assert caught.value.ending is Ending.OVERSIZED
+        signer.sign(b"12345", limit=20)
+    assert caught.value.close_reason is CloseReason.OVERSIZED

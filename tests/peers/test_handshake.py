@@ -1,4 +1,4 @@
-"""The hand-shake: both ends prove the secret, whatever stands in between."""
+"""The handshake proves the secret to both sides and detects any tampering."""
 
 from collections.abc import Callable
 
@@ -7,135 +7,143 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.peer_tls import own_encryption
-from router.peers.encryption import Encryption
-from router.peers.endings import Ending
+from router.peers.close_reason import CloseReason
 from router.peers.frames import WireError
 from router.peers.handshake import (
     HANDSHAKE_FRAME_LIMIT_BYTES,
     MAGIC,
     ClientHandshake,
     HandshakeError,
-    Party,
+    PeerIdentity,
+    ProtocolVersions,
     ServerHandshake,
     Session,
-    Versions,
     check_secret,
 )
+from router.peers.tls import self_signed_tls
+from router.peers.tls_stream import PinnedTls
 
 SECRET = b"correct horse battery"
-ANN = Party("router-a", "00000000000000a1", "127.0.0.1", 9091)
-BEN = Party("router-b", "00000000000000b1", "", 9092)
+DIALING_PEER = PeerIdentity("router-a", "00000000000000a1", "127.0.0.1", 9091)
+ACCEPTING_PEER = PeerIdentity("router-b", "00000000000000b1", "", 9092)
 
-ONE = Versions(1, 1)
+VERSION_1 = ProtocolVersions(1, 1)
 
 Alter = Callable[[int, bytes], bytes]
+"""Gets the number of a message (0: challenge, 1: response, 2: verdict) and its body, and returns the delivered body."""
 
 
-def as_sent(_: int, body: bytes) -> bytes:
+def unaltered(_: int, body: bytes) -> bytes:
     return body
 
 
-def shake(client: ClientHandshake, server: ServerHandshake, alter: Alter = as_sent) -> tuple[Party, Session, Session]:
-    """All three messages; `alter` sees each body on its way."""
-    answer = client.answer(alter(0, server.challenge[4:]))
-    found = server.receive(alter(1, answer[4:]))
-    verdict, servers = server.accept()
-    _, clients = client.finish(alter(2, verdict[4:]))
-    return found, servers, clients
+def perform_handshake(
+    client: ClientHandshake, server: ServerHandshake, alter: Alter = unaltered
+) -> tuple[PeerIdentity, Session, Session]:
+    """Exchange the three messages; return the dialing peer's identity and the sessions of server and client."""
+    response = client.respond(alter(0, server.challenge[4:]))
+    identity = server.receive_response(alter(1, response[4:]))
+    verdict, server_session = server.accept()
+    _, client_session = client.receive_verdict(alter(2, verdict[4:]))
+    return identity, server_session, client_session
 
 
-def client(secret: bytes = SECRET, versions: Versions = ONE) -> ClientHandshake:
-    return ClientHandshake(ANN, secret, versions)
+def new_client(secret: bytes = SECRET, versions: ProtocolVersions = VERSION_1) -> ClientHandshake:
+    return ClientHandshake(DIALING_PEER, secret, versions)
 
 
-def server(secret: bytes = SECRET, versions: Versions = ONE) -> ServerHandshake:
-    return ServerHandshake(BEN, secret, versions)
+def new_server(secret: bytes = SECRET, versions: ProtocolVersions = VERSION_1) -> ServerHandshake:
+    return ServerHandshake(ACCEPTING_PEER, secret, versions)
 
 
-def test_both_learn_who_the_other_is_and_share_the_keys() -> None:
-    ann, ben = client(), server()
-    answer = ann.answer(ben.challenge[4:])
-    assert ben.receive(answer[4:]) == ANN
-    verdict, servers = ben.accept()
-    found, clients = ann.finish(verdict[4:])
-    assert found == BEN
-    assert servers == Session(1, clients.receive_key, clients.send_key)
-    assert clients.send_key != clients.receive_key
-    assert len(clients.send_key) == 32
+def test_both_sides_get_each_others_identity_and_the_same_keys() -> None:
+    client, server = new_client(), new_server()
+    response = client.respond(server.challenge[4:])
+    assert server.receive_response(response[4:]) == DIALING_PEER
+    verdict, server_session = server.accept()
+    identity, client_session = client.receive_verdict(verdict[4:])
+    assert identity == ACCEPTING_PEER
+    assert server_session == Session(1, client_session.receive_key, client_session.send_key)
+    assert client_session.send_key != client_session.receive_key
+    assert len(client_session.send_key) == 32
 
 
 def test_no_two_sessions_share_a_key() -> None:
-    sessions = [shake(client(), server())[1] for _ in range(10)]
+    sessions = [perform_handshake(new_client(), new_server())[1] for _ in range(10)]
     assert len({key for session in sessions for key in (session.send_key, session.receive_key)}) == 20
 
 
-def test_the_keys_of_a_session_are_in_no_repr() -> None:
-    assert repr(shake(client(), server())[1]) == "Session(version=1)"
+def test_repr_of_a_session_has_no_keys() -> None:
+    assert repr(perform_handshake(new_client(), new_server())[1]) == "Session(version=1)"
 
 
-def test_its_messages_fit_the_limit_of_the_longest_names() -> None:
-    longest = Party("x" * 128, "f" * 16, "ä" * 255, 65535)
-    ann, ben = ClientHandshake(longest, SECRET, ONE, made()), ServerHandshake(longest, SECRET, ONE, made())
-    answer = ann.answer(ben.challenge[4:])
-    ben.receive(answer[4:])
-    verdict, _ = ben.accept()
-    assert max(map(len, (ben.challenge, answer, verdict))) <= HANDSHAKE_FRAME_LIMIT_BYTES
+def test_messages_with_the_longest_names_fit_the_frame_limit() -> None:
+    longest = PeerIdentity("x" * 128, "f" * 16, "ä" * 255, 65535)
+    client, server = (
+        ClientHandshake(longest, SECRET, VERSION_1, new_tls()),
+        ServerHandshake(longest, SECRET, VERSION_1, new_tls()),
+    )
+    response = client.respond(server.challenge[4:])
+    server.receive_response(response[4:])
+    verdict, _ = server.accept()
+    assert max(map(len, (server.challenge, response, verdict))) <= HANDSHAKE_FRAME_LIMIT_BYTES
 
 
-# Whether to encrypt.
+# Negotiation of TLS.
 
 
-def made(*, required: bool = False) -> Encryption:
-    return own_encryption(required=required)
+def new_tls(*, required: bool = False) -> PinnedTls:
+    return self_signed_tls(required=required)
 
 
-def of(encryption: Encryption | None, versions: Versions = ONE) -> tuple[ClientHandshake, ServerHandshake]:
-    return ClientHandshake(ANN, SECRET, versions, encryption), ServerHandshake(BEN, SECRET, versions, encryption)
+def handshakes(
+    tls: PinnedTls | None, versions: ProtocolVersions = VERSION_1
+) -> tuple[ClientHandshake, ServerHandshake]:
+    return ClientHandshake(DIALING_PEER, SECRET, versions, tls), ServerHandshake(ACCEPTING_PEER, SECRET, versions, tls)
 
 
-def test_the_certificate_that_will_be_shown_is_named() -> None:
-    ours, theirs = made(), made(required=True)
-    _, servers, clients = shake(of(ours)[0], of(theirs)[1])
-    assert servers.certificate == clients.certificate == theirs.certificate
-    assert len(theirs.certificate) == 32
-    assert theirs.certificate.hex() not in repr(clients)
+def test_verdict_announces_the_certificate_of_the_accepting_side() -> None:
+    client_tls, server_tls = new_tls(), new_tls(required=True)
+    _, server_session, client_session = perform_handshake(handshakes(client_tls)[0], handshakes(server_tls)[1])
+    assert server_session.certificate_digest == client_session.certificate_digest == server_tls.certificate_digest
+    assert len(server_tls.certificate_digest) == 32
+    assert server_tls.certificate_digest.hex() not in repr(client_session)
 
 
-def test_with_one_that_does_not_encrypt_nothing_is_encrypted() -> None:
-    for dialling, accepting in ((made(), None), (None, made()), (None, None)):
-        _, servers, clients = shake(of(dialling)[0], of(accepting)[1])
-        assert servers.certificate is clients.certificate is None
+def test_tls_is_not_used_unless_both_sides_support_it() -> None:
+    for dialing, accepting in ((new_tls(), None), (None, new_tls()), (None, None)):
+        _, server_session, client_session = perform_handshake(handshakes(dialing)[0], handshakes(accepting)[1])
+        assert server_session.certificate_digest is client_session.certificate_digest is None
 
 
-def test_without_encryption_the_messages_are_those_of_releases_that_know_of_none() -> None:
-    (ann, _), (_, ben) = of(None), of(made())
-    answer = ann.answer(ben.challenge[4:])[4:]
-    assert len(orjson.loads(answer[32:-32])) == 6
-    ben.receive(answer)
-    verdict, _ = ben.accept()
+def test_messages_without_tls_are_those_of_releases_that_do_not_support_it() -> None:
+    (client, _), (_, server) = handshakes(None), handshakes(new_tls())
+    response = client.respond(server.challenge[4:])[4:]
+    assert len(orjson.loads(response[32:-32])) == 6
+    server.receive_response(response)
+    verdict, _ = server.accept()
     assert orjson.loads(verdict[4:-32])[6:] == [1, ""]
 
 
-def test_where_encryption_is_required_the_accepting_side_refuses_who_does_not_encrypt_and_says_so() -> None:
-    (ann, _), (_, ben) = of(None), of(made(required=True))
+def test_accepting_side_that_requires_tls_refuses_a_peer_without_it_with_a_reason() -> None:
+    (client, _), (_, server) = handshakes(None), handshakes(new_tls(required=True))
     with pytest.raises(HandshakeError) as accepting:
-        ben.receive(ann.answer(ben.challenge[4:])[4:])
-    assert (accepting.value.ending, accepting.value.peer) == (Ending.UNENCRYPTED, ANN)
-    with pytest.raises(HandshakeError) as dialling:
-        ann.finish(ben.refuse(Ending.UNENCRYPTED)[4:])
-    assert (dialling.value.ending, dialling.value.peer) == (Ending.UNENCRYPTED, BEN)
+        server.receive_response(client.respond(server.challenge[4:])[4:])
+    assert (accepting.value.close_reason, accepting.value.peer) == (CloseReason.UNENCRYPTED, DIALING_PEER)
+    with pytest.raises(HandshakeError) as dialing:
+        client.receive_verdict(server.refuse(CloseReason.UNENCRYPTED)[4:])
+    assert (dialing.value.close_reason, dialing.value.peer) == (CloseReason.UNENCRYPTED, ACCEPTING_PEER)
 
 
-def test_where_encryption_is_required_the_dialling_side_refuses_who_does_not_encrypt() -> None:
+def test_dialing_side_that_requires_tls_refuses_a_peer_without_it() -> None:
     with pytest.raises(HandshakeError) as caught:
-        shake(of(made(required=True))[0], of(None)[1])
-    assert (caught.value.ending, caught.value.peer) == (Ending.UNENCRYPTED, BEN)
+        perform_handshake(handshakes(new_tls(required=True))[0], handshakes(None)[1])
+    assert (caught.value.close_reason, caught.value.peer) == (CloseReason.UNENCRYPTED, ACCEPTING_PEER)
 
 
-@pytest.mark.parametrize("message", [1, 2], ids=["offer", "certificate"])
-def test_whoever_takes_the_word_of_encryption_away_is_found_out(message: int) -> None:
-    """Nobody in between can make two routers that could encrypt do without."""
+@pytest.mark.parametrize("message", [1, 2], ids=["response", "verdict"])
+def test_removing_a_tls_field_is_detected(message: int) -> None:
+    """A downgrade attack fails."""
 
     def strip(number: int, body: bytes) -> bytes:
         if number != message:
@@ -144,162 +152,171 @@ def test_whoever_takes_the_word_of_encryption_away_is_found_out(message: int) ->
         return body[:start] + orjson.dumps(orjson.loads(body[start:-32])[:-1]) + body[-32:]
 
     with pytest.raises(HandshakeError) as caught:
-        shake(of(made())[0], of(made())[1], strip)
-    assert (caught.value.ending, caught.value.peer) == (Ending.SECRET, None)
+        perform_handshake(handshakes(new_tls())[0], handshakes(new_tls())[1], strip)
+    assert (caught.value.close_reason, caught.value.peer) == (CloseReason.SECRET, None)
 
 
-def test_whoever_names_another_certificate_is_found_out() -> None:
-    ours, theirs, others = made(), made(), made().certificate.hex().encode()
+def test_replacing_the_announced_certificate_is_detected() -> None:
+    client_tls, server_tls, other_digest = new_tls(), new_tls(), new_tls().certificate_digest.hex().encode()
 
     def replace(number: int, body: bytes) -> bytes:
-        return body.replace(theirs.certificate.hex().encode(), others) if number == 2 else body
+        return body.replace(server_tls.certificate_digest.hex().encode(), other_digest) if number == 2 else body
 
     with pytest.raises(HandshakeError) as caught:
-        shake(of(ours)[0], of(theirs)[1], replace)
-    assert caught.value.ending is Ending.SECRET
+        perform_handshake(handshakes(client_tls)[0], handshakes(server_tls)[1], replace)
+    assert caught.value.close_reason is CloseReason.SECRET
 
 
-def test_a_stranger_is_told_nothing_but_that_a_router_listens() -> None:
-    challenge = server().challenge[4:]
+def test_challenge_has_nothing_but_the_magic_and_a_random_nonce() -> None:
+    challenge = new_server().challenge[4:]
     assert challenge.startswith(MAGIC)
     assert len(challenge) == len(MAGIC) + 32
-    assert challenge != server().challenge[4:]
+    assert challenge != new_server().challenge[4:]
 
 
-def test_another_secret_is_refused_by_the_accepting_side() -> None:
+def test_accepting_side_refuses_another_secret() -> None:
     with pytest.raises(HandshakeError) as caught:
-        shake(client(secret=b"another secret, as long"), server())
-    assert (caught.value.ending, caught.value.peer) == (Ending.SECRET, None)
+        perform_handshake(new_client(secret=b"another secret, as long"), new_server())
+    assert (caught.value.close_reason, caught.value.peer) == (CloseReason.SECRET, None)
 
 
 @given(st.integers(0, 2), st.data())
-def test_an_altered_byte_of_any_message_is_refused(message: int, data: st.DataObject) -> None:
+def test_altered_byte_of_any_message_is_detected(message: int, data: st.DataObject) -> None:
     def alter(number: int, body: bytes) -> bytes:
         if number != message:
             return body
-        place = data.draw(st.integers(0, len(body) - 1))
-        return body[:place] + bytes([body[place] ^ data.draw(st.integers(1, 255))]) + body[place + 1 :]
+        position = data.draw(st.integers(0, len(body) - 1))
+        return body[:position] + bytes([body[position] ^ data.draw(st.integers(1, 255))]) + body[position + 1 :]
 
     with pytest.raises(HandshakeError) as caught:
-        shake(client(), server(), alter)
-    assert caught.value.ending in (Ending.SECRET, Ending.GARBAGE)
+        perform_handshake(new_client(), new_server(), alter)
+    assert caught.value.close_reason in (CloseReason.SECRET, CloseReason.GARBAGE)
     assert caught.value.peer is None
 
 
 @given(st.integers(0, 2), st.binary(max_size=200))
-def test_garbage_in_place_of_any_message_is_refused(message: int, garbage: bytes) -> None:
+def test_garbage_instead_of_any_message_is_refused(message: int, garbage: bytes) -> None:
     with pytest.raises(HandshakeError):
-        shake(client(), server(), lambda number, body: garbage if number == message else body)
+        perform_handshake(new_client(), new_server(), lambda number, body: garbage if number == message else body)
 
 
-def test_an_answer_to_another_challenge_is_refused() -> None:
-    recorded = client().answer(server().challenge[4:])
+def test_response_to_another_challenge_is_refused() -> None:
+    recorded = new_client().respond(new_server().challenge[4:])
     with pytest.raises(HandshakeError) as caught:
-        server().receive(recorded[4:])
-    assert caught.value.ending is Ending.SECRET
+        new_server().receive_response(recorded[4:])
+    assert caught.value.close_reason is CloseReason.SECRET
 
 
-def test_a_verdict_on_another_answer_is_refused() -> None:
-    ann, ben = client(), server()
-    ben.receive(ann.answer(ben.challenge[4:])[4:])
-    recorded, _ = ben.accept()
-    other = client()
-    other.answer(ben.challenge[4:])
+def test_verdict_for_another_response_is_refused() -> None:
+    client, server = new_client(), new_server()
+    server.receive_response(client.respond(server.challenge[4:])[4:])
+    recorded, _ = server.accept()
+    other = new_client()
+    other.respond(server.challenge[4:])
     with pytest.raises(HandshakeError) as caught:
-        other.finish(recorded[4:])
-    assert caught.value.ending is Ending.SECRET
+        other.receive_verdict(recorded[4:])
+    assert caught.value.close_reason is CloseReason.SECRET
 
 
-def test_a_proof_sent_back_is_no_proof() -> None:
-    ann, ben = client(), server()
-    answer = ann.answer(ben.challenge[4:])
+def test_reflected_proof_is_refused() -> None:
+    client, server = new_client(), new_server()
+    response = client.respond(server.challenge[4:])
     with pytest.raises(HandshakeError) as caught:
-        ann.finish(answer[4:])
-    assert caught.value.ending is Ending.SECRET
+        client.receive_verdict(response[4:])
+    assert caught.value.close_reason is CloseReason.SECRET
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "agreed"),
+    ("client_versions", "server_versions", "negotiated"),
     [((1, 1), (1, 1), 1), ((1, 2), (2, 3), 2), ((2, 3), (1, 2), 2), ((1, 5), (2, 4), 4), ((3, 3), (1, 9), 3)],
 )
-def test_the_highest_common_version_is_agreed_on(ours: tuple[int, int], theirs: tuple[int, int], agreed: int) -> None:
-    _, servers, clients = shake(client(versions=Versions(*ours)), server(versions=Versions(*theirs)))
-    assert servers.version == clients.version == agreed
+def test_highest_common_version_is_negotiated(
+    client_versions: tuple[int, int], server_versions: tuple[int, int], negotiated: int
+) -> None:
+    _, server_session, client_session = perform_handshake(
+        new_client(versions=ProtocolVersions(*client_versions)), new_server(versions=ProtocolVersions(*server_versions))
+    )
+    assert server_session.version == client_session.version == negotiated
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [((1, 1), (2, 2)), ((3, 4), (1, 2))])
-def test_without_a_common_version_both_learn_why(ours: tuple[int, int], theirs: tuple[int, int]) -> None:
-    ann, ben = client(versions=Versions(*ours)), server(versions=Versions(*theirs))
-    answer = ann.answer(ben.challenge[4:])
+@pytest.mark.parametrize(("client_versions", "server_versions"), [((1, 1), (2, 2)), ((3, 4), (1, 2))])
+def test_both_sides_report_that_there_is_no_common_version(
+    client_versions: tuple[int, int], server_versions: tuple[int, int]
+) -> None:
+    client, server = (
+        new_client(versions=ProtocolVersions(*client_versions)),
+        new_server(versions=ProtocolVersions(*server_versions)),
+    )
+    response = client.respond(server.challenge[4:])
     with pytest.raises(HandshakeError) as accepting:
-        ben.receive(answer[4:])
-    assert (accepting.value.ending, accepting.value.peer) == (Ending.VERSION, ANN)
-    with pytest.raises(HandshakeError) as dialling:
-        ann.finish(ben.refuse(accepting.value.ending)[4:])
-    assert (dialling.value.ending, dialling.value.peer) == (Ending.VERSION, BEN)
+        server.receive_response(response[4:])
+    assert (accepting.value.close_reason, accepting.value.peer) == (CloseReason.VERSION, DIALING_PEER)
+    with pytest.raises(HandshakeError) as dialing:
+        client.receive_verdict(server.refuse(accepting.value.close_reason)[4:])
+    assert (dialing.value.close_reason, dialing.value.peer) == (CloseReason.VERSION, ACCEPTING_PEER)
 
 
-def refused_with(reason: Ending) -> HandshakeError:
-    ann, ben = client(), server()
-    ben.receive(ann.answer(ben.challenge[4:])[4:])
+def refused_with(reason: CloseReason) -> HandshakeError:
+    client, server = new_client(), new_server()
+    server.receive_response(client.respond(server.challenge[4:])[4:])
     with pytest.raises(HandshakeError) as caught:
-        ann.finish(ben.refuse(reason)[4:])
+        client.receive_verdict(server.refuse(reason)[4:])
     return caught.value
 
 
 @pytest.mark.parametrize(
-    "reason", [Ending.STALE, Ending.SAME_ID, Ending.SELF, Ending.DUPLICATE, Ending.VERSION]
+    "reason", [CloseReason.STALE, CloseReason.SAME_ID, CloseReason.SELF, CloseReason.DUPLICATE, CloseReason.VERSION]
 )  # fmt: skip
-def test_who_has_proven_itself_is_told_why_it_is_refused(reason: Ending) -> None:
+def test_authenticated_peer_gets_the_reason_of_its_refusal(reason: CloseReason) -> None:
     error = refused_with(reason)
-    assert (error.ending, error.peer) == (reason, BEN)
+    assert (error.close_reason, error.peer) == (reason, ACCEPTING_PEER)
 
 
-def test_a_reason_that_is_not_known_or_cannot_be_one_is_refused_all_the_same() -> None:
-    assert refused_with(Ending.GOODBYE).ending is Ending.REFUSED
+def test_unknown_reason_is_reported_as_refused() -> None:
+    assert refused_with(CloseReason.GOODBYE).close_reason is CloseReason.REFUSED
 
 
-@pytest.mark.parametrize("name", ["", "x" * 129, "a b", "a/b", "ä", "a\n", 'a"'])
-def test_an_id_that_cannot_be_one_is_refused(name: str) -> None:
+@pytest.mark.parametrize("peer_id", ["", "x" * 129, "a b", "a/b", "ä", "a\n", 'a"'])
+def test_invalid_id_raises(peer_id: str) -> None:
     with pytest.raises(ValueError, match="id of a router"):
-        Party(name, ANN.incarnation, "", 0)
+        PeerIdentity(peer_id, DIALING_PEER.incarnation, "", 0)
 
 
 @pytest.mark.parametrize("incarnation", ["", "1", "G" * 16, "A" * 16, "0" * 17])
-def test_an_incarnation_that_cannot_be_one_is_refused(incarnation: str) -> None:
+def test_invalid_incarnation_raises(incarnation: str) -> None:
     with pytest.raises(ValueError, match="incarnation"):
-        Party("a", incarnation, "", 0)
+        PeerIdentity("a", incarnation, "", 0)
 
 
 @pytest.mark.parametrize(
     "claim",
     [
         [],
-        ["a b", ANN.incarnation, "", 1, 1, 1],
+        ["a b", DIALING_PEER.incarnation, "", 1, 1, 1],
         ["a", "x", "", 1, 1, 1],
-        ["a", ANN.incarnation, "h h", 1, 1, 1],
-        ["a", ANN.incarnation, "", 70000, 1, 1],
-        ["a", ANN.incarnation, "", 1, "1", 1],
+        ["a", DIALING_PEER.incarnation, "h h", 1, 1, 1],
+        ["a", DIALING_PEER.incarnation, "", 70000, 1, 1],
+        ["a", DIALING_PEER.incarnation, "", 1, "1", 1],
     ],
 )
-def test_one_who_knows_the_secret_but_names_no_router_is_refused(
+def test_peer_with_the_secret_and_an_invalid_identity_is_refused(
     claim: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.peers.handshake._written", lambda *_: claim)
-    ben = server()
+    monkeypatch.setattr("router.peers.handshake._identity_fields", lambda *_: claim)
+    server = new_server()
     with pytest.raises(WireError) as caught:
-        ben.receive(client().answer(ben.challenge[4:])[4:])
-    assert caught.value.ending is Ending.GARBAGE
+        server.receive_response(new_client().respond(server.challenge[4:])[4:])
+    assert caught.value.close_reason is CloseReason.GARBAGE
     assert orjson.dumps(claim).decode() not in str(caught.value)
 
 
-def test_a_short_secret_is_refused_without_being_told() -> None:
+def test_short_secret_raises_and_is_not_in_the_error() -> None:
     with pytest.raises(ValueError, match="at least 16 bytes") as caught:
         check_secret(b"hunter2")
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_later_process_has_a_greater_incarnation() -> None:
-    incarnations = [Party.new_incarnation() for _ in range(3)]
+def test_later_incarnation_is_greater() -> None:
+    incarnations = [PeerIdentity.new_incarnation() for _ in range(3)]
     assert len(set(incarnations)) == 3
-    assert Party("a", incarnations[0], "", 0).incarnation[:10] <= incarnations[2][:10]
+    assert PeerIdentity("a", incarnations[0], "", 0).incarnation[:10] <= incarnations[2][:10]

@@ -1,4 +1,4 @@
-"""One link, its bytes carried by hand: what it sends when, and what ends it."""
+"""One link with fake transports: what it sends, and what ends it."""
 
 import asyncio
 import dataclasses
@@ -7,301 +7,247 @@ from collections.abc import Callable
 import pytest
 
 from router.peers import messages
-from router.peers.endings import Ending
+from router.peers.close_reason import CloseReason
 from router.peers.frames import WireError
-from router.peers.handshake import ServerHandshake, Versions
+from router.peers.handshake import ProtocolVersions, ServerHandshake
 from router.peers.link import Link, LinkLimits
-from router.peers.wire import MessageReader
-from tests.peers.by_hand import ANN, BEN, STEADY, Hand, Owner, accepts, carry, dials, linked
-from tests.peers.world import SECRET, eventually, run
+from tests.peers.link_sides import (
+    ACCEPTING_PEER,
+    DIALING_PEER,
+    NO_TIMEOUTS,
+    FakeTransport,
+    RecordingLinkObserver,
+    accepting_side,
+    dialing_side,
+    end_both_sides,
+    exchange_bytes,
+    linked_sides,
+)
+from tests.peers.mesh_fixtures import OTHER_SECRET, SECRET, eventually
 
-QUICK = LinkLimits(handshake_seconds=0.05, heartbeat_seconds=0.01, dead_after_seconds=0.05)
-HELLO = messages.Told("iris")
-
-
-def test_both_ends_know_one_another_once_they_are_up() -> None:
-    async def story() -> None:
-        dialling, accepting = await linked()
-        assert (dialling.link.peer, accepting.link.peer) == (BEN, ANN)
-        assert dialling.link.is_up
-        assert dialling.link.version == 1
-        dialling.link.send(HELLO)
-        accepting.link.send(messages.Forget("iris"))
-        await carry(dialling, accepting)
-        assert accepting.owner.told[2:] == [HELLO]
-        assert dialling.owner.told[2:] == [messages.Forget("iris")]
-        dialling.link.end(Ending.STOPPED)
-        accepting.link.end(Ending.STOPPED)
-
-    run(story())
+FAST_LIMITS = LinkLimits(handshake_seconds=0.05, heartbeat_seconds=0.01, dead_after_seconds=0.05)
+MESSAGE = messages.OwnerSyncComplete("iris")
 
 
-def test_the_accepting_end_is_up_only_when_the_dialling_one_has_spoken() -> None:
-    async def story() -> None:
-        dialling, accepting = dials(), accepts()
-        dialling.link.data_received(accepting.takes())
-        accepting.link.data_received(dialling.takes())
-        assert accepting.owner.told == ["agreed"]
-        accepting.link.send(HELLO)
-        dialling.link.data_received(accepting.takes())
-        assert dialling.owner.told == ["agreed", "up"], "and what was sent before it was up is not said"
-        await asyncio.sleep(0)
-        accepting.link.data_received(dialling.takes())
-        assert accepting.owner.told == ["agreed", "up"]
-        dialling.link.end(Ending.STOPPED)
-        accepting.link.end(Ending.STOPPED)
-
-    run(story())
+async def test_linked_sides_have_each_others_identity_and_exchange_messages() -> None:
+    dialing, accepting = await linked_sides()
+    assert (dialing.link.peer, accepting.link.peer) == (ACCEPTING_PEER, DIALING_PEER)
+    assert dialing.link.is_up
+    assert dialing.link.version == 1
+    dialing.link.send(MESSAGE)
+    accepting.link.send(messages.OwnershipRevoked("iris"))
+    await exchange_bytes(dialing, accepting)
+    assert accepting.observer.events[2:] == [MESSAGE]
+    assert dialing.observer.events[2:] == [messages.OwnershipRevoked("iris")]
+    end_both_sides(dialing, accepting)
 
 
-def test_what_is_sent_within_one_turn_of_the_loop_is_written_at_once() -> None:
-    async def story() -> None:
-        dialling, accepting = await linked()
-        for number in range(50):
-            dialling.link.send(messages.Told(str(number)))
-        assert dialling.hand.writes == []
-        await asyncio.sleep(0)
-        assert len(dialling.hand.writes) == 1
-        await carry(dialling, accepting)
-        assert accepting.owner.told[2:] == [messages.Told(str(number)) for number in range(50)]
-        dialling.link.end(Ending.STOPPED)
-        accepting.link.end(Ending.STOPPED)
-
-    run(story())
+async def test_accepting_side_goes_up_at_the_first_frame_of_the_dialing_side() -> None:
+    dialing, accepting = dialing_side(), accepting_side()
+    dialing.link.data_received(accepting.take_written())
+    accepting.link.data_received(dialing.take_written())
+    assert accepting.observer.events == ["authenticated"]
+    accepting.link.send(MESSAGE)
+    dialing.link.data_received(accepting.take_written())
+    assert dialing.observer.events == ["authenticated", "up"], "a message sent before the link was up is dropped"
+    await asyncio.sleep(0)
+    accepting.link.data_received(dialing.take_written())
+    assert accepting.observer.events == ["authenticated", "up"]
+    end_both_sides(dialing, accepting)
 
 
-def test_every_byte_may_come_by_itself() -> None:
-    async def story() -> None:
-        dialling, accepting = dials(), accepts()
-        for _ in range(3):
-            for one, other in ((accepting, dialling), (dialling, accepting)):
-                await asyncio.sleep(0)
-                for byte in one.takes():
-                    other.link.data_received(bytes([byte]))
-        assert dialling.owner.told == accepting.owner.told == ["agreed", "up"]
-        dialling.link.end(Ending.STOPPED)
-        accepting.link.end(Ending.STOPPED)
-
-    run(story())
+async def test_messages_of_one_event_loop_turn_take_one_write() -> None:
+    dialing, accepting = await linked_sides()
+    for number in range(50):
+        dialing.link.send(messages.OwnerSyncComplete(str(number)))
+    assert dialing.transport.writes == []
+    await asyncio.sleep(0)
+    assert len(dialing.transport.writes) == 1
+    await exchange_bytes(dialing, accepting)
+    assert accepting.observer.events[2:] == [messages.OwnerSyncComplete(str(number)) for number in range(50)]
+    end_both_sides(dialing, accepting)
 
 
-def test_a_goodbye_comes_after_all_that_was_said_before() -> None:
-    async def story() -> None:
-        dialling, accepting = await linked()
-        dialling.link.send(HELLO)
-        dialling.link.leave()
-        assert dialling.hand.closed == "in order"
-        accepting.link.data_received(dialling.takes())
-        assert accepting.owner.told[2:] == [HELLO, Ending.GOODBYE]
-        await asyncio.sleep(0)
-        assert dialling.owner.told[2:] == [Ending.STOPPED, "closed"]
-        dialling.link.send(HELLO)
-        dialling.link.leave()
-        assert dialling.takes() == b""
-
-    run(story())
+async def test_data_can_arrive_byte_by_byte() -> None:
+    dialing, accepting = dialing_side(), accepting_side()
+    for _ in range(3):
+        for one, other in ((accepting, dialing), (dialing, accepting)):
+            await asyncio.sleep(0)
+            for byte in one.take_written():
+                other.link.data_received(bytes([byte]))
+    assert dialing.observer.events == accepting.observer.events == ["authenticated", "up"]
+    end_both_sides(dialing, accepting)
 
 
-@pytest.mark.parametrize("ending", [Ending.DUPLICATE, Ending.STALE, Ending.SELF])
-def test_the_accepting_end_tells_a_proven_peer_why_it_is_turned_away(ending: Ending) -> None:
-    async def story() -> None:
-        dialling, accepting = dials(), accepts()
-        accepting.owner.verdict = ending
-        await carry(dialling, accepting)
-        assert accepting.owner.told == ["agreed", ending, "closed"]
-        assert accepting.hand.closed == "in order"
-        assert dialling.owner.told == [ending, "closed"]
-        assert dialling.link.peer == BEN
-
-    run(story())
-
-
-def test_the_dialling_end_may_leave_after_it_has_learnt_who_answers() -> None:
-    async def story() -> None:
-        dialling, accepting = dials(), accepts()
-        dialling.owner.verdict = Ending.DUPLICATE
-        await carry(dialling, accepting)
-        assert dialling.owner.told == ["agreed", Ending.DUPLICATE, "closed"]
-        accepting.link.connection_lost(None)
-        assert accepting.owner.told == ["agreed", Ending.CLOSED, "closed"]
-
-    run(story())
+async def test_goodbye_follows_all_messages_sent_before() -> None:
+    dialing, accepting = await linked_sides()
+    dialing.link.send(MESSAGE)
+    dialing.link.close_gracefully()
+    assert dialing.transport.closed_by == "close"
+    accepting.link.data_received(dialing.take_written())
+    assert accepting.observer.events[2:] == [MESSAGE, CloseReason.GOODBYE]
+    await asyncio.sleep(0)
+    assert dialing.observer.events[2:] == [CloseReason.STOPPED, "closed"]
+    dialing.link.send(MESSAGE)
+    dialing.link.close_gracefully()
+    assert dialing.take_written() == b""
 
 
-def test_one_without_the_secret_is_told_nothing() -> None:
-    async def story() -> None:
-        dialling, accepting = dials(secret=b"another secret, as long"), accepts()
-        await carry(dialling, accepting)
-        assert accepting.owner.told == [Ending.SECRET, "closed"]
-        assert accepting.link.peer is None
-        assert accepting.hand.closed == "aborted"
-        dialling.link.connection_lost(None)
-        assert dialling.owner.told == [Ending.REFUSED, "closed"]
-
-    run(story())
+@pytest.mark.parametrize("close_reason", [CloseReason.DUPLICATE, CloseReason.STALE, CloseReason.SELF])
+async def test_accepting_side_sends_the_reason_of_a_refusal_to_an_authenticated_peer(close_reason: CloseReason) -> None:
+    dialing, accepting = dialing_side(), accepting_side()
+    accepting.observer.refuse_with = close_reason
+    await exchange_bytes(dialing, accepting)
+    assert accepting.observer.events == ["authenticated", close_reason, "closed"]
+    assert accepting.transport.closed_by == "close"
+    assert dialing.observer.events == [close_reason, "closed"]
+    assert dialing.link.peer == ACCEPTING_PEER
 
 
-def test_versions_that_overlap_are_linked_by_the_highest_common_one_and_others_are_not() -> None:
-    async def story() -> None:
-        dialling, accepting = dials(versions=Versions(1, 3)), accepts(versions=Versions(2, 5))
-        await carry(dialling, accepting)
-        assert dialling.link.version == accepting.link.version == 3
-        dialling.link.end(Ending.STOPPED)
-        accepting.link.end(Ending.STOPPED)
+async def test_dialing_side_can_refuse_after_it_has_the_peers_identity() -> None:
+    dialing, accepting = dialing_side(), accepting_side()
+    dialing.observer.refuse_with = CloseReason.DUPLICATE
+    await exchange_bytes(dialing, accepting)
+    assert dialing.observer.events == ["authenticated", CloseReason.DUPLICATE, "closed"]
+    accepting.link.connection_lost(None)
+    assert accepting.observer.events == ["authenticated", CloseReason.CLOSED, "closed"]
 
-        dialling, accepting = dials(versions=Versions(1, 1)), accepts(versions=Versions(2, 5))
-        await carry(dialling, accepting)
-        assert dialling.owner.told == accepting.owner.told == [Ending.VERSION, "closed"]
 
-    run(story())
+async def test_peer_without_the_secret_is_disconnected_without_a_reason() -> None:
+    dialing, accepting = dialing_side(secret=OTHER_SECRET), accepting_side()
+    await exchange_bytes(dialing, accepting)
+    assert accepting.observer.events == [CloseReason.SECRET, "closed"]
+    assert accepting.link.peer is None
+    assert accepting.transport.closed_by == "abort"
+    dialing.link.connection_lost(None)
+    assert dialing.observer.events == [CloseReason.REFUSED, "closed"]
+
+
+async def test_link_uses_the_highest_common_version_or_is_refused_without_one() -> None:
+    dialing, accepting = dialing_side(versions=ProtocolVersions(1, 3)), accepting_side(versions=ProtocolVersions(2, 5))
+    await exchange_bytes(dialing, accepting)
+    assert dialing.link.version == accepting.link.version == 3
+    end_both_sides(dialing, accepting)
+
+    dialing, accepting = dialing_side(versions=ProtocolVersions(1, 1)), accepting_side(versions=ProtocolVersions(2, 5))
+    await exchange_bytes(dialing, accepting)
+    assert dialing.observer.events == accepting.observer.events == [CloseReason.VERSION, "closed"]
 
 
 @pytest.mark.parametrize(
-    ("data", "ending"),
+    ("data", "close_reason"),
     [
-        (b"GET / HTTP/1.1\r\n\r\n", Ending.OVERSIZED),
-        (b"\x16\x03\x01\x02\x00\x01", Ending.OVERSIZED),
-        (b"\0\0\4\1", Ending.OVERSIZED),
-        (b"\0\0\0\0", Ending.SECRET),
-        (b"\0\0\0\x05hello", Ending.SECRET),
+        (b"GET / HTTP/1.1\r\n\r\n", CloseReason.OVERSIZED),
+        (b"\x16\x03\x01\x02\x00\x01", CloseReason.OVERSIZED),
+        (b"\0\0\4\1", CloseReason.OVERSIZED),
+        (b"\0\0\0\0", CloseReason.SECRET),
+        (b"\0\0\0\x05hello", CloseReason.SECRET),
     ],
 )
-def test_what_strangers_send_is_refused(data: bytes, ending: Ending) -> None:
-    async def story() -> None:
-        end = accepts()
-        end.link.data_received(data)
+async def test_data_that_is_no_handshake_is_refused(data: bytes, close_reason: CloseReason) -> None:
+    side = accepting_side()
+    side.link.data_received(data)
+    await asyncio.sleep(0)
+    assert side.observer.events == [close_reason, "closed"]
+
+
+async def test_invalid_challenge_is_refused_by_the_dialing_side() -> None:
+    for data in (b"\0\0\0\x05hello", b"\0\0\0\x32" + bytes(50)):
+        side = dialing_side()
+        side.link.data_received(data)
         await asyncio.sleep(0)
-        assert end.owner.told == [ending, "closed"]
-
-    run(story())
+        assert side.observer.events == [CloseReason.GARBAGE, "closed"]
 
 
-def test_what_answers_and_is_no_router_is_refused() -> None:
-    async def story() -> None:
-        for data in (b"\0\0\0\x05hello", b"\0\0\0\x32" + bytes(50)):
-            end = dials()
-            end.link.data_received(data)
-            await asyncio.sleep(0)
-            assert end.owner.told == [Ending.GARBAGE, "closed"]
-
-    run(story())
-
-
-def test_altered_repeated_and_oversized_frames_end_a_link_and_are_not_heard() -> None:
+async def test_altered_repeated_or_oversized_frame_ends_the_link() -> None:
     def flip(data: bytes) -> bytes:
         return data[:-1] + bytes([data[-1] ^ 1])
 
-    changes: list[tuple[Callable[[bytes], bytes], Ending]] = [
-        (flip, Ending.FORGED),
-        (lambda data: data + data, Ending.FORGED),
-        (lambda data: b"\0\0\0\0" + data, Ending.FORGED),
-        (lambda data: b"\xff\xff\xff\xff" + data, Ending.OVERSIZED),
+    changes: list[tuple[Callable[[bytes], bytes], CloseReason]] = [
+        (flip, CloseReason.FORGED),
+        (lambda data: data + data, CloseReason.FORGED),
+        (lambda data: b"\0\0\0\0" + data, CloseReason.FORGED),
+        (lambda data: b"\xff\xff\xff\xff" + data, CloseReason.OVERSIZED),
     ]
-
-    async def story() -> None:
-        for change, ending in changes:
-            dialling, accepting = await linked()
-            dialling.link.send(HELLO)
-            await asyncio.sleep(0)
-            accepting.link.data_received(change(dialling.takes()))
-            await asyncio.sleep(0)
-            assert accepting.owner.told[-2:] == [ending, "closed"]
-            assert accepting.owner.told.count(HELLO) <= 1
-            dialling.link.end(Ending.STOPPED)
-
-    run(story())
-
-
-def test_a_peer_that_talks_nonsense_is_left_and_one_of_a_later_release_is_not() -> None:
-    async def story() -> None:
-        dialling, accepting = await linked()
-        dialling.link.send_payload(b'["moon-phase"]')
-        dialling.link.send(HELLO)
-        await carry(dialling, accepting)
-        assert accepting.owner.told[2:] == [HELLO]
-        dialling.link.send_payload(b'["told",7]')
-        dialling.link.send(HELLO)
-        await carry(dialling, accepting)
-        assert accepting.owner.told[3:] == [Ending.GARBAGE, "closed"]
-        dialling.link.end(Ending.STOPPED)
-
-    run(story())
-
-
-def test_a_hand_shake_may_not_take_for_ever() -> None:
-    async def story() -> None:
-        dialling, accepting = dials(QUICK), accepts(QUICK)
-        await eventually(lambda: dialling.owner.told == accepting.owner.told == [Ending.TIMEOUT, "closed"])
-
-    run(story())
-
-
-def test_a_proven_peer_that_never_speaks_does_not_keep_its_connection() -> None:
-    async def story() -> None:
-        dialling, accepting = dials(), accepts(QUICK)
-        dialling.link.data_received(accepting.takes())
-        accepting.link.data_received(dialling.takes())
-        await eventually(lambda: accepting.owner.told == ["agreed", Ending.TIMEOUT, "closed"])
-        dialling.link.end(Ending.STOPPED)
-
-    run(story())
-
-
-def test_silence_ends_a_link_and_heartbeats_keep_it() -> None:
-    async def story() -> None:
-        dialling, accepting = await linked(QUICK)
-        for _ in range(20):  # each is a heartbeat's time, and all together many times the silence that ends a link
-            await eventually(lambda: dialling.hand.writes and accepting.hand.writes)
-            await carry(dialling, accepting)
-        assert dialling.owner.told == accepting.owner.told == ["agreed", "up"]
-        await eventually(lambda: dialling.owner.told[2:] == [Ending.SILENT, "closed"])
-        await eventually(lambda: accepting.owner.told[2:] == [Ending.SILENT, "closed"])
-        assert dialling.hand.closed == "aborted"
-
-    run(story())
-
-
-def test_a_peer_that_does_not_read_is_left() -> None:
-    async def story() -> None:
-        dialling, accepting = await linked(dataclasses.replace(STEADY, write_limit_bytes=1000))
-        dialling.hand.unread = 1000
-        dialling.link.send(HELLO)
+    for change, close_reason in changes:
+        dialing, accepting = await linked_sides()
+        dialing.link.send(MESSAGE)
         await asyncio.sleep(0)
-        assert dialling.link.is_up
-        dialling.hand.unread = 1001
-        dialling.link.send(HELLO)
+        accepting.link.data_received(change(dialing.take_written()))
         await asyncio.sleep(0)
-        assert dialling.owner.told[2:] == [Ending.UNREAD]
-        accepting.link.end(Ending.STOPPED)
-
-    run(story())
-
-
-def test_a_message_over_the_limit_is_refused_to_the_sender() -> None:
-    async def story() -> None:
-        dialling, accepting = await linked(dataclasses.replace(STEADY, frame_limit_bytes=100))
-        with pytest.raises(WireError):
-            dialling.link.send(messages.Told("x" * 100))
-        dialling.link.send(HELLO)
-        await carry(dialling, accepting)
-        assert accepting.owner.told[2:] == [HELLO]
-        dialling.link.end(Ending.STOPPED)
-        accepting.link.end(Ending.STOPPED)
-
-    run(story())
+        assert accepting.observer.events[-2:] == [close_reason, "closed"]
+        assert accepting.observer.events.count(MESSAGE) <= 1
+        dialing.link.end(CloseReason.STOPPED)
 
 
-def test_a_link_that_is_ended_before_it_is_connected_connects_no_more() -> None:
-    async def story() -> None:
-        owner = Owner()
-        link = Link(owner, ServerHandshake(BEN, SECRET), "127.0.0.1", STEADY, MessageReader())
-        link.end(Ending.CROWDED)
-        link.end(Ending.STOPPED)
-        hand = Hand(link)
-        link.connection_made(hand)
-        await asyncio.sleep(0)
-        assert hand.closed == "aborted"
-        assert hand.writes == []
-        assert owner.told == [Ending.CROWDED, "closed"]
+async def test_malformed_message_ends_the_link_but_unknown_message_is_ignored() -> None:
+    dialing, accepting = await linked_sides()
+    dialing.link.send_encoded(b'["moon-phase"]')
+    dialing.link.send(MESSAGE)
+    await exchange_bytes(dialing, accepting)
+    assert accepting.observer.events[2:] == [MESSAGE]
+    dialing.link.send_encoded(b'["told",7]')
+    dialing.link.send(MESSAGE)
+    await exchange_bytes(dialing, accepting)
+    assert accepting.observer.events[3:] == [CloseReason.GARBAGE, "closed"]
+    dialing.link.end(CloseReason.STOPPED)
 
-    run(story())
+
+async def test_handshake_times_out() -> None:
+    dialing, accepting = dialing_side(FAST_LIMITS), accepting_side(FAST_LIMITS)
+    await eventually(lambda: dialing.observer.events == accepting.observer.events == [CloseReason.TIMEOUT, "closed"])
+
+
+async def test_authenticated_peer_that_sends_no_frame_times_out() -> None:
+    dialing, accepting = dialing_side(), accepting_side(FAST_LIMITS)
+    dialing.link.data_received(accepting.take_written())
+    accepting.link.data_received(dialing.take_written())
+    await eventually(lambda: accepting.observer.events == ["authenticated", CloseReason.TIMEOUT, "closed"])
+    dialing.link.end(CloseReason.STOPPED)
+
+
+async def test_link_with_heartbeats_stays_up_until_its_peer_is_silent() -> None:
+    dialing, accepting = await linked_sides(FAST_LIMITS)
+    for _ in range(20):  # heartbeats, over many times `dead_after_seconds`
+        await eventually(lambda: dialing.transport.writes and accepting.transport.writes)
+        await exchange_bytes(dialing, accepting)
+    assert dialing.observer.events == accepting.observer.events == ["authenticated", "up"]
+    await eventually(lambda: dialing.observer.events[2:] == [CloseReason.SILENT, "closed"])
+    await eventually(lambda: accepting.observer.events[2:] == [CloseReason.SILENT, "closed"])
+    assert dialing.transport.closed_by == "abort"
+
+
+async def test_peer_that_does_not_read_ends_the_link() -> None:
+    dialing, accepting = await linked_sides(dataclasses.replace(NO_TIMEOUTS, write_limit_bytes=1000))
+    dialing.transport.write_buffer_size = 1000
+    dialing.link.send(MESSAGE)
+    await asyncio.sleep(0)
+    assert dialing.link.is_up
+    dialing.transport.write_buffer_size = 1001
+    dialing.link.send(MESSAGE)
+    await asyncio.sleep(0)
+    assert dialing.observer.events[2:] == [CloseReason.UNREAD]
+    accepting.link.end(CloseReason.STOPPED)
+
+
+async def test_sending_a_message_over_the_frame_limit_raises_but_keeps_the_link() -> None:
+    dialing, accepting = await linked_sides(dataclasses.replace(NO_TIMEOUTS, frame_limit_bytes=100))
+    with pytest.raises(WireError):
+        dialing.link.send(messages.OwnerSyncComplete("x" * 100))
+    dialing.link.send(MESSAGE)
+    await exchange_bytes(dialing, accepting)
+    assert accepting.observer.events[2:] == [MESSAGE]
+    end_both_sides(dialing, accepting)
+
+
+async def test_link_ended_before_it_is_connected_aborts_the_connection() -> None:
+    observer = RecordingLinkObserver()
+    link = Link(observer, ServerHandshake(ACCEPTING_PEER, SECRET), source="127.0.0.1", limits=NO_TIMEOUTS)
+    link.end(CloseReason.CROWDED)
+    link.end(CloseReason.STOPPED)
+    transport = FakeTransport(link)
+    link.connection_made(transport)
+    await asyncio.sleep(0)
+    assert transport.closed_by == "abort"
+    assert transport.writes == []
+    assert observer.events == [CloseReason.CROWDED, "closed"]

@@ -1,7 +1,10 @@
-"""One router pod as a process, with a cluster that never changes: `python -m tests.pods.pod FILE`, which is JSON.
+"""A router pod as a process, with a fixed cluster: `python -m tests.pods.pod FILE`.
 
-The supervisor, its workers and the links are the router's own; as in a cluster, each pod knows of the services itself.
-Prints a line once it accepts clients. SIGTERM drains it and ends it.
+The supervisor, the workers and the links are the router's own. Each pod gets the services from FILE, as pods in
+Kubernetes get them from the API server. It prints a line once it accepts clients, and drains on SIGTERM.
+
+FILE is JSON, see `tests/pods/fleet.py`. `test_rolling_upgrade` starts this program from checkouts of earlier releases,
+too, so keys may be added to FILE, but not renamed.
 """
 
 import asyncio
@@ -16,61 +19,77 @@ from typing import Any
 import uvloop
 
 from router.cluster import ClusterListener
-from router.peers.accepting import listening_socket
+from router.config.router import load_settings
+from router.config.service import parse_service
+from router.model.services import Replica, ReplicaState
+from router.net.listen import bind_listener
+from router.peers.handshake import SUPPORTED_VERSIONS, ProtocolVersions
 from router.peers.mesh import Mesh
-from router.services import Replica, ReplicaState, parse_service
-from router.settings import load_settings
-from router.supervisor import Supervisor
+from router.supervisor.supervisor import Supervisor
 from router.telemetry import log
 
 
 class FixedCluster:
-    """Services and replicas from the file."""
+    """A `Cluster` with the services and replicas of the file."""
 
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self._facts = facts
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = config
 
     async def start(self, listener: ClusterListener) -> None:
-        services = {name: parse_service(name, described) for name, described in self._facts["services"].items()}
+        services = {name: parse_service(name, settings) for name, settings in self._config["services"].items()}
         listener.services_changed(services)
-        for name, ports in self._facts["replicas"].items():
-            ready = tuple(Replica(f"{name}-{port}", "127.0.0.1", port, ReplicaState.READY) for port in ports)
-            listener.replicas_changed((name, "default"), ready)
+        for name, ports in self._config["replicas"].items():
+            replicas = tuple(Replica(f"{name}-{port}", "127.0.0.1", port, ReplicaState.READY) for port in ports)
+            listener.replicas_changed((name, "default"), replicas)
+
+    def report_server_error(self, key: tuple[str, str], replica_id: str, status: int) -> None:
+        pass
+
+    def report_ejection(self, key: tuple[str, str], replica_id: str, reason: str) -> None:
+        pass
 
     def scale(self, key: tuple[str, str], replicas: int, remove: Collection[str] = ()) -> None:
-        """Nothing is scaled."""
+        """Do nothing: the number of replicas is fixed."""
 
     async def stop(self) -> None:
-        """Nothing was begun."""
+        """Do nothing: the replicas are not this pod's."""
 
 
-async def main(facts: dict[str, Any]) -> int:
-    """Serve until SIGTERM. Returns the exit code."""
+async def main(config: dict[str, Any], versions: ProtocolVersions = SUPPORTED_VERSIONS) -> int:
+    """Serve until SIGTERM. Return the exit code."""
     log.configure("info", sys.stderr, human=False)
     settings = replace(
         load_settings(environ={}),
-        host=facts["host"],
-        port=facts["port"],
-        admin_host=facts["host"],
-        admin_port=facts["admin_port"],
-        workers=facts["workers"],
+        host=config["host"],
+        port=config["port"],
+        admin_host=config["host"],
+        admin_port=config["admin_port"],
+        workers=config["workers"],
         drain_seconds=10.0,
     )
-    peer_socket = listening_socket(facts["host"], facts["peer_port"])
-    supervisor = Supervisor(settings, own_id=facts["id"], human_log=False, peer_socket=peer_socket)
-    mesh = Mesh(facts["id"], peer_socket, facts["secret"].encode(), supervisor.pods)
-    mesh.set_expected({(host, port): peer for host, port, peer in facts["peers"]})
+    peer_socket = bind_listener(config["host"], config["peer_port"])
+    supervisor = Supervisor(
+        settings, FixedCluster(config), own_id=config["id"], human_log=False, peer_listeners=[peer_socket]
+    )
+    mesh = Mesh(config["id"], peer_socket, config["secret"].encode(), supervisor.peer_observer, versions=versions)
+    mesh.set_expected_peers({(host, port): peer for host, port, peer in config["peers"]})
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     try:
         await supervisor.join(mesh)
-        await supervisor.start(FixedCluster(facts))
-        print("serves", flush=True)
+        await supervisor.start()
+        print("ready", flush=True)
         await stopping.wait()
     finally:
         complete = await supervisor.stop()
     return 0 if complete else 1
 
 
+def load_config() -> dict[str, Any]:
+    """Read the file named on the command line."""
+    config: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    return config
+
+
 if __name__ == "__main__":
-    sys.exit(uvloop.run(main(json.loads(Path(sys.argv[1]).read_text()))))
+    sys.exit(uvloop.run(main(load_config())))

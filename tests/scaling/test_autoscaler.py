@@ -1,17 +1,17 @@
-"""The autoscaler, case by case."""
+"""Cases of the autoscaler: one interval, the window, changed settings, reasons."""
 
 from dataclasses import replace
 
 import pytest
 
+from router.model.services import Version
 from router.scaling.autoscaler import HISTORY_LENGTH, Autoscaler, replicas_for
 from router.scaling.demand import Demand
-from router.services import Version
-from tests.scaling.worlds import load, version
+from tests.scaling.builders import demand_of, version
 
 
-def watch(autoscaler: Autoscaler, start: int, end: int, demand: Demand, replicas: int = 1) -> list[int]:
-    """Observes the same demand at each second from `start` to `end`; what was desired at each."""
+def observe_seconds(autoscaler: Autoscaler, start: int, end: int, demand: Demand, replicas: int = 1) -> list[int]:
+    """Observe the same demand at each second from `start` to `end`; return the number desired at each."""
     return [autoscaler.observe(float(now), demand, replicas).desired for now in range(start, end + 1)]
 
 
@@ -23,7 +23,7 @@ def watch(autoscaler: Autoscaler, start: int, end: int, demand: Demand, replicas
         (20, 10, 100, 1, 200),
         (0, 10, 70, 1, 0),
         (0.001, 0.001, 70, 1, 1),
-        (5, 1, 70, 0, 8),  # no limit counts as 1
+        (5, 1, 70, 0, 8),  # unlimited counts as 1
         (0.1, 3, 30, 1, 1),  # 0.1 * 3 is 0.30000000000000004
         (7, 1, 70, 1, 10),  # 7 / 0.7 is 10.000000000000002
         (7.0001, 1, 70, 1, 11),
@@ -35,7 +35,7 @@ def test_published_sizing_formula(rps: float, seconds: float, target: int, max_c
 
 
 @pytest.mark.parametrize("target", range(1, 101))
-def test_a_load_exactly_at_the_target_needs_no_replica_more(target: int) -> None:
+def test_load_exactly_at_the_target_needs_no_extra_replica(target: int) -> None:
     for replicas in range(1, 300):
         assert replicas_for(replicas * target / 100, 1, target, 1) == replicas
         assert replicas_for(replicas * (target / 100), 1, target, 1) == replicas
@@ -52,10 +52,10 @@ def test_a_load_exactly_at_the_target_needs_no_replica_more(target: int) -> None
         ((1, 1, 70, -1), "max_concurrent is -1, must be a number from 0 to 1e+09"),
     ],
 )
-def test_sizing_refuses_what_cannot_be(arguments: tuple[float, float, int, int], message: str) -> None:
-    with pytest.raises(ValueError) as refused:  # noqa: PT011  # the whole message is compared
+def test_sizing_formula_rejects_invalid_arguments(arguments: tuple[float, float, int, int], message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the whole message is compared
         replicas_for(*arguments)
-    assert str(refused.value) == message
+    assert str(caught.value) == message
 
 
 WIDE = {"autoscale_min_replicas": 1, "autoscale_max_replicas": 1000}
@@ -64,124 +64,205 @@ WIDE = {"autoscale_min_replicas": 1, "autoscale_max_replicas": 1000}
 @pytest.mark.parametrize(
     ("demand", "desired"),
     [
-        (load(), 1),
-        (load(busy=0.7), 1),
-        (load(busy=0.71), 2),
-        (load(busy=7), 10),
-        (load(busy=3, queued=4), 10),
-        (load(busy=200), 286),
-        (load(busy=7, seconds=30.0), 10),
-        # 2 in flight, 9 refused in a second that take 2 s each: 2 + 18 are wanted
-        (Demand(1.0, busy_seconds=2.0, refused=9, completed=1, service_seconds=2.0), 29),
-        # half a second: 18 refused per second
-        (Demand(0.5, busy_seconds=1.0, refused=9, completed=1, service_seconds=2.0), 55),
-        # nothing ever completed: a refused request is taken to last max_request_wait_time, 0.5 s
+        (demand_of(), 1),
+        (demand_of(busy=0.7), 1),
+        (demand_of(busy=0.71), 2),
+        (demand_of(busy=7), 10),
+        (demand_of(busy=3, queued=4), 10),
+        (demand_of(busy=200), 286),
+        (demand_of(busy=7, seconds=30.0), 10),
+        # 2 in flight, and 9 refused that would take 2 s each: need 11
+        (Demand(1.0, busy_seconds=2.0, refused=9, completed=1, service_seconds=2.0), 16),
+        (Demand(0.5, busy_seconds=1.0, refused=9, completed=1, service_seconds=2.0), 16),
+        # 90 refused that would take 0.1 s each: 9 at a time
+        (Demand(1.0, busy_seconds=2.0, refused=90, completed=10, service_seconds=1.0), 16),
+        # the same after they have waited for 0.05 s each, which counts as queued
+        (Demand(1.0, busy_seconds=2.0, queued_seconds=4.5, refused=90, completed=10, service_seconds=1.0), 16),
+        # none completed so far: a refused request counts with max_request_wait_time, 0.5 s
         (Demand(1.0, busy_seconds=2.0, refused=10), 10),
-        (load(busy=70_000), 1000),
+        (demand_of(busy=70_000), 1000),
     ],
 )
-def test_desired_of_one_interval(demand: Demand, desired: int) -> None:
+def test_desired_replicas_after_one_interval(demand: Demand, desired: int) -> None:
     assert Autoscaler(version(**WIDE)).observe(1.0, demand, 1).desired == desired
 
 
 @pytest.mark.parametrize(("max_concurrent", "desired"), [(0, 29), (1, 29), (2, 15), (10, 3)])
-def test_slots_of_a_replica_divide_the_need(max_concurrent: int, desired: int) -> None:
+def test_need_is_divided_by_slots_per_replica(max_concurrent: int, desired: int) -> None:
     settings = version(replica_max_concurrent_requests=max_concurrent, **WIDE)
-    assert Autoscaler(settings).observe(1.0, load(busy=20), 1).desired == desired
+    assert Autoscaler(settings).observe(1.0, demand_of(busy=20), 1).desired == desired
 
 
-def test_utilization_is_busy_and_queued_over_slots() -> None:
+def test_utilization_is_busy_plus_queued_over_slots() -> None:
     autoscaler = Autoscaler(version(replica_max_concurrent_requests=2))
-    assert autoscaler.observe(1.0, load(busy=3, queued=2), 5).utilization == 0.5
-    assert autoscaler.observe(2.0, load(queued=2), 0).utilization == 1.0, "with no replica, the slots of one"
+    assert autoscaler.observe(1.0, demand_of(busy=3, queued=2), 5).utilization == 0.5
+    assert autoscaler.observe(2.0, demand_of(queued=2), 0).utilization == 1.0, "without replicas, the slots of one"
 
 
-def test_a_burst_within_an_interval_counts_by_its_integral() -> None:
+def test_burst_within_an_interval_counts_by_its_integral() -> None:
     burst = Demand(seconds=1.0, busy_seconds=100 * 0.14, arrivals=100, completed=100, service_seconds=14.0)
     assert Autoscaler(version(**WIDE)).observe(1.0, burst, 1).desired == 20
 
 
-def test_overload_is_answered_in_one_step() -> None:
-    """20 requests per second of 10 s each meet one replica: nearly all are refused, and the first look sees it."""
+def test_many_refused_requests_scale_up_in_one_step() -> None:
+    """200 requests of 10 s each reach one replica at once: all but one are refused."""
     autoscaler = Autoscaler(version(**WIDE))
     autoscaler.observe(1.0, Demand(1.0, 1.0, completed=1, service_seconds=10.0), 1)
-    assert autoscaler.observe(2.0, Demand(1.0, busy_seconds=1.0, arrivals=20, refused=20), 1).desired >= 286
+    overload = Demand(1.0, busy_seconds=1.0, queued_seconds=99.5, arrivals=200, refused=199)
+    assert autoscaler.observe(2.0, overload, 1).desired >= 286
 
 
-def test_service_time_is_this_intervals_mean_else_the_last_known() -> None:
+def test_lasting_overload_scales_up_as_fast_as_requests_would_accumulate() -> None:
+    """20 requests/s of 10 s each reach one replica, and nearly all are refused: 200 would be in flight after 10 s."""
     autoscaler = Autoscaler(version(**WIDE))
-    assert autoscaler.observe(1.0, Demand(1.0, refused=7, completed=2, service_seconds=4.0), 1).raw_desired == 20
-    assert autoscaler.observe(2.0, Demand(1.0, refused=7), 1).raw_desired == 20
-    assert autoscaler.observe(3.0, Demand(1.0, refused=7, completed=2, service_seconds=2.0), 1).raw_desired == 10
+    autoscaler.observe(1.0, Demand(1.0, 1.0, completed=1, service_seconds=10.0), 1)
+    overload = Demand(1.0, busy_seconds=1.0, queued_seconds=10.0, arrivals=20, refused=20)
+    decisions = observe_seconds(autoscaler, 2, 60, overload)
+    assert decisions[0] >= 29
+    assert all(286 <= desired <= 306 for desired in decisions[9:])
 
 
-def test_refusals_before_anything_completed_last_as_long_as_they_waited() -> None:
+def test_one_refused_slow_request_counts_as_one() -> None:
+    """One refused request of 30 s counts as one request for 29.5 s, after the 0.5 s for which it was queued."""
+    autoscaler = Autoscaler(version(**WIDE))
+    completed = Demand(1.0, completed=20, service_seconds=600.0)
+    assert autoscaler.observe(1.0, completed, 0).desired == 1
+    refused = Demand(1.0, queued_seconds=0.5, arrivals=1, refused=1)
+    assert autoscaler.observe(2.0, refused, 1).raw_desired == 3  # 1.5 / 0.7: it was queued in the same second
+    following = [autoscaler.observe(float(now), demand_of(), 2).raw_desired for now in range(3, 40)]
+    assert following == [2] * 28 + [1] + [0] * 8
+
+
+def test_refused_requests_count_with_their_wait_time_until_one_completes() -> None:
+    """Here they were refused at once. The time that they have waited does not count twice."""
     autoscaler = Autoscaler(version(max_request_wait_time=2000, **WIDE))
-    assert autoscaler.observe(1.0, Demand(1.0, refused=7), 1).desired == 20
+    assert autoscaler.observe(1.0, Demand(1.0, refused=7), 1).raw_desired == 10
+    assert [autoscaler.observe(float(now), demand_of(), 1).raw_desired for now in (2, 3)] == [10, 0]
 
 
-def test_replicas_that_are_slow_to_start_do_not_make_the_count_run_away() -> None:
+def test_slowly_starting_replicas_do_not_make_the_count_run_away() -> None:
     autoscaler = Autoscaler(version(**WIDE))
-    assert {autoscaler.observe(float(now), load(busy=1, queued=6), 10).desired for now in range(1, 300)} == {10}
+    assert {autoscaler.observe(float(now), demand_of(busy=1, queued=6), 10).desired for now in range(1, 300)} == {10}
 
 
-def test_up_at_once_and_down_only_after_the_window() -> None:
+def test_scale_up_is_immediate_and_scale_down_waits_for_the_window() -> None:
     autoscaler = Autoscaler(version())
-    watch(autoscaler, 1, 60, load(busy=0.5))
-    assert watch(autoscaler, 61, 61, load(busy=5)) == [8]
-    assert watch(autoscaler, 62, 120, load(busy=0.5), replicas=8) == [8] * 59
-    assert watch(autoscaler, 121, 122, load(busy=0.5), replicas=8) == [1, 1]
+    observe_seconds(autoscaler, 1, 60, demand_of(busy=0.5))
+    assert observe_seconds(autoscaler, 61, 61, demand_of(busy=5)) == [8]
+    assert observe_seconds(autoscaler, 62, 120, demand_of(busy=0.5), replicas=8) == [8] * 59
+    assert observe_seconds(autoscaler, 121, 122, demand_of(busy=0.5), replicas=8) == [1, 1]
 
 
-def test_down_goes_to_the_highest_need_of_the_window_and_no_further() -> None:
+def test_scale_down_stops_at_the_highest_need_of_the_window() -> None:
     autoscaler = Autoscaler(version())
-    watch(autoscaler, 1, 60, load())
+    observe_seconds(autoscaler, 1, 60, demand_of())
     for now, busy in ((61, 5.0), (81, 3.0), (101, 1.0)):
-        watch(autoscaler, now, now + 19, load(busy=busy))
-    assert watch(autoscaler, 121, 180, load(), replicas=8) == [8] * 19 + [5] * 20 + [2] * 20 + [1]
+        observe_seconds(autoscaler, now, now + 19, demand_of(busy=busy))
+    assert observe_seconds(autoscaler, 121, 180, demand_of(), replicas=8) == [8] * 19 + [5] * 20 + [2] * 20 + [1]
 
 
-def test_the_first_count_stands_until_a_window_was_watched() -> None:
+def test_first_count_is_held_until_a_window_was_observed() -> None:
     autoscaler = Autoscaler(version())
-    assert watch(autoscaler, 1, 59, load(), replicas=6) == [6] * 59
-    assert watch(autoscaler, 60, 61, load(), replicas=6) == [1, 1]
+    assert observe_seconds(autoscaler, 1, 59, demand_of(), replicas=6) == [6] * 59
+    assert observe_seconds(autoscaler, 60, 61, demand_of(), replicas=6) == [1, 1]
 
 
-def test_the_first_count_does_not_keep_the_count_from_rising() -> None:
+def test_first_count_does_not_prevent_scale_up() -> None:
     autoscaler = Autoscaler(version())
-    assert watch(autoscaler, 1, 1, load(busy=5), replicas=6) == [8]
-    assert watch(autoscaler, 2, 2, load(), replicas=6) == [8]
+    assert observe_seconds(autoscaler, 1, 1, demand_of(busy=5), replicas=6) == [8]
+    assert observe_seconds(autoscaler, 2, 2, demand_of(), replicas=6) == [8]
 
 
-def test_one_interval_as_long_as_the_window_is_a_window() -> None:
-    assert Autoscaler(version()).observe(1000.0, load(busy=1, seconds=60.0), 9).desired == 2
+def test_single_interval_as_long_as_the_window_suffices() -> None:
+    assert Autoscaler(version()).observe(1000.0, demand_of(busy=1, seconds=60.0), 9).desired == 2
 
 
-def test_when_nobody_looked_the_count_stays() -> None:
+def test_count_stays_while_nothing_is_reported() -> None:
     autoscaler = Autoscaler(version())
-    watch(autoscaler, 1, 60, load(busy=5))
-    assert watch(autoscaler, 61, 500, Demand()) == [8] * 440
+    observe_seconds(autoscaler, 1, 60, demand_of(busy=5))
+    assert observe_seconds(autoscaler, 61, 500, Demand()) == [8] * 440
 
 
-def test_after_a_long_silence_a_whole_window_is_watched_again() -> None:
+def test_long_gap_between_reports_starts_a_new_window() -> None:
     autoscaler = Autoscaler(version())
-    watch(autoscaler, 1, 60, load(busy=5))
-    assert watch(autoscaler, 501, 559, load()) == [8] * 59
-    assert watch(autoscaler, 560, 560, load()) == [1]
+    observe_seconds(autoscaler, 1, 60, demand_of(busy=5))
+    assert observe_seconds(autoscaler, 501, 559, demand_of()) == [8] * 59
+    assert observe_seconds(autoscaler, 560, 560, demand_of()) == [1]
 
 
-def test_a_look_missed_now_and_then_prolongs_nothing() -> None:
+def test_occasional_missing_report_does_not_restart_the_window() -> None:
     autoscaler = Autoscaler(version())
-    watch(autoscaler, 1, 60, load(busy=5))
+    observe_seconds(autoscaler, 1, 60, demand_of(busy=5))
     for now in range(61, 120):
-        autoscaler.observe(float(now), load() if now % 3 else Demand(), 8)
-    assert watch(autoscaler, 120, 121, load()) == [1, 1]
+        autoscaler.observe(float(now), demand_of() if now % 3 else Demand(), 8)
+    assert observe_seconds(autoscaler, 120, 121, demand_of()) == [1, 1]
 
 
-def test_autoscaling_off_is_the_number_given() -> None:
+class TestCost:
+    """`autoscale_objective: cost`: the target applies to the mean of 10 s."""
+
+    settings = version(autoscale_objective="cost", **WIDE)
+
+    @staticmethod
+    def alternating(autoscaler: Autoscaler, start: int, end: int) -> int:
+        """Observe 3 and 7 requests in flight in turn, 5 on average; return the number desired at the end."""
+        return [
+            autoscaler.observe(float(now), demand_of(busy=3 + now % 2 * 4), 1).desired for now in range(start, end)
+        ][-1]
+
+    def test_steady_load_has_its_headroom_once(self) -> None:
+        assert self.alternating(Autoscaler(version(**WIDE)), 1, 200) == 10  # 7 / 0.7
+        assert self.alternating(Autoscaler(self.settings), 1, 200) == 8  # 5 / 0.7
+
+    def test_busiest_second_has_a_replica_for_each_request(self) -> None:
+        autoscaler = Autoscaler(self.settings)
+        self.alternating(autoscaler, 1, 200)
+        assert observe_seconds(autoscaler, 200, 200, demand_of(busy=20)) == [20]
+        assert observe_seconds(autoscaler, 201, 259, demand_of(busy=5)) == [20] * 59
+        assert observe_seconds(autoscaler, 260, 260, demand_of(busy=5))[0] < 20
+
+    def test_overload_is_covered_at_once_and_gets_headroom_within_10_seconds(self) -> None:
+        autoscaler = Autoscaler(self.settings)
+        observe_seconds(autoscaler, 1, 100, demand_of(busy=1))
+        desired = observe_seconds(autoscaler, 101, 110, demand_of(busy=7))
+        assert (desired[0], desired[-1]) == (7, 10)
+
+    def test_number_falls_within_a_window(self) -> None:
+        autoscaler = Autoscaler(self.settings)
+        observe_seconds(autoscaler, 1, 100, demand_of(busy=7))
+        desired = observe_seconds(autoscaler, 101, 160, demand_of(busy=0.5), replicas=10)
+        assert desired[:50] == [10] * 50, "means whose 10 s are within the window"
+        assert (desired[58], desired[59]) == (7, 1), "the busiest second"
+
+    def test_new_version_has_headroom_at_once(self) -> None:
+        assert Autoscaler(self.settings).observe(1.0, demand_of(busy=7), 1).desired == 10
+
+    def test_long_intervals_are_their_own_mean(self) -> None:
+        autoscaler = Autoscaler(self.settings)
+        assert [autoscaler.observe(now, demand_of(busy=7, seconds=30.0), 1).desired for now in (30.0, 60.0)] == [10, 10]
+
+    def test_slots_per_replica_divide_both(self) -> None:
+        autoscaler = Autoscaler(version(autoscale_objective="cost", replica_max_concurrent_requests=2, **WIDE))
+        assert self.alternating(autoscaler, 1, 200) == 4
+
+    @pytest.mark.parametrize(("before", "after", "desired"), [("latency", "cost", 8), ("cost", "latency", 10)])
+    def test_changed_objective_applies_to_the_whole_window(self, before: str, after: str, desired: int) -> None:
+        settings = version(autoscale_objective=before, **WIDE)
+        autoscaler = Autoscaler(settings)
+        self.alternating(autoscaler, 1, 200)
+        autoscaler.update(replace(settings, autoscale_objective=after))
+        assert observe_seconds(autoscaler, 200, 200, demand_of()) == [desired]
+
+
+def test_fixed_number_is_desired_when_autoscaling_is_off() -> None:
     autoscaler = Autoscaler(version(num_replicas=3))
-    decision = autoscaler.observe(1.0, load(busy=50), 1)
+    decision = autoscaler.observe(1.0, demand_of(busy=50), 1)
     assert (decision.desired, decision.raw_desired) == (3, 72)
+
+
+def test_fixed_number_may_be_zero() -> None:
+    decision = Autoscaler(version(num_replicas=0)).observe(1.0, demand_of(busy=5), 5)
+    assert (decision.desired, decision.bound) == (0, "fixed")
 
 
 class TestMinimumOfZero:
@@ -196,26 +277,27 @@ class TestMinimumOfZero:
             Demand(1.0, completed=1),
         ],
     )
-    def test_one_request_asks_for_one_replica_at_once(self, demand: Demand) -> None:
+    def test_one_request_needs_one_replica_at_once(self, demand: Demand) -> None:
         autoscaler = Autoscaler(self.settings)
-        assert watch(autoscaler, 1, 100, load(), replicas=0) == [0] * 100
-        assert watch(autoscaler, 101, 101, demand, replicas=0) == [1]
+        assert observe_seconds(autoscaler, 1, 100, demand_of(), replicas=0) == [0] * 100
+        assert observe_seconds(autoscaler, 101, 101, demand, replicas=0) == [1]
 
-    def test_the_last_replica_goes_after_a_window_with_no_request(self) -> None:
+    def test_last_replica_is_removed_after_a_window_without_requests(self) -> None:
         autoscaler = Autoscaler(self.settings)
-        watch(autoscaler, 1, 100, load(busy=0.001))
-        assert watch(autoscaler, 101, 159, load()) == [1] * 59
-        assert watch(autoscaler, 160, 160, load()) == [0]
+        observe_seconds(autoscaler, 1, 100, demand_of(busy=0.001))
+        assert observe_seconds(autoscaler, 101, 159, demand_of()) == [1] * 59
+        assert observe_seconds(autoscaler, 160, 160, demand_of()) == [0]
 
 
 class TestChangedSettings:
-    """The window remembers requests, so that a change is applied to all of it."""
+    """The window holds requests, not replica counts, so changed settings apply to all of it."""
 
     @staticmethod
-    def changed(before: Version, **settings: object) -> Autoscaler:
+    def updated(before: Version, **settings: object) -> Autoscaler:
+        """Return an autoscaler that observed a load of 5, then 2 for 10 s, and then got these settings."""
         autoscaler = Autoscaler(before)
-        watch(autoscaler, 1, 100, load(busy=5))
-        watch(autoscaler, 101, 110, load(busy=2), replicas=8)
+        observe_seconds(autoscaler, 1, 100, demand_of(busy=5))
+        observe_seconds(autoscaler, 101, 110, demand_of(busy=2), replicas=8)
         autoscaler.update(replace(before, **settings))  # type: ignore[arg-type]
         return autoscaler
 
@@ -230,50 +312,50 @@ class TestChangedSettings:
             ({"autoscale_enabled": False, "num_replicas": 2}, 2),
         ],
     )
-    def test_is_in_force_at_the_next_look(self, settings: dict[str, object], desired: int) -> None:
-        autoscaler = self.changed(version(autoscale_max_replicas=20), **settings)
-        assert watch(autoscaler, 111, 111, load(busy=2), replicas=8) == [desired]
+    def test_changed_settings_apply_from_the_next_interval(self, settings: dict[str, object], desired: int) -> None:
+        autoscaler = self.updated(version(autoscale_max_replicas=20), **settings)
+        assert observe_seconds(autoscaler, 111, 111, demand_of(busy=2), replicas=8) == [desired]
 
-    def test_keeps_what_the_window_knows(self) -> None:
-        autoscaler = self.changed(version(), autoscale_target_utilization=100)
-        assert watch(autoscaler, 111, 159, load(), replicas=8) == [5] * 49
-        assert watch(autoscaler, 160, 160, load(), replicas=5) == [2]
+    def test_changed_settings_keep_the_window(self) -> None:
+        autoscaler = self.updated(version(), autoscale_target_utilization=100)
+        assert observe_seconds(autoscaler, 111, 159, demand_of(), replicas=8) == [5] * 49
+        assert observe_seconds(autoscaler, 160, 160, demand_of(), replicas=5) == [2]
 
-    def test_more_slots_per_replica_are_believed_once_a_window_was_watched(self) -> None:
-        autoscaler = self.changed(version(), replica_max_concurrent_requests=5)
-        assert watch(autoscaler, 111, 169, load(busy=5), replicas=8) == [8] * 59
-        assert watch(autoscaler, 170, 170, load(busy=5), replicas=8) == [2]
+    def test_more_slots_per_replica_lower_the_count_only_after_a_window(self) -> None:
+        autoscaler = self.updated(version(), replica_max_concurrent_requests=5)
+        assert observe_seconds(autoscaler, 111, 169, demand_of(busy=5), replicas=8) == [8] * 59
+        assert observe_seconds(autoscaler, 170, 170, demand_of(busy=5), replicas=8) == [2]
 
-    def test_fewer_slots_per_replica_are_believed_at_once(self) -> None:
-        autoscaler = self.changed(version(replica_max_concurrent_requests=5), replica_max_concurrent_requests=1)
-        assert watch(autoscaler, 111, 111, load(busy=2)) == [8]
+    def test_fewer_slots_per_replica_raise_the_count_at_once(self) -> None:
+        autoscaler = self.updated(version(replica_max_concurrent_requests=5), replica_max_concurrent_requests=1)
+        assert observe_seconds(autoscaler, 111, 111, demand_of(busy=2)) == [8]
 
-    def test_a_longer_window_reaches_into_what_nobody_remembers(self) -> None:
-        autoscaler = self.changed(version(autoscale_scale_down_seconds=5.0), autoscale_scale_down_seconds=60.0)
-        # the last 5 s before the change are known, the 55 s before them are not
-        assert watch(autoscaler, 111, 164, load(), replicas=3) == [3] * 54
-        assert watch(autoscaler, 165, 170, load(), replicas=3) == [3] * 5 + [1]
+    def test_longer_window_includes_time_that_was_dropped(self) -> None:
+        autoscaler = self.updated(version(autoscale_scale_down_seconds=5.0), autoscale_scale_down_seconds=60.0)
+        # the last 5 s before the change are still in the window, the 55 s before them are not
+        assert observe_seconds(autoscaler, 111, 164, demand_of(), replicas=3) == [3] * 54
+        assert observe_seconds(autoscaler, 165, 170, demand_of(), replicas=3) == [3] * 5 + [1]
 
-    def test_a_shorter_window_is_in_force_at_once(self) -> None:
-        autoscaler = self.changed(version(), autoscale_scale_down_seconds=5.0)
-        assert watch(autoscaler, 111, 111, load(busy=2)) == [3]
+    def test_shorter_window_applies_at_once(self) -> None:
+        autoscaler = self.updated(version(), autoscale_scale_down_seconds=5.0)
+        assert observe_seconds(autoscaler, 111, 111, demand_of(busy=2)) == [3]
 
-    def test_autoscaling_switched_on_starts_from_what_was_watched_while_it_was_off(self) -> None:
+    def test_autoscaling_that_is_switched_on_uses_the_previous_window(self) -> None:
         off = version(num_replicas=20)
         autoscaler = Autoscaler(off)
-        watch(autoscaler, 1, 100, load(busy=5), replicas=20)
+        observe_seconds(autoscaler, 1, 100, demand_of(busy=5), replicas=20)
         autoscaler.update(version())
-        assert watch(autoscaler, 101, 101, load(busy=2), replicas=20) == [8]
+        assert observe_seconds(autoscaler, 101, 101, demand_of(busy=2), replicas=20) == [8]
 
-    def test_limits_are_in_force_even_when_nobody_looks(self) -> None:
-        autoscaler = self.changed(version(), autoscale_max_replicas=4)
-        assert watch(autoscaler, 111, 111, Demand()) == [4]
+    def test_limits_apply_while_nothing_is_reported(self) -> None:
+        autoscaler = self.updated(version(), autoscale_max_replicas=4)
+        assert observe_seconds(autoscaler, 111, 111, Demand()) == [4]
 
-    def test_that_cannot_be_are_refused_and_the_old_ones_stay(self) -> None:
-        autoscaler = self.changed(version())
+    def test_invalid_settings_are_rejected_and_the_old_ones_stay(self) -> None:
+        autoscaler = self.updated(version())
         with pytest.raises(ValueError, match="num_replicas is unset, must be set while autoscaling is off"):
             autoscaler.update(replace(version(), autoscale_enabled=False))
-        assert watch(autoscaler, 111, 111, load(busy=2)) == [8]
+        assert observe_seconds(autoscaler, 111, 111, demand_of(busy=2)) == [8]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +363,7 @@ class TestChangedSettings:
     [
         (
             {},
-            load(busy=2, queued=1.5),
+            demand_of(busy=2, queued=1.5),
             2,
             (
                 "utilization 175% against a target of 70% (2.00 busy, 1.50 queued, 0.00 refused, 1 per replica): "
@@ -299,35 +381,35 @@ class TestChangedSettings:
         ),
         (
             {"autoscale_min_replicas": 3},
-            load(),
+            demand_of(),
             2,
             (
                 "utilization 0% against a target of 70% (0.00 busy, 0.00 queued, 0.00 refused, 1 per replica): "
-                "needs 0, 2 to 3, kept up by autoscale_min_replicas"
+                "needs 0, 2 to 3, raised to autoscale_min_replicas"
             ),
         ),
         (
             {},
-            load(busy=1),
+            demand_of(busy=1),
             4,
             (
                 "utilization 25% against a target of 70% (1.00 busy, 0.00 queued, 0.00 refused, 1 per replica): "
-                "needs 2, stays at 4, 60 s must be watched first"
+                "needs 2, stays at 4, waiting for 60 s of data"
             ),
         ),
         (
             {"num_replicas": 2},
-            load(busy=1),
+            demand_of(busy=1),
             2,
             (
                 "utilization 50% against a target of 70% (1.00 busy, 0.00 queued, 0.00 refused, 1 per replica): "
                 "needs 2, stays at 2, autoscaling is off and num_replicas is 2"
             ),
         ),
-        ({}, Demand(), 4, "no front-end reported: stays at 4"),
+        ({}, Demand(), 4, "no worker reported: stays at 4"),
     ],
 )
-def test_reason_says_what_was_seen_against_which_threshold(
+def test_reason_states_the_load_and_the_target(
     settings: dict[str, object], demand: Demand, replicas: int, reason: str
 ) -> None:
     assert Autoscaler(version(**settings)).observe(1.0, demand, replicas).reason == reason
@@ -335,15 +417,15 @@ def test_reason_says_what_was_seen_against_which_threshold(
 
 def test_reason_names_the_window() -> None:
     autoscaler = Autoscaler(version())
-    watch(autoscaler, 1, 100, load(busy=5))
-    decision = autoscaler.observe(101.0, load(busy=1), 8)
-    assert decision.reason.endswith("needs 2, stays at 8, that many were needed within the last 60 s")
+    observe_seconds(autoscaler, 1, 100, demand_of(busy=5))
+    decision = autoscaler.observe(101.0, demand_of(busy=1), 8)
+    assert decision.reason.endswith("needs 2, stays at 8, as needed within the last 60 s")
 
 
-def test_history_keeps_observations_that_differ() -> None:
+def test_history_omits_repeated_observations() -> None:
     autoscaler = Autoscaler(version())
-    watch(autoscaler, 1, 100, load(busy=0.5))
-    watch(autoscaler, 101, 200, load(busy=5), replicas=8)
+    observe_seconds(autoscaler, 1, 100, demand_of(busy=0.5))
+    observe_seconds(autoscaler, 101, 200, demand_of(busy=5), replicas=8)
     assert [tuple(each) for each in autoscaler.history] == [
         (1.0, 1, 0.5, 0.0, 0.0, 0.5, 1, 1),
         (101.0, 8, 5.0, 0.0, 0.0, 0.625, 8, 8),
@@ -353,6 +435,6 @@ def test_history_keeps_observations_that_differ() -> None:
 def test_history_is_bounded() -> None:
     autoscaler = Autoscaler(version())
     for now in range(1, 1001):
-        autoscaler.observe(float(now), load(busy=now % 2 * 5), 8)
+        autoscaler.observe(float(now), demand_of(busy=now % 2 * 5), 8)
     assert len(autoscaler.history) == HISTORY_LENGTH
     assert autoscaler.history[-1].at == 1000.0

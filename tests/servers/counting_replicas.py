@@ -1,10 +1,14 @@
-"""Many replicas in one process that count for themselves: how many requests each has at a time, and when too many.
+"""Many replicas in one process that count how many requests each of them has at the same time.
 
-Run it as a program: `python counting_replicas.py HOST PORT COUNT DELAY_MS LIMIT` listens on COUNT ports from PORT on
-(0: free ones) and prints them as JSON. Each answers any request with `{}` after DELAY_MS. A request is in flight from
-its last byte until it is answered, or its connection is closed; `GET /` is answered at once and is none. On standard
-input it takes `stats` and `reset`, and answers `stats` with JSON: requests, the highest number at a time by port, and
-each excess over LIMIT (0: none is one) as [seconds of the monotonic clock, port, number].
+`python counting_replicas.py HOST PORT COUNT DELAY_MS LIMIT` listens on COUNT ports starting at PORT (0: free ports) and
+prints them as a JSON array. Each replica responds to any request with `{}` after DELAY_MS. A request is in flight from
+its last byte until the response is sent or its connection is closed. `GET /` gets a response at once and is not
+counted.
+
+Commands on standard input:
+- `stats` prints a JSON object: `requests`; `peak`, the maximum of requests in flight by port; `over_limit`, a list
+  of [seconds of the monotonic clock, port, requests in flight], one for each request that exceeded LIMIT (0: no limit).
+- `reset` sets all counters to zero.
 """
 
 import asyncio
@@ -18,35 +22,38 @@ from typing import cast
 import uvloop
 
 _HEAD_END = b"\r\n\r\n"
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-_EXCESSES = 10_000  # remembered
+_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+_MAX_RECORDED = 10_000
 
 
 class Replica:
-    """One port, and what it counts."""
+    """One port and its counters."""
 
-    def __init__(self, port: int, delay: float, limit: int) -> None:
+    def __init__(self, port: int, delay_seconds: float, limit: int) -> None:
         self.port = port
-        self.delay = delay
+        self.delay_seconds = delay_seconds
         self.limit = limit
         self.requests = 0
-        self.highest = 0
-        self.busy: set[Line] = set()
-        self.excesses: list[tuple[float, int, int]] = []
+        self.peak = 0
+        self.in_flight: set[Connection] = set()
+        self.over_limit: list[tuple[float, int, int]] = []
 
-    def began(self, line: "Line") -> None:
+    def on_request(self, connection: "Connection") -> None:
         self.requests += 1
-        self.busy.add(line)
-        if self.limit and len(self.busy) > self.limit:
-            # The news that a router was killed may lie unread beside the request that followed from it.
-            for other in [other for other in self.busy if other.is_closed()]:
-                self.busy.discard(other)
-            if len(self.busy) > self.limit and len(self.excesses) < _EXCESSES:
-                self.excesses.append((time.monotonic(), self.port, len(self.busy)))
-        self.highest = max(self.highest, len(self.busy))
+        self.in_flight.add(connection)
+        if self.limit and len(self.in_flight) > self.limit:
+            # If a router was killed, the end of its connections may be unread while the next request was read already.
+            for other in [other for other in self.in_flight if other.is_closed()]:
+                self.in_flight.discard(other)
+            if len(self.in_flight) > self.limit and len(self.over_limit) < _MAX_RECORDED:
+                self.over_limit.append((time.monotonic(), self.port, len(self.in_flight)))
+        self.peak = max(self.peak, len(self.in_flight))
+
+    def reset(self) -> None:
+        self.requests, self.peak, self.over_limit = 0, 0, []
 
 
-class Line(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection of a router."""
 
     def __init__(self, replica: Replica) -> None:
@@ -59,8 +66,8 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
-        head, found, rest = self.buffer.partition(_HEAD_END)
-        if not found or self.timer is not None:
+        head, separator, rest = self.buffer.partition(_HEAD_END)
+        if not separator or self.timer is not None:
             return
         length = 0
         for line in head.lower().split(b"\r\n"):
@@ -70,28 +77,28 @@ class Line(asyncio.Protocol):
             return
         self.buffer = rest[length:]
         if head.startswith(b"GET / "):
-            self.transport.write(_ANSWER)
+            self.transport.write(_RESPONSE)
             return
-        self.replica.began(self)
-        self.timer = asyncio.get_running_loop().call_later(self.replica.delay, self.answer)
+        self.replica.on_request(self)
+        self.timer = asyncio.get_running_loop().call_later(self.replica.delay_seconds, self.respond)
 
-    def answer(self) -> None:
+    def respond(self) -> None:
         self.timer = None
-        self.replica.busy.discard(self)
+        self.replica.in_flight.discard(self)
         if not self.transport.is_closing():
-            self.transport.write(_ANSWER)
+            self.transport.write(_RESPONSE)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.replica.busy.discard(self)
+        self.replica.in_flight.discard(self)
         if self.timer is not None:
             self.timer.cancel()
 
     def is_closed(self) -> bool:
-        """Whether the router's side is closed, as the kernel has it."""
+        """True if the router has closed its side, even if the event loop has not read that yet."""
         if self.transport.is_closing():
             return True
-        inside = self.transport.get_extra_info("socket")
-        with socket.fromfd(inside.fileno(), socket.AF_INET, socket.SOCK_STREAM) as sock:
+        transport_socket = self.transport.get_extra_info("socket")
+        with socket.fromfd(transport_socket.fileno(), socket.AF_INET, socket.SOCK_STREAM) as sock:
             try:
                 return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
             except BlockingIOError:
@@ -100,35 +107,35 @@ class Line(asyncio.Protocol):
                 return True
 
 
-def sockets(host: str, port: int, count: int) -> Iterator[socket.socket]:
+def listening_sockets(host: str, port: int, count: int) -> Iterator[socket.socket]:
     for number in range(count):
         yield socket.create_server((host, port + number if port else 0), backlog=1024)
 
 
 async def main(host: str, port: int, count: int, delay_ms: float, limit: int) -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input is closed."""
     loop = asyncio.get_running_loop()
     replicas = []
-    for sock in sockets(host, port, count):
+    for sock in listening_sockets(host, port, count):
         replica = Replica(sock.getsockname()[1], delay_ms / 1000, limit)
         replicas.append(replica)
-        await loop.create_server(lambda replica=replica: Line(replica), sock=sock)  # type: ignore[misc]
+        await loop.create_server(lambda replica=replica: Connection(replica), sock=sock)  # type: ignore[misc]
     print(json.dumps([replica.port for replica in replicas]), flush=True)
     commands = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     while command := (await commands.readline()).strip():
         if command == b"stats":
-            facts = {
+            statistics = {
                 "requests": sum(replica.requests for replica in replicas),
-                "highest": {replica.port: replica.highest for replica in replicas},
-                "excesses": [excess for replica in replicas for excess in replica.excesses],
+                "peak": {replica.port: replica.peak for replica in replicas},
+                "over_limit": [each for replica in replicas for each in replica.over_limit],
             }
-            print(json.dumps(facts), flush=True)
+            print(json.dumps(statistics), flush=True)
         elif command == b"reset":
             for replica in replicas:
-                replica.requests, replica.highest, replica.excesses = 0, 0, []
+                replica.reset()
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    uvloop.run(main(given[0], int(given[1]), int(given[2]), float(given[3]), int(given[4])))
+    arguments = sys.argv[1:]
+    uvloop.run(main(arguments[0], int(arguments[1]), int(arguments[2]), float(arguments[3]), int(arguments[4])))

@@ -1,16 +1,16 @@
-"""A model server for tests: HTTP/1.1 with keep-alive, one thread per connection, standard library only, up in < 100 ms.
+"""A model server for tests: HTTP/1.1 with keep-alive, one thread per connection, started in less than 100 ms.
 
-Run it as a program (`python echo_server.py --port 9001`). It answers
-- `GET /` with 200 `Healthy`, or 503 while it is told not to be ready;
-- `GET /stats` with JSON: `requests`, `concurrent`, `highest` (most at once), `connections`, `pid`, `environment` (what
-  the variables named in `--show` hold);
-- `POST /ready` and `POST /unready`: what `GET /` says from now on;
-- `/crash` by dying with exit code 42, without an answer;
-- `/status/<code>` with that status;
-- `/headers` with the request's headers as JSON, names in lower case;
-- anything else with the request's body (a GET: with its path), after `--delay` seconds; only these are counted.
+`python echo_server.py --port 9001` serves these paths:
+- `GET /`: 200 `Healthy`, or 503 if not ready.
+- `GET /stats`: a JSON object with `requests`, `in_flight`, `peak` (maximum of `in_flight`), `connections`, `pid` and
+  `environment` (the variables named by `--show`).
+- `POST /ready` and `POST /unready` set the response of `GET /`.
+- `/crash`: exits with code 42 without a response.
+- `/status/<code>`: a response with that status.
+- `/headers`: the request's headers as a JSON object, with names in lower case.
+- All others: the request's body, or the path of a GET, after `--delay` seconds. Only these requests are counted.
 
-It imports little, as each import delays the start.
+Imports are few, and local where rarely needed, because each one delays the start.
 """
 
 import os
@@ -26,7 +26,7 @@ Head = tuple[str, str, str, dict[str, str]]
 
 
 class Server:
-    """State that all connections share."""
+    """State shared by all connections."""
 
     def __init__(self, options: dict[str, str]) -> None:
         self.delay = float(options.get("delay", "0"))
@@ -35,46 +35,46 @@ class Server:
         self.lock = threading.Lock()
         self.ready = True
         self.requests = 0
-        self.concurrent = 0
-        self.highest = 0
+        self.in_flight = 0
+        self.peak = 0
         self.connections = 0
-        self.busy = 0
-        self.ended = False
+        self.unfinished = 0  # requests of any path that have started and not ended
+        self.drained = False
 
     def serve(self, connection: socket.socket) -> None:
-        """Answer one connection's requests until either side ends it."""
+        """Respond to the requests of one connection until either side closes it."""
         with self.lock:
             self.connections += 1
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             with connection, connection.makefile("rb") as stream:
-                while connection.recv(1, socket.MSG_PEEK) and self.begin():
+                while connection.recv(1, socket.MSG_PEEK) and self.begin_request():
                     try:
-                        if not self.answer_next(connection, stream):
+                        if not self.serve_request(connection, stream):
                             break
                     finally:
                         with self.lock:
-                            self.busy -= 1
+                            self.unfinished -= 1
         except (OSError, ValueError):
-            pass  # the client went away, or spoke no HTTP
+            pass  # the client closed the connection, or sent invalid HTTP
 
-    def begin(self) -> bool:
-        """Whether a request may begin; none does once the program ends."""
+    def begin_request(self) -> bool:
+        """Count a request as unfinished. Return False once drained."""
         with self.lock:
-            self.busy += not self.ended
-            return not self.ended
+            self.unfinished += not self.drained
+            return not self.drained
 
     def drain(self) -> None:
-        """End when no request is under way; one that has not been read then has not run."""
+        """Exit once no request is unfinished. Requests that are not read by then do not run."""
         while True:
             with self.lock:
-                self.ended = not self.busy
-            if self.ended:
+                self.drained = not self.unfinished
+            if self.drained:
                 os._exit(0)
             time.sleep(0.005)
 
-    def answer_next(self, connection: socket.socket, stream: BinaryIO) -> bool:
-        """Answer one request; false when the connection ends."""
+    def serve_request(self, connection: socket.socket, stream: BinaryIO) -> bool:
+        """Read a request and respond. Return False if the connection ends."""
         head = read_head(stream)
         if head is None:
             return False
@@ -82,24 +82,24 @@ class Server:
         if headers.get("expect", "").lower() == "100-continue":
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = read_body(stream, headers)
-        status, kind, content = self.respond(method, path, headers, body)
-        keep = protocol != "HTTP/1.0" and headers.get("connection", "").lower() != "close"
+        status, content_type, content = self.make_response(method, path, headers, body)
+        keep_alive = protocol != "HTTP/1.0" and headers.get("connection", "").lower() != "close"
         lines = [
             f"HTTP/1.1 {status} {REASONS.get(status, 'Status')}",
-            f"Content-Type: {kind}",
+            f"Content-Type: {content_type}",
             f"Content-Length: {len(content)}",
-            f"Connection: {'keep-alive' if keep else 'close'}",
+            f"Connection: {'keep-alive' if keep_alive else 'close'}",
         ]
         connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + content)
-        return keep
+        return keep_alive
 
-    def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes]:
-        """Status, content type and content of the answer."""
+    def make_response(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes]:
+        """Return the status, content type and content of the response."""
         if path == "/":
             ready = self.ready and time.monotonic() >= self.ready_at
             return (200, "text/plain", b"Healthy") if ready else (503, "text/plain", b"Not ready")
         if path == "/headers":
-            import json  # here, to start sooner
+            import json
 
             return 200, "application/json", json.dumps(headers).encode()
         if path == "/stats":
@@ -110,29 +110,29 @@ class Server:
         if path == "/crash":
             os._exit(42)
         if path.startswith("/status/"):
-            return int(path.removeprefix("/status/")), "text/plain", b"as told"
+            return int(path.removeprefix("/status/")), "text/plain", b"as requested"
         with self.lock:
             self.requests += 1
-            self.concurrent += 1
-            self.highest = max(self.highest, self.concurrent)
+            self.in_flight += 1
+            self.peak = max(self.peak, self.in_flight)
         try:
             time.sleep(self.delay)
         finally:
             with self.lock:
-                self.concurrent -= 1
+                self.in_flight -= 1
         return 200, headers.get("content-type", "text/plain"), body or path.encode()
 
     def stats(self) -> bytes:
-        """Its counts as JSON."""
-        import json  # here, to start sooner
+        """Return the counters as JSON."""
+        import json
 
-        counts = {name: getattr(self, name) for name in ("requests", "concurrent", "highest", "connections")}
+        counts = {name: getattr(self, name) for name in ("requests", "in_flight", "peak", "connections")}
         shown = {name: os.environ.get(name) for name in self.shown}
         return json.dumps({**counts, "pid": os.getpid(), "environment": shown}).encode()
 
 
 def read_head(stream: BinaryIO) -> Head | None:
-    """Method, path, protocol and headers (names in lower case) of the next request; None at the end."""
+    """Return method, path, protocol and headers (names in lower case) of the next request; None if there is none."""
     line = stream.readline(65536).decode("latin-1")
     if not line.strip():
         return None
@@ -145,20 +145,20 @@ def read_head(stream: BinaryIO) -> Head | None:
 
 
 def read_body(stream: BinaryIO, headers: dict[str, str]) -> bytes:
-    """The whole body, of a stated length or chunked."""
+    """Return the body, with a Content-Length or chunked."""
     if headers.get("transfer-encoding", "").lower() != "chunked":
         return stream.read(int(headers.get("content-length", "0")))
-    parts = []
+    chunks = []
     while (size := int(stream.readline().split(b";")[0], 16)) > 0:
-        parts.append(stream.read(size))
+        chunks.append(stream.read(size))
         stream.readline()
     while stream.readline().strip():
         pass
-    return b"".join(parts)
+    return b"".join(chunks)
 
 
-def options_of(arguments: list[str]) -> dict[str, str]:
-    """`--name value` pairs. argparse would take as long to import as all the rest."""
+def parse_options(arguments: list[str]) -> dict[str, str]:
+    """Parse `--name value` pairs. Importing argparse would take as long as everything else."""
     names = (
         "port", "host", "delay", "start-delay", "exit-after-start", "fail-readiness-for", "print", "show", "mark",
         "child", "ignore-sigterm", "drain",
@@ -173,18 +173,18 @@ def options_of(arguments: list[str]) -> dict[str, str]:
 def main() -> None:
     """
     --port N, --host H (127.0.0.1)
-    --delay S             each counted request takes this long
-    --start-delay S       before it listens
-    --exit-after-start N  exits with this code instead of listening
-    --fail-readiness-for S  `GET /` answers 503 for so long
-    --print TEXT          said on standard error at the start
-    --show A,B            environment variables to show in /stats
-    --mark TEXT           nothing; for finding the process
-    --child MARK          starts a child that ignores SIGTERM and sleeps
-    --ignore-sigterm 1    ignores SIGTERM
-    --drain 1             on SIGTERM accepts nothing new and ends when no request is under way
+    --delay S               time that each counted request takes
+    --start-delay S         time before it listens
+    --exit-after-start N    exits with this code instead of listening
+    --fail-readiness-for S  time after the start in which `GET /` gets 503
+    --print TEXT            printed to standard error at the start
+    --show A,B              environment variables in /stats
+    --mark TEXT             ignored; identifies the process
+    --child MARK            starts a child that ignores SIGTERM and sleeps
+    --ignore-sigterm 1      ignores SIGTERM
+    --drain 1               on SIGTERM starts no new request, and exits once the others have ended
     """
-    options = options_of(sys.argv[1:])
+    options = parse_options(sys.argv[1:])
     if "ignore-sigterm" in options:
         import signal
 
@@ -201,7 +201,8 @@ def main() -> None:
         sys.exit(int(options["exit-after-start"]))
     server = Server(options)
     address = (options.get("host", "127.0.0.1"), int(options["port"]))
-    with socket.create_server(address, backlog=1024) as listener:
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.create_server(address, family=family, backlog=1024) as listener:
         if "drain" in options:
             import signal
 

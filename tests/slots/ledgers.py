@@ -1,44 +1,53 @@
-"""Ledgers for tests: made with replicas and front-ends, and what they say taken apart."""
+"""Ledgers for tests, with replicas and registered workers, and filters for the messages that they send."""
 
 from collections.abc import Iterable, Mapping
 
+from router.model.version_replicas import VersionReplicas
 from router.slots.ledger import Outbox, VersionLedger
-from router.slots.messages import Grant, Hello, ToHolder, Wants
+from router.slots.messages import Grant, Register, SlotDemand, ToLeaseCache
+from tests.slots.replicas import ready
 
-A, B, C = "front-a", "front-b", "front-c"
+A, B, C = "worker-a", "worker-b", "worker-c"
 
 
-def hello(
+def registration(
     held: Mapping[str, int] | None = None,
     *,
-    wanted_upto: int = 0,
-    served_upto: int = 0,
+    wanted_up_to: int = 0,
+    served_up_to: int = 0,
     cancelled: tuple[int, ...] = (),
-    avoided: Iterable[str] = (),
-    holder: int = 1,
+    excluded: Iterable[str] = (),
+    cache_id: int = 1,
     session: int = 1,
-) -> Hello:
-    return Hello(holder, session, held or {}, frozenset(avoided), wanted_upto, served_upto, cancelled)
+) -> Register:
+    return Register(cache_id, session, held or {}, frozenset(excluded), wanted_up_to, served_up_to, cancelled)
 
 
-def ledger_with(slots: Mapping[str, int], *front_ends: str) -> VersionLedger:
+def ledger_with(replicas: VersionReplicas, *worker_ids: str) -> VersionLedger:
+    """A ledger at which these workers have registered; the first one has the cache id 0."""
     ledger = VersionLedger()
-    ledger.set_replicas(slots)
-    for number, front_end in enumerate(front_ends):
-        ledger.handle(front_end, hello(holder=number))
+    ledger.set_replicas(replicas)
+    for number, worker_id in enumerate(worker_ids):
+        ledger.handle(worker_id, registration(cache_id=number))
     return ledger
 
 
-def to(front_end: str, outbox: Outbox) -> list[ToHolder]:
-    return [message for name, message in outbox if name == front_end]
-
-
-def granted(outbox: Outbox) -> list[tuple[str, str]]:
-    return [(name, message.replica) for name, message in outbox if isinstance(message, Grant)]
-
-
-def busy_ledger(slots: int, *front_ends: str) -> VersionLedger:
-    """The first front-end holds all slots of one replica."""
-    ledger = ledger_with({"r": slots}, *front_ends)
-    ledger.handle(front_ends[0], Wants(slots, 0))
+def busy_ledger(slots: int, *worker_ids: str) -> VersionLedger:
+    """A ledger with one replica `r`, of which the first worker holds all leases."""
+    ledger = ledger_with(ready("r", slots=slots), *worker_ids)
+    ledger.handle(worker_ids[0], SlotDemand(slots, 0))
     return ledger
+
+
+def sent_to(worker_id: str, outbox: Outbox) -> list[ToLeaseCache]:
+    return [message for receiver, message in outbox if receiver == worker_id]
+
+
+def grants(outbox: Outbox) -> list[tuple[str, str]]:
+    """The granted leases, each as worker and replica."""
+    return [(receiver, message.replica) for receiver, message in outbox if isinstance(message, Grant)]
+
+
+def leased(ledger: VersionLedger, replica_id: str, *worker_ids: str) -> int:
+    """The leases of a replica that these workers hold on record."""
+    return sum(ledger.held_by(worker_id).get(replica_id, 0) for worker_id in worker_ids or (A, B, C))

@@ -1,231 +1,248 @@
-"""The coordinator: messages reach the ledger of their version, and answers the front-end they are for."""
+"""The coordinator: it routes messages to the ledger of their version, and what a ledger sends to the right worker."""
 
-from router.services import VersionKey
+from router.model.services import VersionKey
 from router.slots.coordinator import Coordinator
-from router.slots.ledger import Leak
-from router.slots.messages import Grant, Hello, Holds, Recall, Return, Revoke, SayHello, ToHolder, Wants, Welcome
+from router.slots.ledger import LeaseMismatch
+from router.slots.messages import (
+    Grant,
+    HeldSnapshot,
+    Recall,
+    Register,
+    Registered,
+    Reregister,
+    Return,
+    Revoke,
+    SlotDemand,
+    ToLeaseCache,
+)
+from tests.slots.ledgers import leased
+from tests.slots.replicas import ready
 
 IRIS: VersionKey = ("iris", "default")
 RESNET: VersionKey = ("resnet", "blue")
 
 
-class Desk:
-    """A coordinator, and what it has said to each front-end since it was last asked."""
+class Recorder:
+    """A coordinator, and the messages that it has delivered to each worker since `take`."""
 
-    def __init__(self, *front_ends: str) -> None:
+    def __init__(self, *worker_ids: str) -> None:
         self.coordinator = Coordinator()
-        self.said: dict[str, list[tuple[VersionKey, ToHolder]]] = {}
-        for front_end in front_ends:
-            self.attach(front_end)
+        self._delivered: dict[str, list[tuple[VersionKey, ToLeaseCache]]] = {}
+        for worker_id in worker_ids:
+            self.attach(worker_id)
             for key in (IRIS, RESNET):
-                self.coordinator.receive(front_end, key, [hello()])
-        self.said_to_all()
+                self.coordinator.receive(worker_id, key, [registration()])
+        self.take()
 
-    def attach(self, front_end: str) -> None:
-        said = self.said[front_end] = []
-        self.coordinator.attach(front_end, lambda key, message: said.append((key, message)))
+    def attach(self, worker_id: str) -> None:
+        delivered = self._delivered[worker_id] = []
+        self.coordinator.connect_worker(worker_id, lambda key, message: delivered.append((key, message)))
 
-    def said_to_all(self) -> dict[str, list[tuple[VersionKey, ToHolder]]]:
-        heard = {front_end: [*said] for front_end, said in self.said.items() if said}
-        for said in self.said.values():
-            said.clear()
-        return heard
-
-
-def hello(**held: int) -> Hello:
-    return Hello(1, 1, held, frozenset(), 0, 0)
+    def take(self) -> dict[str, list[tuple[VersionKey, ToLeaseCache]]]:
+        taken = {worker_id: [*delivered] for worker_id, delivered in self._delivered.items() if delivered}
+        for delivered in self._delivered.values():
+            delivered.clear()
+        return taken
 
 
-def test_each_version_has_a_ledger_of_its_own() -> None:
-    desk = Desk("a", "b")
-    desk.coordinator.set_replicas(IRIS, {"i": 1})
-    desk.coordinator.set_replicas(RESNET, {"r": 1})
-    desk.coordinator.receive("a", IRIS, [Wants(1, 0)])
-    desk.coordinator.receive("b", RESNET, [Wants(1, 0)])
-    assert desk.said_to_all() == {"a": [(IRIS, Grant("i", 1))], "b": [(RESNET, Grant("r", 1))]}
+def registration(session: int = 1, wanted_up_to: int = 0, served_up_to: int = 0, **held: int) -> Register:
+    return Register(1, session, held, frozenset(), wanted_up_to, served_up_to)
 
 
-def test_whoever_is_concerned_hears_of_it() -> None:
-    desk = Desk("a", "b")
-    desk.coordinator.set_replicas(IRIS, {"i": 1})
-    desk.coordinator.receive("a", IRIS, [Wants(1, 0)])
-    desk.coordinator.receive("b", IRIS, [Wants(1, 0)])
-    assert desk.said_to_all() == {"a": [(IRIS, Grant("i", 1)), (IRIS, Recall(1, 0))]}
-    desk.coordinator.receive("a", IRIS, [Return("i", 1)])
-    assert desk.said_to_all() == {"b": [(IRIS, Grant("i", 1))]}
+def held_by(coordinator: Coordinator, key: VersionKey, worker_id: str) -> dict[str, int]:
+    ledger = coordinator.ledger(key)
+    assert ledger is not None
+    return ledger.held_by(worker_id)
 
 
-def test_messages_of_one_delivery_count_as_one_change() -> None:
-    desk = Desk("a", "b")
-    desk.coordinator.set_replicas(IRIS, {"i": 1})
-    desk.coordinator.receive("a", IRIS, [Wants(1, 0)])
-    desk.coordinator.receive("b", IRIS, [Wants(1, 0)])
-    desk.said_to_all()
-    desk.coordinator.receive("b", IRIS, [Wants(1, 1), Wants(2, 1)])
-    assert desk.said_to_all() == {}
+def test_each_version_has_its_own_ledger() -> None:
+    recorder = Recorder("a", "b")
+    recorder.coordinator.set_replicas(IRIS, ready("i"))
+    recorder.coordinator.set_replicas(RESNET, ready("r"))
+    recorder.coordinator.receive("a", IRIS, [SlotDemand(1, 0)])
+    recorder.coordinator.receive("b", RESNET, [SlotDemand(1, 0)])
+    assert recorder.take() == {"a": [(IRIS, Grant("i", 1))], "b": [(RESNET, Grant("r", 1))]}
 
 
-def test_hello_may_come_before_replicas_are_known() -> None:
-    desk = Desk("a")
+def test_message_of_one_worker_may_lead_to_messages_to_another() -> None:
+    recorder = Recorder("a", "b")
+    recorder.coordinator.set_replicas(IRIS, ready("i"))
+    recorder.coordinator.receive("a", IRIS, [SlotDemand(1, 0)])
+    recorder.coordinator.receive("b", IRIS, [SlotDemand(1, 0)])
+    assert recorder.take() == {"a": [(IRIS, Grant("i", 1)), (IRIS, Recall(1, 0))]}
+    recorder.coordinator.receive("a", IRIS, [Return("i", 1)])
+    assert recorder.take() == {"b": [(IRIS, Grant("i", 1))]}
+
+
+def test_messages_are_counted_by_their_metric_label() -> None:
+    recorder = Recorder("a")
+    recorder.coordinator.set_replicas(IRIS, ready("i"))
+    recorder.coordinator.receive("a", IRIS, [SlotDemand(1, 0)])
+    assert recorder.coordinator.messages == {"hello": 2, "welcome": 2, "wants": 1, "grant": 1}
+
+
+def test_messages_that_arrive_together_are_one_change() -> None:
+    recorder = Recorder("a", "b")
+    recorder.coordinator.set_replicas(IRIS, ready("i"))
+    recorder.coordinator.receive("a", IRIS, [SlotDemand(1, 0)])
+    recorder.coordinator.receive("b", IRIS, [SlotDemand(1, 0)])
+    recorder.take()
+    recorder.coordinator.receive("b", IRIS, [SlotDemand(1, 1), SlotDemand(2, 1)])
+    assert recorder.take() == {}
+
+
+def test_registration_may_precede_the_replicas() -> None:
+    recorder = Recorder("a")
     key = ("new", "default")
-    desk.coordinator.receive("a", key, [hello(i=1)])
-    assert desk.said_to_all() == {"a": [(key, Welcome(1, 1))]}
-    desk.coordinator.set_replicas(key, {"i": 1})
-    ledger = desk.coordinator.ledger(key)
-    assert ledger is not None
-    assert ledger.out("i") == 1
+    recorder.coordinator.receive("a", key, [registration(i=1)])
+    assert recorder.take() == {"a": [(key, Registered(1, 1))]}
+    recorder.coordinator.set_replicas(key, ready("i"))
+    assert held_by(recorder.coordinator, key, "a") == {"i": 1}
 
 
-def test_cordoned_replicas_are_revoked_and_granted_again_when_they_are_taken_back() -> None:
-    desk = Desk("a")
-    slots = {"i": 1, "j": 1}
-    desk.coordinator.set_replicas(IRIS, slots, cordoned=["j"])
-    desk.coordinator.receive("a", IRIS, [Wants(2, 0)])
-    assert desk.said_to_all() == {"a": [(IRIS, Grant("i", 1))]}
-    desk.coordinator.set_replicas(IRIS, slots, cordoned=["i", "j"])
-    assert desk.said_to_all() == {"a": [(IRIS, Revoke("i"))]}
-    desk.coordinator.set_replicas(IRIS, slots, cordoned=["i"])
-    assert desk.said_to_all() == {"a": [(IRIS, Grant("j", 2))]}
+def test_cordoned_replicas_are_revoked_and_granted_again_once_uncordoned() -> None:
+    recorder = Recorder("a")
+    recorder.coordinator.set_replicas(IRIS, ready("i", "j", cordoned=["j"]))
+    recorder.coordinator.receive("a", IRIS, [SlotDemand(2, 0)])
+    assert recorder.take() == {"a": [(IRIS, Grant("i", 1))]}
+    recorder.coordinator.set_replicas(IRIS, ready("i", "j", cordoned=["i", "j"]))
+    assert recorder.take() == {"a": [(IRIS, Revoke("i"))]}
+    recorder.coordinator.set_replicas(IRIS, ready("i", "j", cordoned=["i"]))
+    assert recorder.take() == {"a": [(IRIS, Grant("j", 2))]}
 
 
-def test_what_a_detached_front_end_held_of_any_version_is_free() -> None:
-    desk = Desk("a", "b")
+def test_leases_of_detached_worker_are_free_in_all_versions() -> None:
+    recorder = Recorder("a", "b")
     for key in (IRIS, RESNET):
-        desk.coordinator.set_replicas(key, {"i": 1})
-        desk.coordinator.receive("a", key, [Wants(1, 0)])
-        desk.coordinator.receive("b", key, [Wants(1, 0)])
-    desk.said_to_all()
-    desk.coordinator.detach("a")
-    assert desk.said_to_all() == {"b": [(IRIS, Grant("i", 1)), (RESNET, Grant("i", 1))]}
+        recorder.coordinator.set_replicas(key, ready("i"))
+        recorder.coordinator.receive("a", key, [SlotDemand(1, 0)])
+        recorder.coordinator.receive("b", key, [SlotDemand(1, 0)])
+    recorder.take()
+    recorder.coordinator.remove_worker("a")
+    assert recorder.take() == {"b": [(IRIS, Grant("i", 1)), (RESNET, Grant("i", 1))]}
 
 
-def test_disconnected_front_end_keeps_its_leases_but_is_granted_none() -> None:
-    desk = Desk("a", "b")
-    desk.coordinator.set_replicas(IRIS, {"i": 1})
-    desk.coordinator.receive("a", IRIS, [Wants(2, 0)])
-    desk.coordinator.receive("b", IRIS, [Wants(1, 0)])
-    desk.said_to_all()
-    desk.coordinator.disconnect("a")
-    desk.coordinator.set_replicas(IRIS, {"i": 2})
-    assert desk.said_to_all() == {"b": [(IRIS, Grant("i", 1))]}
-    desk.coordinator.detach("a")
-    ledger = desk.coordinator.ledger(IRIS)
+def test_disconnected_worker_keeps_its_leases_and_is_granted_nothing() -> None:
+    recorder = Recorder("a", "b")
+    recorder.coordinator.set_replicas(IRIS, ready("i"))
+    recorder.coordinator.receive("a", IRIS, [SlotDemand(2, 0)])
+    recorder.coordinator.receive("b", IRIS, [SlotDemand(1, 0)])
+    recorder.take()
+    recorder.coordinator.disconnect_worker("a")
+    recorder.coordinator.set_replicas(IRIS, ready("i", slots=2))
+    assert recorder.take() == {"b": [(IRIS, Grant("i", 1))]}
+    recorder.coordinator.remove_worker("a")
+    ledger = recorder.coordinator.ledger(IRIS)
     assert ledger is not None
-    assert ledger.out("i") == 1
+    assert leased(ledger, "i", "a", "b") == 1
 
 
-def test_front_end_that_is_attached_again_begins_with_hello() -> None:
-    desk = Desk("a")
-    desk.coordinator.set_replicas(IRIS, {"i": 2})
-    desk.coordinator.disconnect("a")
-    assert not desk.coordinator.is_attached("a")
-    desk.attach("a")
-    assert desk.coordinator.is_attached("a")
-    desk.coordinator.receive("a", IRIS, [Wants(1, 0)])
-    assert desk.said_to_all() == {"a": [(IRIS, SayHello())]}
-    desk.coordinator.receive("a", IRIS, [Hello(1, 2, {"i": 1}, frozenset(), 1, 0)])
-    assert desk.said_to_all() == {"a": [(IRIS, Welcome(1, 2)), (IRIS, Grant("i", 1))]}
+def test_worker_that_is_attached_again_must_register() -> None:
+    recorder = Recorder("a")
+    recorder.coordinator.set_replicas(IRIS, ready("i", slots=2))
+    recorder.coordinator.disconnect_worker("a")
+    assert not recorder.coordinator.is_connected("a")
+    recorder.attach("a")
+    assert recorder.coordinator.is_connected("a")
+    recorder.coordinator.receive("a", IRIS, [SlotDemand(1, 0)])
+    assert recorder.take() == {"a": [(IRIS, Reregister())]}
+    recorder.coordinator.receive("a", IRIS, [registration(session=2, wanted_up_to=1, i=1)])
+    assert recorder.take() == {"a": [(IRIS, Registered(1, 2)), (IRIS, Grant("i", 1))]}
 
 
-def test_nothing_is_said_to_who_is_not_attached() -> None:
-    desk = Desk("a")
-    desk.coordinator.receive("stranger", IRIS, [Wants(1, 0)])
-    desk.coordinator.detach("stranger")
-    assert desk.said_to_all() == {}
+def test_worker_that_is_not_attached_gets_no_messages() -> None:
+    recorder = Recorder("a")
+    recorder.coordinator.receive("stranger", IRIS, [SlotDemand(1, 0)])
+    recorder.coordinator.remove_worker("stranger")
+    assert recorder.take() == {}
 
 
-def test_version_that_is_gone_has_no_ledger() -> None:
-    desk = Desk("a")
-    desk.coordinator.set_versions([IRIS, RESNET])
-    desk.coordinator.set_versions([RESNET])
-    assert desk.coordinator.ledger(IRIS) is None
-    assert desk.coordinator.ledger(RESNET) is not None
+def test_ledger_of_removed_version_is_dropped() -> None:
+    recorder = Recorder("a")
+    recorder.coordinator.set_versions([IRIS, RESNET])
+    recorder.coordinator.set_versions([RESNET])
+    assert recorder.coordinator.ledger(IRIS) is None
+    assert recorder.coordinator.ledger(RESNET) is not None
 
 
-def test_version_that_is_not_known_yet_stays_on_record() -> None:
-    """Others may learn of it earlier, and say what they hold."""
-    desk = Desk("a")
-    desk.coordinator.receive("a", IRIS, [Hello(1, 2, {"i": 1}, frozenset(), 0, 0)])
-    desk.coordinator.set_versions([RESNET])
-    desk.coordinator.set_versions([IRIS, RESNET])
-    desk.coordinator.set_replicas(IRIS, {"i": 1})
-    ledger = desk.coordinator.ledger(IRIS)
-    assert ledger is not None
-    assert ledger.held_by("a") == {"i": 1}
+def test_leases_of_unknown_version_stay_on_record_until_it_is_added() -> None:
+    """Workers of other pods may use a version earlier."""
+    recorder = Recorder("a")
+    recorder.coordinator.receive("a", IRIS, [registration(session=2, i=1)])
+    recorder.coordinator.set_versions([RESNET])
+    recorder.coordinator.set_versions([IRIS, RESNET])
+    recorder.coordinator.set_replicas(IRIS, ready("i"))
+    assert held_by(recorder.coordinator, IRIS, "a") == {"i": 1}
 
 
-def test_unknown_version_of_which_nobody_speaks_any_more_is_forgotten() -> None:
-    desk = Desk("a")
-    desk.coordinator.set_versions([RESNET])
-    desk.coordinator.sweep()
-    desk.coordinator.reconcile("a", IRIS, Holds(1, 1, 0, {}))
-    desk.coordinator.sweep()
-    assert desk.coordinator.ledger(IRIS) is not None
-    desk.coordinator.sweep()
-    assert desk.coordinator.ledger(IRIS) is None
-    assert desk.coordinator.ledger(RESNET) is not None
+def test_sweep_drops_unknown_version_without_messages_since_the_last_sweep() -> None:
+    recorder = Recorder("a")
+    recorder.coordinator.set_versions([RESNET])
+    recorder.coordinator.sweep()
+    recorder.coordinator.reconcile("a", IRIS, HeldSnapshot(1, 1, 0, {}))
+    recorder.coordinator.sweep()
+    assert recorder.coordinator.ledger(IRIS) is not None
+    recorder.coordinator.sweep()
+    assert recorder.coordinator.ledger(IRIS) is None
+    assert recorder.coordinator.ledger(RESNET) is not None
 
 
-def test_a_leak_is_counted_and_mended() -> None:
-    desk = Desk("a", "b")
-    desk.coordinator.set_replicas(IRIS, {"i": 3})
-    desk.coordinator.receive("a", IRIS, [Hello(1, 2, {"i": 3}, frozenset(), 0, 0)])
-    desk.coordinator.receive("b", IRIS, [Wants(1, 0)])
-    desk.said_to_all()
-    assert desk.coordinator.reconcile("a", IRIS, Holds(1, 2, 0, {"i": 3})) == []
-    assert desk.coordinator.leaks_repaired == 0
-    assert desk.coordinator.reconcile("a", IRIS, Holds(1, 2, 0, {"i": 1})) == [Leak("i", recorded=3, held=1)]
-    assert desk.coordinator.leaks_repaired == 2
-    assert (IRIS, Grant("i", 1)) in desk.said_to_all()["b"]
+def test_lease_mismatch_is_counted_and_repaired() -> None:
+    recorder = Recorder("a", "b")
+    coordinator = recorder.coordinator
+    coordinator.set_replicas(IRIS, ready("i", slots=3))
+    coordinator.receive("a", IRIS, [registration(session=2, i=3)])
+    coordinator.receive("b", IRIS, [SlotDemand(1, 0)])
+    recorder.take()
+    assert coordinator.reconcile("a", IRIS, HeldSnapshot(1, 2, 0, {"i": 3})) == []
+    assert coordinator.mismatches_repaired == 0
+    assert coordinator.reconcile("a", IRIS, HeldSnapshot(1, 2, 0, {"i": 1})) == [LeaseMismatch("i", recorded=3, held=1)]
+    assert coordinator.mismatches_repaired == 2
+    assert (IRIS, Grant("i", 1)) in recorder.take()["b"]
 
 
-def test_service_of_another_owner_keeps_record_and_grants_nothing_until_it_may() -> None:
-    desk = Desk("a", "b")
-    desk.coordinator.stop_granting("iris")
-    desk.coordinator.set_replicas(IRIS, {"i": 1})
-    desk.coordinator.set_replicas(RESNET, {"r": 1})
+def test_service_grants_nothing_between_stop_and_start() -> None:
+    recorder = Recorder("a", "b")
+    recorder.coordinator.stop_granting("iris")
+    recorder.coordinator.set_replicas(IRIS, ready("i"))
+    recorder.coordinator.set_replicas(RESNET, ready("r"))
     for key in (IRIS, RESNET):
-        desk.coordinator.receive("a", key, [Wants(1, 0)])
-    assert desk.said_to_all() == {"a": [(RESNET, Grant("r", 1))]}
-    desk.coordinator.begin_granting("iris")
-    assert desk.said_to_all() == {"a": [(IRIS, Grant("i", 1))]}
+        recorder.coordinator.receive("a", key, [SlotDemand(1, 0)])
+    assert recorder.take() == {"a": [(RESNET, Grant("r", 1))]}
+    recorder.coordinator.start_granting("iris")
+    assert recorder.take() == {"a": [(IRIS, Grant("i", 1))]}
 
 
-def test_version_that_is_new_keeps_to_what_its_service_may() -> None:
-    desk = Desk("a")
-    desk.coordinator.stop_granting("iris")
+def test_new_version_of_a_service_that_must_not_grant_grants_nothing() -> None:
+    recorder = Recorder("a")
+    recorder.coordinator.stop_granting("iris")
     key = ("iris", "green")
-    desk.coordinator.set_replicas(key, {"i": 1})
-    desk.coordinator.receive("a", key, [Hello(1, 1, {}, frozenset(), 1, 0)])
-    assert desk.said_to_all() == {"a": [(key, Welcome(1, 1))]}
+    recorder.coordinator.set_replicas(key, ready("i"))
+    recorder.coordinator.receive("a", key, [registration(wanted_up_to=1)])
+    assert recorder.take() == {"a": [(key, Registered(1, 1))]}
 
 
-def test_ledger_that_starts_over_knows_the_replicas_but_no_front_end() -> None:
-    desk = Desk("a")
-    desk.coordinator.set_replicas(IRIS, {"i": 2, "j": 2}, cordoned=["j"])
-    desk.coordinator.receive("a", IRIS, [Wants(1, 0)])
-    desk.said_to_all()
-    desk.coordinator.start_over("iris")
-    ledger = desk.coordinator.ledger(IRIS)
-    assert ledger is not None
-    assert ledger.out("i") == 0
-    assert ledger.is_cordoned("j")
-    desk.coordinator.receive("a", IRIS, [Hello(1, 2, {"i": 1}, frozenset(), 2, 1)])
-    assert desk.said_to_all() == {"a": [(IRIS, Welcome(1, 2))]}
-    desk.coordinator.begin_granting("iris")
-    assert desk.said_to_all() == {"a": [(IRIS, Grant("i", 2))]}
+def test_reset_ledger_has_the_replicas_but_no_leases() -> None:
+    recorder = Recorder("a")
+    recorder.coordinator.set_replicas(IRIS, ready("i", "j", slots=2, cordoned=["j"]))
+    recorder.coordinator.receive("a", IRIS, [SlotDemand(1, 0)])
+    recorder.take()
+    recorder.coordinator.reset("iris")
+    assert held_by(recorder.coordinator, IRIS, "a") == {}
+    recorder.coordinator.receive("a", IRIS, [registration(session=2, wanted_up_to=3, served_up_to=1, i=1)])
+    assert recorder.take() == {"a": [(IRIS, Registered(1, 2))]}
+    recorder.coordinator.start_granting("iris")
+    assert recorder.take() == {"a": [(IRIS, Grant("i", 2))]}  # `j` is still cordoned
 
 
-def test_front_ends_that_tell_nothing_once_all_is_told_hold_nothing() -> None:
-    desk = Desk("a", "b", "c")
-    desk.coordinator.set_replicas(IRIS, {"i": 3})
-    for front_end in ("a", "b"):
-        desk.coordinator.receive(front_end, IRIS, [Wants(1, 0)])
-        desk.coordinator.lose([front_end], "iris")
-    ledger = desk.coordinator.ledger(IRIS)
-    assert ledger is not None
-    assert ledger.out("i") == 2
-    desk.coordinator.receive("b", IRIS, [Hello(1, 2, {"i": 1}, frozenset(), 0, 0)])
-    desk.coordinator.has_told_all(["a", "b", "c"], "iris")
-    assert ledger.held_by("a") == {}
-    assert ledger.held_by("b") == {"i": 1}
+def test_workers_that_did_not_register_until_their_pod_has_synced_hold_nothing() -> None:
+    recorder = Recorder("a", "b", "c")
+    recorder.coordinator.set_replicas(IRIS, ready("i", slots=3))
+    for worker_id in ("a", "b"):
+        recorder.coordinator.receive(worker_id, IRIS, [SlotDemand(1, 0)])
+        recorder.coordinator.disconnect_from_service([worker_id], "iris")
+    assert held_by(recorder.coordinator, IRIS, "a") == held_by(recorder.coordinator, IRIS, "b") == {"i": 1}
+    recorder.coordinator.receive("b", IRIS, [registration(session=2, i=1)])
+    recorder.coordinator.on_sync_complete(["a", "b", "c"], "iris")
+    assert held_by(recorder.coordinator, IRIS, "a") == {}
+    assert held_by(recorder.coordinator, IRIS, "b") == {"i": 1}

@@ -1,4 +1,5 @@
-"""What an operation costs must not grow with replicas or front-ends. Counted in lines of code that run, not in time."""
+"""The cost of an operation must not grow with the number of replicas or workers. Costs are counted in executed lines of
+code, not in time."""
 
 import sys
 from collections.abc import Callable
@@ -9,12 +10,13 @@ import pytest
 
 from router.slots.coordinator import Coordinator
 from router.slots.ledger import VersionLedger
-from router.slots.messages import Grant, Hello, Return, Wants
-from tests.slots.holders import Holder, Request
+from router.slots.messages import Grant, Register, Return, SlotDemand
+from tests.slots.lease_caches import Cache, Request
+from tests.slots.replicas import ready
 
 
 def lines_run(operation: Callable[[], object]) -> int:
-    """How many lines `operation` runs, those of comprehensions counted once per item."""
+    """Return the number of lines that `operation` executes, those of comprehensions once per item."""
     count = 0
 
     def trace(_: FrameType, event: str, __: Any) -> Any:
@@ -31,122 +33,127 @@ def lines_run(operation: Callable[[], object]) -> int:
     return count
 
 
-def holder_with(replicas: int, slots: int) -> Holder:
-    holder = Holder(unlimited=False, now=0.0)
-    holder.set_replicas({f"r{number}": "pool" for number in range(replicas)}, 0.0)
+def cache_with(replicas: int, slots: int) -> Cache:
+    """A lease cache with idle leases for all slots."""
+    cache = Cache(unlimited=False, now=0.0)
+    cache.set_replicas({f"r{number}": "pool" for number in range(replicas)}, 0.0)
     for _ in range(slots):
         for number in range(replicas):
-            holder.handle(Grant(f"r{number}", 0), 0.0)
-    return holder
+            cache.handle(Grant(f"r{number}", 0), 0.0)
+    return cache
 
 
-def start_and_end(holder: Holder) -> None:
-    lease = holder.acquire(0.0)
+def acquire_and_release(cache: Cache) -> None:
+    lease = cache.acquire(0.0)
     assert lease is not None
-    holder.release(lease, 0.0, 0.0)
+    cache.release(lease, 0.0, 0.0)
 
 
-def fill(holder: Holder) -> None:
-    while holder.acquire(0.0) is not None:
+def acquire_all(cache: Cache) -> None:
+    while cache.acquire(0.0) is not None:
         pass
 
 
-def test_acquire_and_release_do_not_look_at_other_replicas() -> None:
-    few, many = holder_with(2, 2), holder_with(1000, 2)
-    assert lines_run(lambda: start_and_end(many)) == lines_run(lambda: start_and_end(few)) < 60
+def test_acquire_and_release_cost_the_same_for_many_replicas() -> None:
+    few, many = cache_with(2, 2), cache_with(1000, 2)
+    assert lines_run(lambda: acquire_and_release(many)) == lines_run(lambda: acquire_and_release(few)) < 60
 
 
-def test_acquire_and_release_do_not_look_at_other_replicas_that_are_busy() -> None:
+def test_acquire_and_release_cost_the_same_for_many_busy_replicas() -> None:
     costs = []
     for replicas in (2, 1000):
-        holder = holder_with(replicas, 3)
+        cache = cache_with(replicas, 3)
         for _ in range(2 * replicas + 1):
-            holder.acquire(0.0)
-        costs.append(lines_run(lambda holder=holder: start_and_end(holder)))  # type: ignore[misc]
+            cache.acquire(0.0)
+        costs.append(lines_run(lambda cache=cache: acquire_and_release(cache)))  # type: ignore[misc]
     assert costs[0] == costs[1] < 50
 
 
-def test_finding_nothing_idle_costs_nothing() -> None:
-    """Not a look at each replica, nor at each of a replica's slots: this is what every request of an overload does."""
-    few, many = holder_with(2, 2), holder_with(100, 100)
-    fill(few)
-    fill(many)
+def test_acquire_without_an_idle_lease_costs_the_same_for_many_replicas_and_slots() -> None:
+    """During overload every request does this."""
+    few, many = cache_with(2, 2), cache_with(100, 100)
+    acquire_all(few)
+    acquire_all(many)
     assert lines_run(lambda: many.acquire(0.0)) == lines_run(lambda: few.acquire(0.0)) < 15
 
 
-def test_unlimited_pick_looks_at_two_replicas() -> None:
+def test_unlimited_acquire_costs_the_same_for_many_replicas() -> None:
     costs = []
     for replicas in (2, 1000):
-        holder = Holder(unlimited=True, now=0.0)
-        holder.set_replicas({f"r{number}": "pool" for number in range(replicas)}, 0.0)
-        costs.append(lines_run(lambda holder=holder: start_and_end(holder)))  # type: ignore[misc]
+        cache = Cache(unlimited=True, now=0.0)
+        cache.set_replicas({f"r{number}": "pool" for number in range(replicas)}, 0.0)
+        costs.append(lines_run(lambda cache=cache: acquire_and_release(cache)))  # type: ignore[misc]
     assert costs[0] == costs[1] < 50
 
 
-def test_queue_of_any_length_costs_the_same() -> None:
+def test_passing_a_lease_to_a_waiter_costs_the_same_for_a_long_queue() -> None:
     costs = []
     for length in (1, 5000):
-        holder = holder_with(1, 1)
-        lease = holder.acquire(0.0)
+        cache = cache_with(1, 1)
+        lease = cache.acquire(0.0)
         assert lease is not None
         for _ in range(length):
-            holder.enqueue(Request(), 0.0)
-        holder.flush()
+            cache.enqueue(Request(), 0.0)
+        cache.flush()
 
-        def serve_one_and_tell(holder: Holder = holder) -> None:
-            holder.enqueue(Request(), 0.0)
-            holder.release(lease, 0.0, 0.0)  # noqa: B023
-            holder.flush()
+        def enqueue_release_and_flush(cache: Cache = cache) -> None:
+            cache.enqueue(Request(), 0.0)
+            cache.release(lease, 0.0, 0.0)  # noqa: B023
+            cache.flush()
 
-        costs.append(lines_run(serve_one_and_tell))
+        costs.append(lines_run(enqueue_release_and_flush))
     assert costs[0] == costs[1] < 80
 
 
-def ledger_with(replicas: int, front_ends: int) -> VersionLedger:
+def ledger_with(replicas: int, workers: int) -> VersionLedger:
     ledger = VersionLedger()
-    ledger.set_replicas({f"r{number}": 1 for number in range(replicas)})
-    for number in range(front_ends):
-        ledger.handle(f"f{number}", Hello(number, 1, {}, frozenset(), 0, 0))
+    ledger.set_replicas(ready(*[f"r{number}" for number in range(replicas)]))
+    for number in range(workers):
+        ledger.handle(f"w{number}", Register(number, 1, {}, frozenset(), 0, 0))
     return ledger
 
 
-def test_grant_does_not_look_at_other_replicas() -> None:
+def test_grant_costs_the_same_for_many_replicas() -> None:
     few, many = ledger_with(2, 2), ledger_with(1000, 2)
-    assert lines_run(lambda: many.handle("f0", Wants(1, 0))) == lines_run(lambda: few.handle("f0", Wants(1, 0))) < 80
+    assert (
+        lines_run(lambda: many.handle("w0", SlotDemand(1, 0)))
+        == lines_run(lambda: few.handle("w0", SlotDemand(1, 0)))
+        < 80
+    )
 
 
-def test_return_under_contention_does_not_look_at_replicas_or_at_the_length_of_the_queue() -> None:
+def test_return_under_contention_costs_the_same_for_many_replicas_and_a_long_queue() -> None:
     costs = []
     for replicas, waiting in ((2, 2), (1000, 5000)):
         ledger = ledger_with(replicas, 2)
-        ledger.handle("f0", Wants(replicas, 0))
-        ledger.handle("f1", Wants(waiting, 0))
-        costs.append(lines_run(lambda ledger=ledger: ledger.handle("f0", Return("r0", 1))))  # type: ignore[misc]
+        ledger.handle("w0", SlotDemand(replicas, 0))
+        ledger.handle("w1", SlotDemand(waiting, 0))
+        costs.append(lines_run(lambda ledger=ledger: ledger.handle("w0", Return("r0", 1))))  # type: ignore[misc]
     assert costs[0] == costs[1] < 200
 
 
-@pytest.mark.parametrize("front_ends", [10, 40])
-def test_contention_costs_a_few_lines_per_front_end(front_ends: int) -> None:
-    ledger = ledger_with(front_ends, front_ends)
-    for number in range(front_ends):
-        ledger.handle(f"f{number}", Wants(10, 0))
-    assert lines_run(lambda: ledger.handle("f0", Return("r0", 1))) < 150 + 30 * front_ends
+@pytest.mark.parametrize("workers", [10, 40])
+def test_return_under_contention_costs_a_few_lines_per_worker(workers: int) -> None:
+    ledger = ledger_with(workers, workers)
+    for number in range(workers):
+        ledger.handle(f"w{number}", SlotDemand(10, 0))
+    assert lines_run(lambda: ledger.handle("w0", Return("r0", 1))) < 150 + 30 * workers
 
 
-def test_a_change_of_owner_does_not_look_at_other_services() -> None:
+def test_change_of_owner_costs_the_same_for_many_services() -> None:
     def change_of_owner(services: int) -> Callable[[], object]:
         coordinator = Coordinator()
-        coordinator.attach("pod/worker", lambda key, message: None)
+        coordinator.connect_worker("pod/worker", lambda key, message: None)
         keys = [(f"s{number}", "default") for number in range(services)]
         coordinator.set_versions(keys)
         for service, version in keys:
-            coordinator.set_replicas((service, version), {f"{service}-r": 1})
+            coordinator.set_replicas((service, version), ready(f"{service}-r"))
 
         def change() -> None:
             coordinator.stop_granting("s1")
-            coordinator.start_over("s1")
-            coordinator.has_told_all(["pod/worker"], "s1")
-            coordinator.begin_granting("s1")
+            coordinator.reset("s1")
+            coordinator.on_sync_complete(["pod/worker"], "s1")
+            coordinator.start_granting("s1")
 
         return change
 

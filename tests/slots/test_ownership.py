@@ -1,4 +1,4 @@
-"""Who owns a service, when its owner may grant, and who grants what while the pods are cut into sides."""
+"""Ownership: which pod owns a service, when it may grant, and which replicas each side of a partition grants."""
 
 from collections.abc import Collection, Iterable
 
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.slots.ownership import GATHER_SECONDS, GRACE_SECONDS, Move, Ownership, rendezvous
+from router.slots.ownership import OWNER_SYNC_SECONDS, PARTITION_GRACE_SECONDS, Ownership, OwnershipChange, rendezvous
 
 SERVICES = [f"service-{number}" for number in range(300)]
 REPLICAS = [f"replica-{number}" for number in range(300)]
 
 names = st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=6)
-pods = st.integers(2, 6).map(lambda count: {f"pod-{number}" for number in range(count)})
+pod_sets = st.integers(2, 6).map(lambda count: {f"pod-{number}" for number in range(count)})
 
 
 def view_of(own_id: str, others: Collection[str] = (), services: Iterable[str] = SERVICES) -> Ownership:
@@ -22,15 +22,15 @@ def view_of(own_id: str, others: Collection[str] = (), services: Iterable[str] =
     return view
 
 
-def a_service_of(pod: str, among: Collection[str]) -> str:
+def service_of(pod: str, among: Collection[str]) -> str:
     return next(service for service in SERVICES if rendezvous(service, among) == pod)
 
 
-# Rendezvous.
+# Rendezvous hashing
 
 
 @given(names, st.text())
-def test_all_who_know_the_same_pods_choose_the_same_one(members: set[str], name: str) -> None:
+def test_rendezvous_chooses_the_same_member_in_any_order(members: set[str], name: str) -> None:
     chosen = rendezvous(name, sorted(members))
     assert chosen in members
     assert rendezvous(name, sorted(members, reverse=True)) == chosen
@@ -38,269 +38,261 @@ def test_all_who_know_the_same_pods_choose_the_same_one(members: set[str], name:
 
 
 @given(names, st.text(min_size=9), st.text())
-def test_who_comes_takes_only_what_is_its_own_and_who_goes_leaves_the_rest_alone(
-    members: set[str], newcomer: str, name: str
+def test_rendezvous_with_a_new_member_chooses_the_new_member_or_the_same_as_before(
+    members: set[str], new: str, name: str
 ) -> None:
-    before, after = rendezvous(name, members), rendezvous(name, members | {newcomer})
-    assert after in (before, newcomer)
+    before, after = rendezvous(name, members), rendezvous(name, members | {new})
+    assert after in (before, new)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_services_are_spread_evenly(count: int) -> None:
+def test_rendezvous_spreads_services_evenly(count: int) -> None:
     members = [f"pod-{number}" for number in range(count)]
     owned = [sum(rendezvous(service, members) == member for service in SERVICES) for member in members]
     assert min(owned) > 0.6 * len(SERVICES) / count
     assert max(owned) < 1.4 * len(SERVICES) / count
 
 
-# Owners.
+# Owners
 
 
-@given(pods)
-def test_every_service_has_exactly_one_owner_once_views_agree(all_pods: set[str]) -> None:
-    views = [view_of(pod, all_pods - {pod}) for pod in all_pods]
+@given(pod_sets)
+def test_every_service_has_exactly_one_owner_if_views_agree(pods: set[str]) -> None:
+    views = [view_of(pod, pods - {pod}) for pod in pods]
     for service in SERVICES[:50]:
         assert len({view.owner(service) for view in views}) == 1
         assert sum(service in view.owned_by(view.own_id) for view in views) == 1
 
 
-def test_a_service_that_is_not_known_yet_has_the_owner_that_it_will_have() -> None:
+def test_unknown_service_has_the_owner_that_it_will_have() -> None:
     view = view_of("a", ["b", "c"], [])
-    foreseen = {service: view.owner(service) for service in SERVICES}
+    owners = {service: view.owner(service) for service in SERVICES}
     view.set_services(SERVICES, 1.0)
-    assert {service: view.owner(service) for service in SERVICES} == foreseen
+    assert {service: view.owner(service) for service in SERVICES} == owners
 
 
-def test_only_the_share_of_a_pod_that_comes_or_goes_moves() -> None:
+def test_pod_that_joins_or_leaves_changes_only_its_own_services() -> None:
     view = view_of("a", ["b"])
-    came = view.set_peers(["b", "c"], {}, 1.0)
-    assert {move.service for move in came} == {s for s in SERVICES if rendezvous(s, ["a", "b", "c"]) == "c"}
-    assert all(move.after == "c" and move.before in ("a", "b") for move in came)
-    went = view.set_peers(["b"], {}, 2.0)
-    assert {Move(move.service, move.after, move.before or "") for move in came} == set(went)
+    joined = view.set_peers(["b", "c"], {}, 1.0)
+    assert {change.service for change in joined} == {s for s in SERVICES if rendezvous(s, ["a", "b", "c"]) == "c"}
+    assert all(change.after == "c" and change.before in ("a", "b") for change in joined)
+    left = view.set_peers(["b"], {}, 2.0)
+    assert {OwnershipChange(change.service, change.after, change.before or "") for change in joined} == set(left)
 
 
-def test_services_that_are_new_move_from_nobody_and_those_gone_are_forgotten() -> None:
+def test_new_service_has_no_previous_owner_and_removed_one_is_forgotten() -> None:
     view = view_of("a", ["b"], ["iris", "lotus"])
-    assert [(move.service, move.before) for move in view.set_services(["iris", "rose"], 1.0)] == [("rose", None)]
+    changes = view.set_services(["iris", "rose"], 1.0)
+    assert [(change.service, change.before) for change in changes] == [("rose", None)]
     assert {*view.owned_by("a"), *view.owned_by("b")} == {"iris", "rose"}
-    assert not view.may_grant("lotus")
+    assert "lotus" not in view.take_synced(1.0 + OWNER_SYNC_SECONDS)
 
 
-# Gathering.
+# Sync of leases
 
 
-def test_a_pod_on_its_own_grants_once_its_own_front_ends_have_told() -> None:
+def test_single_pod_grants_once_its_own_workers_are_synced() -> None:
     view = view_of("a", (), ["iris"])
-    assert view.newly_granting(0.0) == []
-    view.told("a", "iris")
-    assert not view.may_grant("iris")
-    assert view.newly_granting(0.0) == ["iris"]
-    assert view.may_grant("iris")
-    assert view.newly_granting(0.0) == [], "each is named once"
+    assert view.take_synced(0.0) == []
+    view.on_sync_complete("a", "iris")
+    assert view.take_synced(0.0) == ["iris"]
+    assert view.take_synced(0.0) == [], "each service must be returned once"
 
 
-def test_an_owner_grants_when_the_last_live_pod_has_told() -> None:
-    service = a_service_of("a", "abc")
+def test_owner_grants_once_the_last_live_pod_is_synced() -> None:
+    service = service_of("a", "abc")
     view = view_of("a", "bc", [service])
     for pod in "ab":
-        view.told(pod, service)
-        assert view.newly_granting(0.0) == []
-    view.told("c", service)
-    assert view.newly_granting(0.0) == [service]
+        view.on_sync_complete(pod, service)
+        assert view.take_synced(0.0) == []
+    view.on_sync_complete("c", service)
+    assert view.take_synced(0.0) == [service]
 
 
-def test_who_told_before_this_pod_knew_of_the_service_has_told() -> None:
-    service = a_service_of("a", "ab")
+def test_sync_counts_if_it_is_completed_before_the_service_is_added() -> None:
+    service = service_of("a", "ab")
     view = view_of("a", "b", [])
-    view.told("b", service)
+    view.on_sync_complete("b", service)
     view.set_services([service], 1.0)
-    view.told("a", service)
-    assert view.newly_granting(1.0) == [service]
+    view.on_sync_complete("a", service)
+    assert view.take_synced(1.0) == [service]
 
 
-def test_what_was_told_of_a_service_that_went_does_not_count_when_it_comes_back() -> None:
-    service = a_service_of("a", "ab")
+def test_sync_of_removed_service_does_not_count_when_it_is_added_again() -> None:
+    service = service_of("a", "ab")
     view = view_of("a", "b", [service])
-    view.told("b", service)
+    view.on_sync_complete("b", service)
     view.set_services([], 1.0)
     view.set_services([service], 2.0)
-    view.told("a", service)
-    assert view.newly_granting(2.0) == []
-    assert view.newly_granting(2.1 + GATHER_SECONDS) == [service]
+    view.on_sync_complete("a", service)
+    assert view.take_synced(2.0) == []
+    assert view.take_synced(2.1 + OWNER_SYNC_SECONDS) == [service]
 
 
-def test_who_does_not_tell_in_time_is_not_waited_for() -> None:
-    service = a_service_of("a", "ab")
+def test_owner_does_not_wait_longer_than_the_sync_timeout() -> None:
+    service = service_of("a", "ab")
     view = view_of("a", "b", [service])
-    view.told("a", service)
-    assert view.newly_granting(GATHER_SECONDS * 0.99) == []
-    assert view.newly_granting(GATHER_SECONDS) == [service]
+    view.on_sync_complete("a", service)
+    assert view.take_synced(OWNER_SYNC_SECONDS * 0.99) == []
+    assert view.take_synced(OWNER_SYNC_SECONDS) == [service]
 
 
-def test_the_owner_of_another_pods_service_never_grants() -> None:
-    service = a_service_of("b", "ab")
+def test_pod_that_is_not_the_owner_never_grants() -> None:
+    service = service_of("b", "ab")
     view = view_of("a", "b", [service])
-    view.told("a", service)
-    view.told("b", service)
-    assert view.newly_granting(GATHER_SECONDS) == []
-    assert not view.may_grant(service)
+    view.on_sync_complete("a", service)
+    view.on_sync_complete("b", service)
+    assert view.take_synced(OWNER_SYNC_SECONDS) == []
 
 
-def test_a_gained_service_is_gathered_for_anew_and_a_lost_one_is_not_granted() -> None:
-    service = a_service_of("b", "ab")
+def test_service_that_is_owned_again_must_be_synced_again() -> None:
+    service = service_of("b", "ab")
     view = view_of("a", (), [service])
-    view.told("a", service)
-    assert view.newly_granting(0.0) == [service]
-    assert view.set_peers("b", {}, 1.0) == [Move(service, "a", "b")]
-    assert not view.may_grant(service)
-    assert view.set_peers((), {}, 2.0) == [Move(service, "b", "a")]
-    assert not view.may_grant(service)
+    view.on_sync_complete("a", service)
+    assert view.take_synced(0.0) == [service]
+    assert view.set_peers("b", {}, 1.0) == [OwnershipChange(service, "a", "b")]
+    assert view.set_peers((), {}, 2.0) == [OwnershipChange(service, "b", "a")]
+    assert view.take_synced(2.0) == []
+    view.on_sync_complete("a", service)
+    assert view.take_synced(2.0) == [service]
 
 
-def test_a_pod_that_takes_back_what_it_told_stops_the_owner_until_it_tells_again() -> None:
-    service = a_service_of("a", "ab")
+def test_pod_that_revokes_ownership_must_sync_again() -> None:
+    service = service_of("a", "ab")
     view = view_of("a", "b", [service])
-    view.told("a", service)
-    view.told("b", service)
-    assert view.newly_granting(0.0) == [service]
-    assert view.forget("b", service, 1.0)
-    assert not view.may_grant(service)
-    assert view.newly_granting(1.0) == []
-    view.told("b", service)
-    assert view.newly_granting(1.0) == [service]
+    view.on_sync_complete("a", service)
+    view.on_sync_complete("b", service)
+    assert view.take_synced(0.0) == [service]
+    assert view.on_ownership_revoked("b", service, 1.0)
+    assert view.take_synced(1.0) == []
+    view.on_sync_complete("b", service)
+    assert view.take_synced(1.0) == [service]
 
 
-def test_taking_back_means_nothing_to_a_pod_that_does_not_own_the_service() -> None:
-    service = a_service_of("b", "ab")
+def test_revoked_ownership_of_another_pods_service_has_no_effect() -> None:
+    service = service_of("b", "ab")
     view = view_of("a", "b", [service])
-    assert not view.forget("b", service, 1.0)
+    assert not view.on_ownership_revoked("b", service, 1.0)
 
 
-def test_a_pod_that_connects_again_must_tell_anew() -> None:
-    service = a_service_of("a", "ab")
+def test_pod_that_reconnects_must_sync_again() -> None:
+    service = service_of("a", "ab")
     view = view_of("a", "b", [service])
-    view.told("a", service)
-    view.told("b", service)
-    assert view.newly_granting(0.0) == [service]
-    assert view.session_began("b", 1.0) == [service]
-    assert not view.may_grant(service)
-    view.told("b", service)
-    assert view.newly_granting(1.0) == [service]
+    view.on_sync_complete("a", service)
+    view.on_sync_complete("b", service)
+    assert view.take_synced(0.0) == [service]
+    assert view.on_session_started("b", 1.0) == [service]
+    assert view.take_synced(1.0) == []
+    view.on_sync_complete("b", service)
+    assert view.take_synced(1.0) == [service]
 
 
-# Cuts.
+# Partitions
 
 
-@given(pods, st.data())
-def test_during_a_cut_each_replica_belongs_to_exactly_one_side(all_pods: set[str], data: st.DataObject) -> None:
-    side_of = {pod: data.draw(st.integers(0, 2), label=pod) for pod in sorted(all_pods)}
+@given(pod_sets, st.data())
+def test_during_a_partition_each_replica_belongs_to_exactly_one_side(pods: set[str], data: st.DataObject) -> None:
+    side_of = {pod: data.draw(st.integers(0, 2), label=pod) for pod in sorted(pods)}
     sides: dict[int, list[Ownership]] = {}
     for pod, side in side_of.items():
-        near = [other for other in all_pods if side_of[other] == side and other != pod]
-        far = {other: 1.0 for other in all_pods if side_of[other] != side}
+        reachable = [other for other in pods if side_of[other] == side and other != pod]
+        unreachable = {other: 1.0 for other in pods if side_of[other] != side}
         view = view_of(pod)
-        view.set_peers(near, far, 1.0)
+        view.set_peers(reachable, unreachable, 1.0)
         sides.setdefault(side, []).append(view)
     for replica in REPLICAS[:30]:
-        claims = [{view.is_ours(replica, 2.0) for view in views} for views in sides.values()]
-        assert sorted(claims, key=str) == [{False}] * (len(sides) - 1) + [{True}]
+        owners = [{view.in_our_partition(replica, 2.0) for view in views} for views in sides.values()]
+        assert sorted(owners, key=str) == [{False}] * (len(sides) - 1) + [{True}]
 
 
-def test_the_share_of_a_side_is_in_proportion_to_its_pods() -> None:
+def test_side_owns_replicas_in_proportion_to_its_pods() -> None:
     view = view_of("a", "b")
     view.set_peers("b", {"c": 1.0, "d": 1.0}, 1.0)
-    assert 0.4 < sum(view.is_ours(replica, 1.0) for replica in REPLICAS) / len(REPLICAS) < 0.6
+    assert 0.4 < sum(view.in_our_partition(replica, 1.0) for replica in REPLICAS) / len(REPLICAS) < 0.6
 
 
-def test_the_share_of_an_unreachable_pod_is_taken_after_the_time_of_grace() -> None:
+def test_side_grants_at_least_one_replica_of_each_version() -> None:
+    view = view_of("a")
+    view.set_peers((), {"b": 1.0}, 1.0)
+    elsewhere = [replica for replica in REPLICAS if not view.in_our_partition(replica, 1.0)][:3]
+    assert len(view.replicas_of_other_sides(elsewhere, 1.0)) == 2
+    assert view.replicas_of_other_sides(elsewhere[:1], 1.0) == frozenset()
+
+
+def test_replicas_of_unreachable_pod_are_taken_over_after_the_grace_period() -> None:
     view = view_of("a")
     view.set_peers((), {"b": 5.0}, 5.0)
-    assert view.is_cut
-    before_the_end = 5.0 + GRACE_SECONDS * 0.99
-    assert not all(view.is_ours(replica, before_the_end) for replica in REPLICAS)
-    assert view.expired(before_the_end) == []
-    assert view.expired(5.0 + GRACE_SECONDS) == ["b"]
-    assert not view.is_cut
-    assert all(view.is_ours(replica, 5.0 + GRACE_SECONDS) for replica in REPLICAS)
-    assert view.expired(6.0 + GRACE_SECONDS) == [], "each is named once"
+    assert view.is_partitioned
+    before_the_end = 5.0 + PARTITION_GRACE_SECONDS * 0.99
+    assert not all(view.in_our_partition(replica, before_the_end) for replica in REPLICAS)
+    assert view.take_expired(before_the_end) == []
+    assert view.take_expired(5.0 + PARTITION_GRACE_SECONDS) == ["b"]
+    assert not view.is_partitioned
+    assert all(view.in_our_partition(replica, 5.0 + PARTITION_GRACE_SECONDS) for replica in REPLICAS)
+    assert view.take_expired(6.0 + PARTITION_GRACE_SECONDS) == [], "each pod must be returned once"
 
 
-def test_grace_is_counted_for_each_unreachable_pod_by_itself() -> None:
+def test_each_unreachable_pod_has_its_own_grace_period() -> None:
     view = view_of("a")
     view.set_peers((), {"b": 0.0, "c": 6.0}, 6.0)
-    assert view.expired(GRACE_SECONDS) == ["b"]
-    assert view.is_cut
-    shares = {replica: view.is_ours(replica, GRACE_SECONDS) for replica in REPLICAS}
-    assert shares == {replica: rendezvous(replica, "ac") == "a" for replica in REPLICAS}
+    assert view.take_expired(PARTITION_GRACE_SECONDS) == ["b"]
+    assert view.is_partitioned
+    ours = {replica: view.in_our_partition(replica, PARTITION_GRACE_SECONDS) for replica in REPLICAS}
+    assert ours == {replica: rendezvous(replica, "ac") == "a" for replica in REPLICAS}
 
 
-def test_a_pod_whose_grace_is_over_stays_out_when_the_view_is_looked_at_again() -> None:
+def test_expired_pod_is_not_returned_again_when_other_peers_change() -> None:
     view = view_of("a")
     view.set_peers((), {"b": 0.0}, 0.0)
-    assert view.expired(GRACE_SECONDS) == ["b"]
-    view.set_peers("c", {"b": 0.0}, GRACE_SECONDS + 1)
-    assert not view.is_cut
-    assert view.expired(GRACE_SECONDS + 1) == []
+    assert view.take_expired(PARTITION_GRACE_SECONDS) == ["b"]
+    view.set_peers("c", {"b": 0.0}, PARTITION_GRACE_SECONDS + 1)
+    assert not view.is_partitioned
+    assert view.take_expired(PARTITION_GRACE_SECONDS + 1) == []
 
 
-def test_the_cut_ends_when_the_pod_is_back_or_certainly_gone() -> None:
-    for live in ((), ("b",)):
-        view = view_of("a")
-        view.set_peers((), {"b": 0.0}, 0.0)
-        view.set_peers(live, {}, 1.0)
-        assert not view.is_cut
-        assert all(view.is_ours(replica, 1.0) for replica in REPLICAS)
+@pytest.mark.parametrize("live", [(), ("b",)])
+def test_partition_ends_when_the_pod_is_reachable_again_or_has_ended(live: tuple[str, ...]) -> None:
+    view = view_of("a")
+    view.set_peers((), {"b": 0.0}, 0.0)
+    view.set_peers(live, {}, 1.0)
+    assert not view.is_partitioned
+    assert all(view.in_our_partition(replica, 1.0) for replica in REPLICAS)
 
 
-# A pod that is about to end.
+# Pods that are about to end
 
 
-def test_a_pod_that_leaves_owns_nothing_and_is_still_heard() -> None:
-    everyone = {"pod-1", "pod-2", "pod-3"}
-    views = {pod: view_of(pod, everyone - {pod}) for pod in everyone}
-    moves = {pod: views[pod].leaves("pod-1", 1.0) for pod in everyone}
-    assert moves["pod-1"] == moves["pod-2"] == moves["pod-3"]
-    for move in moves["pod-2"]:
-        assert move.before == "pod-1"
-        assert move.after == rendezvous(move.service, everyone - {"pod-1"})
-    service = next(move.service for move in moves["pod-2"] if move.after == "pod-2")
-    heir = views["pod-2"]
+def test_new_owner_waits_for_the_sync_of_a_leaving_pod() -> None:
+    pods = {"pod-1", "pod-2", "pod-3"}
+    views = {pod: view_of(pod, pods - {pod}) for pod in pods}
+    changes = {pod: views[pod].on_leaving("pod-1", 1.0) for pod in pods}
+    assert changes["pod-1"] == changes["pod-2"] == changes["pod-3"]
+    for change in changes["pod-2"]:
+        assert change.before == "pod-1"
+        assert change.after == rendezvous(change.service, pods - {"pod-1"})
+    service = next(change.service for change in changes["pod-2"] if change.after == "pod-2")
+    new_owner = views["pod-2"]
     for pod in ("pod-2", "pod-3"):
-        heir.told(pod, service)
-    assert service not in heir.newly_granting(1.0)  # the leaving pod's front-ends still hold something
-    heir.told("pod-1", service)
-    assert service in heir.newly_granting(1.0)
-    assert heir.set_peers({"pod-3"}, {}, 2.0) == []  # nothing changes any more once it is gone
-    assert heir.may_grant(service)
+        new_owner.on_sync_complete(pod, service)
+    assert service not in new_owner.take_synced(1.0)  # the leaving pod's workers still hold leases
+    new_owner.on_sync_complete("pod-1", service)
+    assert service in new_owner.take_synced(1.0)
+    assert new_owner.set_peers({"pod-3"}, {}, 2.0) == []  # its end changes no owner
 
 
-def test_a_pod_that_left_and_comes_back_owns_its_share_again() -> None:
+def test_pod_that_left_and_joins_again_owns_its_services_again() -> None:
     view = view_of("pod-2", {"pod-1"})
-    view.leaves("pod-1", 1.0)
+    view.on_leaving("pod-1", 1.0)
     view.set_peers((), {}, 2.0)
-    moves = view.set_peers({"pod-1"}, {}, 3.0)
-    assert {move.service for move in moves} == {s for s in SERVICES if rendezvous(s, ("pod-1", "pod-2")) == "pod-1"}
+    changes = view.set_peers({"pod-1"}, {}, 3.0)
+    assert {change.service for change in changes} == {
+        s for s in SERVICES if rendezvous(s, ("pod-1", "pod-2")) == "pod-1"
+    }
 
 
-def test_where_all_pods_leave_services_have_owners_all_the_same() -> None:
+def test_services_keep_their_owners_if_all_pods_are_leaving() -> None:
     view = view_of("pod-1", {"pod-2"})
     before = {service: view.owner(service) for service in SERVICES}
-    view.leaves("pod-1", 1.0)
-    view.leaves("pod-2", 1.0)
+    view.on_leaving("pod-1", 1.0)
+    view.on_leaving("pod-2", 1.0)
     assert {service: view.owner(service) for service in SERVICES} == before
-
-
-def test_who_owns_a_service_again_tells_itself_again() -> None:
-    """What its front-ends hold has changed since it was the owner before."""
-    view = Ownership("a")
-    view.set_services(["s"], 0.0)
-    view.told("a", "s")
-    assert view.newly_granting(0.0) == ["s"]
-    other = next(f"b{n}" for n in range(100) if rendezvous("s", ["a", f"b{n}"]) != "a")
-    view.set_peers([other], {}, 0.0)
-    view.set_peers([], {}, 0.0)
-    assert view.owner("s") == "a"
-    assert view.newly_granting(0.0) == []
-    view.told("a", "s")
-    assert view.newly_granting(0.0) == ["s"]

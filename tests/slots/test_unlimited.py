@@ -1,89 +1,92 @@
-"""Versions without a limit: two choices, no leases, and no queue while a replica is usable."""
+"""Unlimited concurrency: two choices, no leases, and no queue while a replica is open."""
 
 import random
 
 import pytest
 
-from router.slots.messages import Grant, Recall, Revoke, ToHolder
-from tests.slots.holders import Holder, acquire, enqueue, names, welcome_to
+from router.slots.messages import Grant, Recall, Revoke, ToLeaseCache
+from tests.slots.lease_caches import Cache, acquire, enqueue, names, reply_to
 
 
-def unlimited_holder(*replicas: str, now: float = 0.0) -> Holder:
-    holder = Holder(unlimited=True, now=now, rng=random.Random(2))
-    holder.set_replicas(dict.fromkeys(replicas, "pool"), now)
-    return holder
+def unlimited_cache(*replicas: str, now: float = 0.0) -> Cache:
+    cache = Cache(unlimited=True, now=now, rng=random.Random(2))
+    cache.set_replicas(dict.fromkeys(replicas, "pool"), now)
+    return cache
 
 
-def test_unlimited_requests_start_at_once_and_say_nothing() -> None:
-    holder = unlimited_holder("r1", "r2")
-    leases = [acquire(holder) for _ in range(100)]
-    assert holder.release(leases[0], 0.0, 0.0) is None
-    assert holder.busy == 99
-    assert holder.flush() == []
-    assert holder.held() == {}
+def test_unlimited_requests_start_at_once_without_messages() -> None:
+    cache = unlimited_cache("r1", "r2")
+    leases = [acquire(cache) for _ in range(100)]
+    assert cache.release(leases[0], 0.0, 0.0) is None
+    assert cache.busy == 99
+    assert cache.flush() == []
+    assert cache.held() == {}
 
 
-def test_unlimited_requests_spread_by_two_choices() -> None:
-    """The gap between the fullest and the average is about log log n (Mitzenmacher 2001); at random it is above 10."""
-    holder = unlimited_holder(*(f"r{number}" for number in range(50)))
+def test_unlimited_requests_are_spread_by_two_choices() -> None:
+    """The highest load exceeds the mean by about log log n (Mitzenmacher 2001); with one choice by more than 10."""
+    cache = unlimited_cache(*(f"r{number}" for number in range(50)))
     for _ in range(1000):
-        acquire(holder)
-    assert max(holder.busy_by_replica().values()) <= 20 + 4
+        acquire(cache)
+    assert max(cache.busy_by_replica().values()) <= 20 + 4
 
 
-def test_unlimited_request_waits_only_while_no_replica_is_usable() -> None:
-    holder = unlimited_holder()
-    assert holder.acquire(0.0) is None
-    enqueue(holder, "first", "second")
-    assert holder.flush() == []
-    assert names(holder.set_replicas({"r1": "pool"}, 0.0)) == [("first", "r1"), ("second", "r1")]
-    assert not holder.waiters
+def test_unlimited_request_waits_only_while_no_replica_is_open() -> None:
+    cache = unlimited_cache()
+    assert cache.acquire(0.0) is None
+    enqueue(cache, "first", "second")
+    assert cache.flush() == []
+    assert names(cache.set_replicas({"r1": "pool"}, 0.0)) == [("first", "r1"), ("second", "r1")]
+    assert not cache.waiters
 
 
-def test_unlimited_suspended_and_cordoned_replicas_get_nothing_new() -> None:
-    holder = unlimited_holder("r1", "r2", "r3")
-    leases = {lease.id: lease for lease in [acquire(holder) for _ in range(60)]}
-    holder.suspend(leases["r1"])
-    holder.set_replicas(dict.fromkeys(("r1", "r2", "r3"), "pool"), 0.0, cordoned=["r2"])
-    assert {acquire(holder).id for _ in range(30)} == {"r3"}
-    assert not holder.has_other("r3")
-    holder.resume(leases["r1"], 0.0)
-    assert {acquire(holder).id for _ in range(30)} == {"r1", "r3"}
-    holder.set_replicas(dict.fromkeys(("r1", "r2", "r3"), "pool"), 0.0)
-    assert {acquire(holder).id for _ in range(60)} == {"r1", "r2", "r3"}
+def test_unlimited_suspended_and_cordoned_replicas_get_no_new_requests() -> None:
+    cache = unlimited_cache("r1", "r2", "r3")
+    leases = {lease.id: lease for lease in [acquire(cache) for _ in range(60)]}
+    cache.suspend(leases["r1"], 0.0)
+    cache.set_replicas(dict.fromkeys(("r1", "r2", "r3"), "pool"), 0.0, closed=["r2"])
+    assert {acquire(cache).id for _ in range(30)} == {"r3"}
+    cache.resume(leases["r1"], 0.0)
+    assert {acquire(cache).id for _ in range(30)} == {"r1", "r3"}
+    cache.set_replicas(dict.fromkeys(("r1", "r2", "r3"), "pool"), 0.0)
+    assert {acquire(cache).id for _ in range(60)} == {"r1", "r2", "r3"}
 
 
-def test_unlimited_cordoned_replica_serves_no_waiter() -> None:
-    holder = unlimited_holder("r1")
-    lease = acquire(holder)
-    holder.set_replicas({"r1": "pool"}, 0.0, cordoned=["r1"])
-    (waiter,) = enqueue(holder, "waiter")
-    assert holder.release(lease, 0.0, 0.0) is None
-    assert names(holder.set_replicas({"r1": "pool"}, 0.0)) == [("waiter", "r1")]
+def test_unlimited_cordoned_replica_is_not_given_a_waiter() -> None:
+    cache = unlimited_cache("r1")
+    lease = acquire(cache)
+    cache.set_replicas({"r1": "pool"}, 0.0, closed=["r1"])
+    (waiter,) = enqueue(cache, "waiter")
+    assert cache.release(lease, 0.0, 0.0) is None
+    assert names(cache.set_replicas({"r1": "pool"}, 0.0)) == [("waiter", "r1")]
     assert waiter.waiter_number == 1
 
 
 def test_unlimited_waiter_starts_when_a_replica_is_resumed() -> None:
-    holder = unlimited_holder("r1")
-    lease = acquire(holder)
-    holder.suspend(lease)
-    enqueue(holder, "waiter")
-    assert names(holder.resume(lease, 0.0)) == [("waiter", "r1")]
+    cache = unlimited_cache("r1")
+    lease = acquire(cache)
+    cache.suspend(lease, 0.0)
+    enqueue(cache, "waiter")
+    assert names(cache.resume(lease, 0.0)) == [("waiter", "r1")]
 
 
 @pytest.mark.parametrize("message", [Grant("r1", 1), Recall(1, 0), Revoke("r1")])
-def test_unlimited_holder_has_no_business_with_leases(message: ToHolder) -> None:
-    holder = unlimited_holder("r1")
-    holder.handle(message, 0.0)
-    assert holder.flush() == []
-    assert acquire(holder).id == "r1"
+def test_unlimited_cache_ignores_messages_about_leases(message: ToLeaseCache) -> None:
+    cache = unlimited_cache("r1")
+    cache.handle(message, 0.0)
+    assert cache.flush() == []
+    assert acquire(cache).id == "r1"
 
 
-def test_unlimited_hello_holds_and_wants_nothing() -> None:
-    holder = unlimited_holder("r1")
-    holder.suspend(acquire(holder))
-    enqueue(holder, "waiter")
-    hello = holder.hello()
-    assert (hello.held, hello.avoided, hello.wanted_upto - hello.served_upto) == ({}, frozenset(), 0)
-    holder.handle(welcome_to(hello), 0.0)
-    assert holder.flush() == []
+def test_unlimited_registration_contains_no_leases_and_no_waiters() -> None:
+    cache = unlimited_cache("r1")
+    cache.suspend(acquire(cache), 0.0)
+    enqueue(cache, "waiter")
+    registration = cache.register()
+    assert (registration.held, registration.excluded, registration.wanted_up_to - registration.served_up_to) == (
+        {},
+        frozenset(),
+        0,
+    )
+    cache.handle(reply_to(registration), 0.0)
+    assert cache.flush() == []

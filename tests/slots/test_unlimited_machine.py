@@ -1,4 +1,4 @@
-"""Versions without a limit, in any order of events: nobody waits while a replica is usable, and counts are right."""
+"""Unlimited concurrency in any order of events: no request waits while a replica is open, and counts are correct."""
 
 import random
 from collections import Counter
@@ -7,100 +7,123 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.slots.holder import HeldReplica
-from tests.slots.holders import Holder, Request
+from router.slots.replica_leases import ReplicaLeases
+from tests.slots.lease_caches import Cache, Request
 
 REPLICAS = ("r0", "r1", "r2", "r3")
-WHICH = st.integers(0, 11)
-Started = list[tuple[Request, HeldReplica[str]]]
+INDEX = st.integers(0, 11)
+Started = list[tuple[Request, ReplicaLeases[str]]]
 
 
 class UnlimitedMachine(RuleBasedStateMachine):
-    @initialize(seed=st.integers(0, 99))
-    def begin(self, seed: int) -> None:
-        self.holder = Holder(unlimited=True, now=0.0, rng=random.Random(seed))
+    """A lease cache of a version without a concurrency limit under random events."""
+
+    @initialize(seed=st.integers(0, 99), starts_from_zero=st.booleans())
+    def start(self, seed: int, starts_from_zero: bool) -> None:
+        self.starts_from_zero = starts_from_zero
+        self.cache = Cache(unlimited=True, now=0.0, rng=random.Random(seed))
+        self.cache.set_replicas({}, 0.0, starts_from_zero=starts_from_zero)
         self.now = 0.0
-        self.set: dict[str, bool] = {}  # replica -> cordoned
-        self.current: dict[str, HeldReplica[str]] = {}  # those of the set that have been met
-        self.running: list[HeldReplica[str]] = []
+        self.replicas: dict[str, bool] = {}  # by id: whether the replica is closed
+        self.used: dict[str, ReplicaLeases[str]] = {}  # current replicas that have had a request
+        self.in_flight: list[ReplicaLeases[str]] = []
         self.waiting: list[Request] = []
+        self.uncounted: list[Request] = []  # those that do not count as queued
         self.busy_seconds = self.queued_seconds = 0.0
 
-    def usable(self) -> set[str]:
-        suspended = {replica for replica, lease in self.current.items() if lease.suspended}
-        return {replica for replica, cordoned in self.set.items() if not cordoned} - suspended
+    def open_replicas(self) -> set[str]:
+        suspended = {replica_id for replica_id, replica in self.used.items() if replica.suspended}
+        return {replica_id for replica_id, closed in self.replicas.items() if not closed} - suspended
 
-    def have_started(self, started: Started) -> None:
-        for request, lease in started:
+    def on_waiters_started(self, started: Started) -> None:
+        for request, replica in started:
             assert request is self.waiting.pop(0)
-            self.runs_at(lease)
+            self.on_request_started(replica)
 
-    def runs_at(self, lease: HeldReplica[str]) -> None:
-        assert lease.id in self.usable()
-        assert self.current.setdefault(lease.id, lease) is lease
-        self.running.append(lease)
+    def on_request_started(self, replica: ReplicaLeases[str]) -> None:
+        assert replica.id in self.open_replicas()
+        assert self.used.setdefault(replica.id, replica) is replica
+        self.in_flight.append(replica)
 
     @rule(count=st.integers(1, 5))
     def requests_arrive(self, count: int) -> None:
         for _ in range(count):
-            lease = self.holder.acquire(self.now)
-            if lease is not None:
-                self.runs_at(lease)
+            replica = self.cache.acquire(self.now)
+            if replica is not None:
+                self.on_request_started(replica)
             else:
                 self.waiting.append(Request())
-                self.holder.enqueue(self.waiting[-1], self.now)
+                self.cache.enqueue(self.waiting[-1], self.now)
 
-    @precondition(lambda self: self.running)
-    @rule(which=WHICH, seconds=st.sampled_from([0.0, 0.5]))
-    def request_ends(self, which: int, seconds: float) -> None:
-        lease = self.running.pop(which % len(self.running))
-        waiter = self.holder.release(lease, self.now, seconds)
-        self.have_started([] if waiter is None else [(waiter, lease)])
+    @precondition(lambda self: self.in_flight)
+    @rule(index=INDEX, seconds=st.sampled_from([0.0, 0.5]))
+    def request_ends(self, index: int, seconds: float) -> None:
+        replica = self.in_flight.pop(index % len(self.in_flight))
+        waiter = self.cache.release(replica, self.now, seconds)
+        self.on_waiters_started([] if waiter is None else [(waiter, replica)])
+
+    @precondition(lambda self: self.in_flight)
+    @rule(index=INDEX, seconds=st.sampled_from([0.0, 0.5]), answered=st.booleans())
+    def request_is_abandoned(self, index: int, seconds: float, answered: bool) -> None:
+        replica = self.in_flight.pop(index % len(self.in_flight))
+        self.cache.abandon(replica, self.now, seconds, suspect_seconds=1.0)
+        assert replica.suspect
+        if answered and replica in self.in_flight:
+            self.cache.on_answered(replica)
+            assert replica.suspect == (self.in_flight.count(replica) > 1)
 
     @precondition(lambda self: self.waiting)
-    @rule(which=WHICH)
-    def waiter_leaves(self, which: int) -> None:
-        self.holder.cancel(self.waiting.pop(which % len(self.waiting)), self.now)
+    @rule(index=INDEX)
+    def waiter_is_cancelled(self, index: int) -> None:
+        self.cache.cancel(self.waiting.pop(index % len(self.waiting)), self.now)
 
     @rule(replicas=st.dictionaries(st.sampled_from(REPLICAS), st.booleans()))
     def replicas_change(self, replicas: dict[str, bool]) -> None:
-        self.current = {replica: lease for replica, lease in self.current.items() if replica in replicas}
-        self.set = replicas
-        cordoned = [replica for replica, is_cordoned in replicas.items() if is_cordoned]
-        self.have_started(self.holder.set_replicas(dict.fromkeys(replicas, "pool"), self.now, cordoned=cordoned))
+        self.used = {replica_id: replica for replica_id, replica in self.used.items() if replica_id in replicas}
+        self.replicas = replicas
+        closed = [replica_id for replica_id, is_closed in replicas.items() if is_closed]
+        targets = dict.fromkeys(replicas, "pool")
+        started = self.cache.set_replicas(targets, self.now, closed=closed, starts_from_zero=self.starts_from_zero)
+        self.on_waiters_started(started)
 
-    @precondition(lambda self: self.running)
-    @rule(which=WHICH)
-    def replica_refuses_connection(self, which: int) -> None:
-        self.holder.suspend(self.running[which % len(self.running)])
+    @precondition(lambda self: self.in_flight)
+    @rule(index=INDEX)
+    def replica_is_suspended(self, index: int) -> None:
+        self.cache.suspend(self.in_flight[index % len(self.in_flight)], self.now)
 
-    @precondition(lambda self: self.current)
-    @rule(which=WHICH)
-    def replica_is_tried_again(self, which: int) -> None:
-        self.have_started(self.holder.resume(list(self.current.values())[which % len(self.current)], self.now))
+    @precondition(lambda self: self.used)
+    @rule(index=INDEX)
+    def replica_is_resumed(self, index: int) -> None:
+        self.on_waiters_started(self.cache.resume(list(self.used.values())[index % len(self.used)], self.now))
 
     @rule(eighths=st.integers(1, 8))
     def time_passes(self, eighths: int) -> None:
         self.now += eighths / 8
-        self.busy_seconds += len(self.running) * eighths / 8
-        self.queued_seconds += len(self.waiting) * eighths / 8
+        self.busy_seconds += len(self.in_flight) * eighths / 8
+        if not any(request in self.uncounted for request in self.waiting):
+            self.queued_seconds += len(self.waiting) * eighths / 8
 
     @invariant()
-    def nobody_waits_while_a_replica_is_usable(self) -> None:
-        assert not self.waiting or not self.usable()
+    def waiters_count_as_queued_only_if_they_wait_for_a_start_from_zero(self) -> None:
+        if not self.starts_from_zero or any(replica.suspended for replica in self.used.values()):
+            self.uncounted += self.waiting
 
     @invariant()
-    def counts_are_right(self) -> None:
-        assert self.holder.busy_by_replica() == Counter(lease.id for lease in self.running)
-        assert self.holder.busy == len(self.running)
-        assert list(self.holder.waiters.values()) == self.waiting
-        assert self.holder.flush() == []
+    def no_request_waits_while_a_replica_is_open(self) -> None:
+        assert not self.waiting or not self.open_replicas()
+
+    @invariant()
+    def counts_are_correct(self) -> None:
+        assert self.cache.busy_by_replica() == Counter(replica.id for replica in self.in_flight)
+        assert self.cache.busy == len(self.in_flight)
+        assert list(self.cache.waiters.values()) == self.waiting
+        assert self.cache.flush() == []
 
     def teardown(self) -> None:
-        if hasattr(self, "holder"):
-            totals = self.holder.totals(self.now)
+        if hasattr(self, "cache"):
+            totals = self.cache.totals(self.now)
             assert (totals.busy_seconds, totals.queued_seconds) == (self.busy_seconds, self.queued_seconds)
 
 
 TestUnlimitedMachine = UnlimitedMachine.TestCase
-TestUnlimitedMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestUnlimitedMachine.settings = settings(max_examples=60, stateful_step_count=30)

@@ -1,4 +1,4 @@
-"""The application log: its two forms, its level, and what it must never tell."""
+"""The application log: its two formats, its level, and redaction."""
 
 import io
 import json
@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from router.telemetry.log import REDACTED, configure, event, rfc3339, set_level
+from router.telemetry.log import REDACTED, configure, event, report_repeats, rfc3339, set_level
+from router.telemetry.repeats import MAX_PER_SECOND
 
 LOGGER = logging.getLogger("router.tests.telemetry")
 
@@ -20,7 +21,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Holder:
+class Credentials:
     name: str
     primary_key: str = field(repr=False)
 
@@ -47,7 +48,7 @@ def only_line(stream: io.StringIO) -> dict[str, object]:
     return parsed
 
 
-def test_a_line_has_the_fixed_fields_first_then_the_events_own(stream: io.StringIO) -> None:
+def test_line_has_the_reserved_fields_first_then_those_of_the_event(stream: io.StringIO) -> None:
     configure("info", stream, human=False)
     event(LOGGER, logging.WARNING, "replica ended", service="iris", replicas=2, state=State.READY)
     line = only_line(stream)
@@ -65,7 +66,7 @@ def test_time_is_rfc3339_in_utc_with_milliseconds() -> None:
 
 @pytest.mark.parametrize("name", ["primary_key", "KEY", "token", "Authorization", "set-cookie", "client_secret"])
 @pytest.mark.parametrize("human", [True, False])
-def test_values_of_secret_names_are_never_printed(stream: io.StringIO, name: str, human: bool) -> None:
+def test_fields_with_secret_names_are_redacted(stream: io.StringIO, name: str, human: bool) -> None:
     configure("info", stream, human=human)
     fields: dict[str, Any] = {name: "hunter2", "nested": {"inner": [{name: ["hunter2"]}]}}
     event(LOGGER, logging.INFO, "settings changed", **fields)
@@ -73,15 +74,15 @@ def test_values_of_secret_names_are_never_printed(stream: io.StringIO, name: str
     assert stream.getvalue().count(REDACTED) == 2
 
 
-def test_hidden_dataclass_fields_and_bytes_are_never_printed(stream: io.StringIO) -> None:
+def test_dataclass_fields_without_repr_and_bytes_are_never_printed(stream: io.StringIO) -> None:
     configure("info", stream, human=False)
-    event(LOGGER, logging.INFO, "seen", holder=Holder("iris", "hunter2"), payload=b"hunter2")
+    event(LOGGER, logging.INFO, "message", owner=Credentials("iris", "hunter2"), payload=b"hunter2")
     line = only_line(stream)
-    assert line["holder"] == "Holder(name='iris')"
+    assert line["owner"] == "Credentials(name='iris')"
     assert line["payload"] == "<7 bytes>"
 
 
-def test_an_exception_is_one_field(stream: io.StringIO) -> None:
+def test_exception_is_one_field(stream: io.StringIO) -> None:
     configure("info", stream, human=False)
     try:
         raise ValueError("no\nsuch thing")
@@ -93,7 +94,7 @@ def test_an_exception_is_one_field(stream: io.StringIO) -> None:
     assert str(line["exception"]).endswith("ValueError: no\nsuch thing")
 
 
-def test_a_field_cannot_take_the_place_of_a_fixed_one(stream: io.StringIO) -> None:
+def test_field_with_a_reserved_name_is_renamed(stream: io.StringIO) -> None:
     configure("info", stream, human=False)
     event(LOGGER, logging.INFO, "tick", time="never", level_="x")
     line = only_line(stream)
@@ -101,48 +102,48 @@ def test_a_field_cannot_take_the_place_of_a_fixed_one(stream: io.StringIO) -> No
     assert line["time"] != "never"
 
 
-def test_what_json_cannot_say_is_said_as_text(stream: io.StringIO) -> None:
+def test_values_that_json_lacks_are_converted(stream: io.StringIO) -> None:
     configure("info", stream, human=False)
-    event(LOGGER, logging.INFO, "odd", ratio=float("nan"), big=2**70, text="\ud800", keys_={1: 2}, seen={3})
+    event(LOGGER, logging.INFO, "values", ratio=float("nan"), big=2**70, note="\ud800", keys_={1: 2}, members={3})
     line = only_line(stream)
     assert line["ratio"] == "nan"
     assert line["big"] == 2**70
-    assert line["text"] == "\ud800"
-    assert line["seen"] == [3]
+    assert line["note"] == "\ud800"
+    assert line["members"] == [3]
 
 
 def test_level_changes_at_run_time(stream: io.StringIO) -> None:
     configure(logging.WARNING, stream, human=False)
-    event(LOGGER, logging.INFO, "unseen")
+    event(LOGGER, logging.INFO, "hidden")
     set_level("debug")
-    event(LOGGER, logging.DEBUG, "seen")
-    assert only_line(stream)["message"] == "seen"
+    event(LOGGER, logging.DEBUG, "visible")
+    assert only_line(stream)["message"] == "visible"
 
 
-def test_an_unknown_level_is_refused(stream: io.StringIO) -> None:
+def test_unknown_level_is_an_error(stream: io.StringIO) -> None:
     configure("info", stream, human=False)
     with pytest.raises(ValueError, match="LOUD"):
         set_level("loud")
 
 
-def test_other_peoples_loggers_speak_from_warning_upwards(stream: io.StringIO) -> None:
+def test_loggers_of_libraries_are_limited_to_warning(stream: io.StringIO) -> None:
     configure("debug", stream, human=False)
-    theirs = logging.getLogger("somebody.http")
-    theirs.debug("Authorization: %s", "Bearer hunter2")
-    theirs.warning("slow: %s", "api server")
+    library_logger = logging.getLogger("library.http")
+    library_logger.debug("Authorization: %s", "Bearer hunter2")
+    library_logger.warning("slow: %s", "api server")
     assert only_line(stream)["message"] == "slow: api server"
 
 
-def test_configuring_twice_prints_once(stream: io.StringIO) -> None:
-    former = io.StringIO()
-    configure("info", former, human=True)
+def test_second_configure_replaces_the_first_handler(stream: io.StringIO) -> None:
+    first = io.StringIO()
+    configure("info", first, human=True)
     configure("info", stream, human=False)
     event(LOGGER, logging.INFO, "once")
-    assert former.getvalue() == ""
+    assert first.getvalue() == ""
     assert only_line(stream)["message"] == "once"
 
 
-def test_human_lines_are_compact_and_quote_what_needs_it(stream: io.StringIO) -> None:
+def test_human_line_quotes_values_with_spaces(stream: io.StringIO) -> None:
     configure("info", stream, human=True)
     event(LOGGER, logging.INFO, "replicas changed", service="iris", wanted=2, ratio=1 / 3, why="too busy", none=None)
     line = stream.getvalue()
@@ -150,16 +151,48 @@ def test_human_lines_are_compact_and_quote_what_needs_it(stream: io.StringIO) ->
     assert len(line.split(" ")[0]) == len("12:00:00")
 
 
-def test_human_lines_do_not_let_values_steer_the_terminal(stream: io.StringIO) -> None:
+def test_human_line_escapes_control_characters(stream: io.StringIO) -> None:
     configure("info", stream, human=True)
-    event(LOGGER, logging.INFO, "seen \x1b[2J", service="a\x1b[31m\nb")
+    event(LOGGER, logging.INFO, "message \x1b[2J", service="a\x1b[31m\nb")
     assert "\x1b" not in stream.getvalue()
     assert stream.getvalue().count("\n") == 1
 
 
-def test_human_lines_end_with_an_indented_traceback(stream: io.StringIO) -> None:
+def test_human_line_is_followed_by_an_indented_traceback(stream: io.StringIO) -> None:
     configure("info", stream, human=True)
     event(LOGGER, logging.ERROR, "failed", exception=ValueError("bad"), service="iris")
-    first, *rest = stream.getvalue().splitlines()
-    assert first.endswith("error   failed  service=iris")
+    head, *rest = stream.getvalue().splitlines()
+    assert head.endswith("error   failed  service=iris")
     assert rest == ["    ValueError: bad"]
+
+
+def test_equal_warnings_of_a_second_are_limited_and_counted(stream: io.StringIO) -> None:
+    configure("info", stream, human=False)
+    for number in range(263):
+        event(LOGGER, logging.WARNING, "invalid response", service="iris", number=number)
+    event(LOGGER, logging.WARNING, "invalid response", service="other")
+    event(LOGGER, logging.WARNING, "another message", service="iris")
+    report_repeats(at_exit=True)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line.get("number", line["service"]) for line in lines] == [*range(MAX_PER_SECOND), "other", "iris", "iris"]
+    last = lines[-1]
+    assert last.pop("time")
+    assert last == {
+        "level": "warning", "logger": LOGGER.name, "message": "invalid response", "service": "iris",
+        "repeated": 263 - MAX_PER_SECOND,
+    }  # fmt: skip
+
+
+def test_messages_below_warning_are_not_limited(stream: io.StringIO) -> None:
+    configure("debug", stream, human=False)
+    for level in (logging.INFO, logging.DEBUG):
+        for _ in range(100):
+            event(LOGGER, level, "replica starts")
+    report_repeats(at_exit=True)
+    assert stream.getvalue().count("\n") == 200
+
+
+def test_human_text_replaces_message_and_fields_and_is_indented(stream: io.StringIO) -> None:
+    configure("info", stream, human=True)
+    event(LOGGER, logging.WARNING, "replica cannot start", text="iris cannot start\n  1\n\x1b[2J", replica="a")
+    assert stream.getvalue()[9:] == "warning iris cannot start\n      1\n    \\u001b[2J\n"

@@ -1,6 +1,5 @@
-"""What a scrape says, read back by a parser of the format."""
+"""The text of a scrape, read back by parsers of the formats."""
 
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,21 +10,25 @@ from prometheus_client import parser
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from router.metrics_doc import render
-from router.services import ReplicaState, VersionKey
+from router.cli.metrics_doc import render
+from router.model.services import ReplicaState, VersionKey
 from router.telemetry.catalogue import LABELS, METRICS, PREFIX, Sample
-from router.telemetry.counters import DURATION_BOUNDS, GatewayCounters
-from router.telemetry.metrics import MetricsView, VersionFacts, exposition
+from router.telemetry.counters import GatewayCounters
+from router.telemetry.histogram import DURATION_BOUNDS
+from router.telemetry.metrics import MetricsSnapshot, VersionMetrics, render_metrics
+from tests.telemetry.snapshots import snapshot_of
 
-PAGE = Path(__file__).parents[2] / "docs/metrics.md"
+METRICS_DOC = Path(__file__).parents[2] / "docs/metrics.md"
 BLUE = ("iris", "blue")
 GREEN = ("iris", "green")
 
-FACTS = VersionFacts(
+BLUE_METRICS = VersionMetrics(
     in_flight=3,
+    abandoned=1,
     queued=2,
     slots=8,
-    slots_in_use=3,
+    slots_in_use=4,
+    suspect_slots=2,
     leases_idle=4,
     replicas_by_state={ReplicaState.READY: 8, ReplicaState.STARTING: 1},
     desired=9,
@@ -35,12 +38,14 @@ FACTS = VersionFacts(
 )
 
 
-def view(counters: GatewayCounters, versions: Mapping[VersionKey, VersionFacts] | None = None) -> MetricsView:
-    return MetricsView(
+def metrics_of(
+    counters: GatewayCounters, versions: Mapping[VersionKey, VersionMetrics] | None = None
+) -> MetricsSnapshot:
+    return MetricsSnapshot(
         router_version="1.2.3",
         hot_path="compiled",
-        counters=counters.snapshot(),
-        versions={BLUE: FACTS} if versions is None else versions,
+        counters=snapshot_of(counters),
+        versions={BLUE: BLUE_METRICS} if versions is None else versions,
         lag={"supervisor": {"counts": [1] * 13, "sum": 12.0}},
         samples=(
             Sample("workers", 2),
@@ -56,49 +61,50 @@ def busy_counters() -> GatewayCounters:
     counters = GatewayCounters()
     blue = counters.version(BLUE)
     for _ in range(3):
-        blue.count(200, "")
-    blue.count(503, "overloaded")
+        blue.count_response(200, "")
+    blue.count_response(503, "overloaded")
     for seconds in (0.00005, 0.5, 0.500001, 1000.0):
         blue.duration.observe(seconds)
     blue.request_bytes, blue.response_bytes, blue.client_aborts = 10, 20, 1
-    blue.retried("connect-refused")
-    blue.count(504, "scoring-timeout")
+    blue.abandonments["kept"], blue.abandoned_timeouts = 2, 1
+    blue.count_retry("connect-refused")
+    blue.count_response(504, "scoring-timeout")
     blue.queue_timeouts = 3
     blue.connect_failures["timeout"] += 2
     blue.connect.observe(0.0003)
-    counters.version(GREEN).count(401, "unauthorized")
-    counters.answers[404, "unknown-service"] += 2
+    counters.version(GREEN).count_response(401, "unauthorized")
+    counters.responses[404, "unknown-service"] += 2
     counters.connections_accepted, counters.connections_open = 12, 5
     counters.connections_refused, counters.parse_errors = 3, 4
     counters.auth_failures["iris", "wrong-key"] += 6
     return counters
 
 
-def scrape(seen: MetricsView, accept: str = "text/plain") -> dict[str, Metric]:
-    body, _ = exposition(seen, accept)
+def scrape(snapshot: MetricsSnapshot, accept: str = "text/plain") -> dict[str, Metric]:
+    body, _ = render_metrics(snapshot, accept)
     return {family.name: family for family in parser.text_string_to_metric_families(body.decode())}
 
 
 def value(families: Mapping[str, Metric], sample_name: str, **labels: str) -> float | None:
-    found = [
+    values = [
         sample.value
         for family in families.values()
         for sample in family.samples
         if sample.name == "azureml_fe_" + sample_name and sample.labels == labels
     ]
-    assert len(found) <= 1
-    return found[0] if found else None
+    assert len(values) <= 1
+    return values[0] if values else None
 
 
 def requests(families: Mapping[str, Metric]) -> dict[tuple[str, ...], float]:
-    """Requests by service, version, code, its class, who answered, error."""
+    """Return the requests by service, version, code, code class, sender of the response and error code."""
     names = ("service", "version", "code", "code_class", "answered_by", "error")
     samples = families["azureml_fe_requests"].samples
     return {tuple(sample.labels[name] for name in names): sample.value for sample in samples}
 
 
-def test_requests_are_counted_by_service_version_status_and_who_answered_and_why() -> None:
-    assert requests(scrape(view(busy_counters()))) == {
+def test_requests_are_counted_by_version_status_sender_and_error_code() -> None:
+    assert requests(scrape(metrics_of(busy_counters()))) == {
         ("iris", "blue", "200", "2xx", "replica", ""): 3,
         ("iris", "blue", "503", "5xx", "router", "overloaded"): 1,
         ("iris", "blue", "504", "5xx", "router", "scoring-timeout"): 1,
@@ -108,24 +114,26 @@ def test_requests_are_counted_by_service_version_status_and_who_answered_and_why
 
 
 @pytest.mark.parametrize(
-    ("version", "status", "slug", "who"),
+    ("version", "status", "error_code", "sender"),
     [
-        ("blue", "502", "replica-error", "replica"),  # its own 500, passed on as 502
+        ("blue", "502", "replica-error", "replica"),  # a 500 response of the replica, forwarded as 502
         ("blue", "502", "replica-closed", "router"),
-        ("blue", "200", "replica-closed", "replica"),  # cut in the middle of its answer
+        ("blue", "200", "replica-closed", "replica"),  # truncated
         ("blue", "200", "scoring-timeout", "replica"),
         ("blue", "499", "client-closed", "nobody"),
         ("", "204", "", "router"),  # a preflight
     ],
 )
-def test_who_answered(version: str, status: str, slug: str, who: str) -> None:
+def test_answered_by_names_the_sender_of_the_response(version: str, status: str, error_code: str, sender: str) -> None:
     counters = GatewayCounters()
-    counters.version(("iris", version)).count(int(status), slug)
-    assert requests(scrape(view(counters))) == {("iris", version, status, f"{status[0]}xx", who, slug): 1}
+    counters.version(("iris", version)).count_response(int(status), error_code)
+    assert requests(scrape(metrics_of(counters))) == {
+        ("iris", version, status, f"{status[0]}xx", sender, error_code): 1
+    }
 
 
 def test_limits_of_time_that_were_reached_are_counted_by_kind() -> None:
-    families = scrape(view(busy_counters()))
+    families = scrape(metrics_of(busy_counters()))
     blue = {"service": "iris", "version": "blue"}
     kinds = {kind: value(families, "timeouts_total", **blue, kind=kind) for kind in ("queue", "connect", "scoring")}
     assert kinds == {"queue": 3, "connect": 2, "scoring": 1}
@@ -133,8 +141,8 @@ def test_limits_of_time_that_were_reached_are_counted_by_kind() -> None:
     assert value(families, "replica_connect_seconds_count", **blue) == 1
 
 
-def test_histogram_buckets_are_cumulative_and_reach_beyond_the_last_bound() -> None:
-    families = scrape(view(busy_counters()))
+def test_histogram_buckets_are_cumulative_up_to_infinity() -> None:
+    families = scrape(metrics_of(busy_counters()))
     blue = {"service": "iris", "version": "blue"}
     name = "request_duration_seconds"
     assert value(families, name + "_bucket", **blue, le="0.0001") == 1
@@ -149,14 +157,16 @@ def test_histogram_buckets_are_cumulative_and_reach_beyond_the_last_bound() -> N
     assert len(buckets) == 2 * (len(DURATION_BOUNDS) + 1)
 
 
-def test_facts_of_a_version_are_gauges() -> None:
-    families = scrape(view(busy_counters()))
+def test_version_metrics_are_gauges() -> None:
+    families = scrape(metrics_of(busy_counters()))
     blue = {"service": "iris", "version": "blue"}
     expected = {
         "requests_in_flight": 3,
+        "abandoned_requests": 1,
         "requests_queued": 2,
         "slots": 8,
-        "slots_in_use": 3,
+        "slots_in_use": 4,
+        "suspect_slots": 2,
         "leases_idle": 4,
         "replicas_desired": 9,
         "utilization_ratio": 0.625,
@@ -164,8 +174,8 @@ def test_facts_of_a_version_are_gauges() -> None:
     assert {name: value(families, name, **blue) for name in expected} == expected
 
 
-def test_every_state_and_direction_is_told_even_at_0() -> None:
-    families = scrape(view(busy_counters()))
+def test_replica_states_and_scaling_directions_are_present_at_0() -> None:
+    families = scrape(metrics_of(busy_counters()))
     blue = {"service": "iris", "version": "blue"}
     assert [value(families, "replicas", **blue, state=state) for state in ReplicaState] == [1, 8, 0]
     decisions = {
@@ -181,15 +191,15 @@ def test_every_state_and_direction_is_told_even_at_0() -> None:
 
 
 def test_slots_and_utilization_are_absent_when_slots_are_not_limited() -> None:
-    unlimited = replace(FACTS, slots=None, utilization=None)
-    families = scrape(view(GatewayCounters(), {BLUE: unlimited}))
+    unlimited = replace(BLUE_METRICS, slots=None, utilization=None)
+    families = scrape(metrics_of(GatewayCounters(), {BLUE: unlimited}))
     assert value(families, "slots", service="iris", version="blue") is None
     assert value(families, "utilization_ratio", service="iris", version="blue") is None
-    assert value(families, "slots_in_use", service="iris", version="blue") == 3
+    assert value(families, "slots_in_use", service="iris", version="blue") == 4
 
 
-def test_the_process_is_told_without_labels() -> None:
-    families = scrape(view(busy_counters()))
+def test_metrics_of_the_process_have_no_labels() -> None:
+    families = scrape(metrics_of(busy_counters()))
     expected = {
         "client_connections_total": 12,
         "client_connections_open": 5,
@@ -207,56 +217,58 @@ def test_the_process_is_told_without_labels() -> None:
 
 
 def test_bytes_retries_aborts_and_auth_failures_are_counted() -> None:
-    families = scrape(view(busy_counters()))
+    families = scrape(metrics_of(busy_counters()))
     blue = {"service": "iris", "version": "blue"}
     assert value(families, "request_body_bytes_total", **blue) == 10
     assert value(families, "response_body_bytes_total", **blue) == 20
     assert value(families, "client_aborts_total", **blue) == 1
+    assert value(families, "abandonments_total", **blue, handling="kept") == 2
+    assert value(families, "timeouts_total", **blue, kind="abandoned") == 1
     assert value(families, "retries_total", **blue, cause="connect-refused") == 1
     assert value(families, "auth_failures_total", service="iris", reason="wrong-key") == 6
 
 
 def test_every_metric_is_in_the_catalogue_with_these_labels() -> None:
-    for family in scrape(view(busy_counters())).values():
+    for family in scrape(metrics_of(busy_counters())).values():
         if family.name.startswith(PREFIX):
             spec = METRICS[family.name.removeprefix(PREFIX).removesuffix("_info")]
-            assert family.documentation == spec.about
+            assert family.documentation == spec.help
             for sample in family.samples:
                 assert set(sample.labels) - {"le"} == set(spec.labels), sample
 
 
-def test_every_label_is_explained_and_every_explanation_used() -> None:
+def test_every_label_is_documented_and_used() -> None:
     assert {label for spec in METRICS.values() for label in spec.labels} == LABELS.keys()
 
 
-@pytest.mark.parametrize("sample", [Sample("unheard_of", 1), Sample("workers", 1, ("one",)), Sample("build", 1)])
-def test_sample_that_the_catalogue_does_not_know_is_a_fault(sample: Sample) -> None:
+@pytest.mark.parametrize("sample", [Sample("unknown", 1), Sample("workers", 1, ("one",)), Sample("build", 1)])
+def test_sample_that_does_not_match_the_catalogue_is_an_error(sample: Sample) -> None:
     with pytest.raises(ValueError, match=sample.metric):
-        exposition(replace(view(GatewayCounters()), samples=(sample,)), "")
+        render_metrics(replace(metrics_of(GatewayCounters()), samples=(sample,)), "")
 
 
-def test_page_of_metrics_is_made_from_the_catalogue() -> None:
-    assert PAGE.read_text() == render(), "python -m router.metrics_doc > docs/metrics.md"
+def test_metrics_doc_is_up_to_date() -> None:
+    assert METRICS_DOC.read_text() == render(), "python -m router.cli.metrics_doc > docs/metrics.md"
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing (Debian: prometheus)")
-def test_promtool_finds_no_fault() -> None:
-    body, _ = exposition(view(busy_counters()), "text/plain")
-    ran = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
+@pytest.mark.needs("promtool")
+def test_promtool_accepts_the_text() -> None:
+    body, _ = render_metrics(metrics_of(busy_counters()), "text/plain")
+    completed = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, b"", b"")
 
 
-def test_exemplars_lead_from_a_bucket_to_a_trace() -> None:
-    seen = replace(view(busy_counters()), exemplars={BLUE: {0: ("ab" * 16, 0.00005, 1700000000.5)}})
-    body, _ = exposition(seen, "application/openmetrics-text; version=1.0.0")
+def test_exemplar_of_a_bucket_names_a_trace() -> None:
+    snapshot = replace(metrics_of(busy_counters()), exemplars={BLUE: {0: ("ab" * 16, 0.00005, 1700000000.5)}})
+    body, _ = render_metrics(snapshot, "application/openmetrics-text; version=1.0.0")
     (line,) = [line for line in body.decode().splitlines() if "# {" in line]
     assert line.startswith('azureml_fe_request_duration_seconds_bucket{le="0.0001",service="iris",version="blue"} 1.0')
     assert line.endswith(' # {trace_id="' + "ab" * 16 + '"} 5e-05 1700000000.5')
-    assert b"# {" not in exposition(seen, "text/plain")[0]
+    assert b"# {" not in render_metrics(snapshot, "text/plain")[0]
 
 
-def test_open_metrics_is_served_to_who_asks_for_it_and_is_valid() -> None:
-    body, content_type = exposition(view(busy_counters()), "application/openmetrics-text; version=1.0.0")
+def test_open_metrics_text_is_valid_and_served_on_request() -> None:
+    body, content_type = render_metrics(metrics_of(busy_counters()), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     parsed = openmetrics_parser.text_string_to_metric_families(body.decode())  # type: ignore[no-untyped-call]
     families = {family.name: family for family in parsed}
@@ -267,20 +279,20 @@ def test_open_metrics_is_served_to_who_asks_for_it_and_is_valid() -> None:
 @pytest.mark.parametrize(
     "accept", ["", "*/*", "text/html", "text/plain; version=new", "application/openmetrics-text; version=x"]
 )
-def test_text_is_served_to_everyone_else(accept: str) -> None:
-    _, content_type = exposition(view(GatewayCounters()), accept)
+def test_prometheus_text_is_served_for_any_other_accept_header(accept: str) -> None:
+    _, content_type = render_metrics(metrics_of(GatewayCounters()), accept)
     assert content_type.startswith("text/plain")
 
 
-def test_a_router_without_services_can_be_scraped() -> None:
-    families = scrape(view(GatewayCounters(), {}))
+def test_router_without_services_can_be_scraped() -> None:
+    families = scrape(metrics_of(GatewayCounters(), {}))
     assert families["azureml_fe_requests"].samples == []
     assert value(families, "client_connections_open") == 0
 
 
 def test_text_in_label_values_is_escaped() -> None:
-    odd = ('i"r\\is', "b\nlue")
+    key = ('i"r\\is', "b\nlue")
     counters = GatewayCounters()
-    counters.version(odd).count(200, "")
-    families = scrape(view(counters, {odd: FACTS}))
-    assert requests(families) == {(*odd, "200", "2xx", "replica", ""): 1}
+    counters.version(key).count_response(200, "")
+    families = scrape(metrics_of(counters, {key: BLUE_METRICS}))
+    assert requests(families) == {(*key, "200", "2xx", "replica", ""): 1}

@@ -1,159 +1,202 @@
-"""The annotations of one Deployment as settings: `azureml-fe/scoring-timeout-ms` is `scoring_timeout_ms`. No I/O.
+"""Settings in the annotations of a Deployment: `azureml-fe/scoring-timeout-ms` is `scoring_timeout_ms`. No I/O.
 
-Names, kinds and limits are those of the local file, and so is the code that checks them (`services.parse_service`).
-Lives here: what is different about annotations. Each fault is found, not only the first, and what is right is told even
-where something else is wrong.
+Names, types and limits are those of the local configuration file, and `parse_service` checks both. A file with
+an error is not used. This parser returns all errors, and the valid settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from router.cluster.kubernetes.objects import ANNOTATION_PREFIX, Labels
-from router.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
-from router.services import DEFAULT_VERSION_NAME, parse_service
-from router.values import Kind, Scope, Setting, SettingsError, parse_value, unknown_name
+from router.config.schema import Setting, SettingKind, SettingsError, parse_value
+from router.config.service import parse_service
+from router.config.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
+from router.config.unknown import unknown_setting
+from router.model.services import DEFAULT_VERSION_NAME
 
-_NAME: dict[str, Any] = {
+_DNS_LABEL: dict[str, Any] = {
     "pattern": r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?",
-    "pattern_means": "1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit",
+    "pattern_text": "1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit",
 }
 
 DEPLOYMENT_SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="version",
-        kind=Kind.TEXT,
-        scope=Scope.VERSION,
-        about="The version that this Deployment is of the service that its label `azuremlappname` names.",
+        kind=SettingKind.TEXT,
+        description="Name of the version of this Deployment. Its label `azuremlappname` names the service.",
         default=DEFAULT_VERSION_NAME,
-        **_NAME,
+        **_DNS_LABEL,
     ),
     Setting(
         name="port",
-        kind=Kind.INT,
-        scope=Scope.VERSION,
-        about="Port of the pods that gets the requests.",
+        kind=SettingKind.INT,
+        description="Port at which the pods accept requests.",
         default=5001,
         minimum=1,
         maximum=65535,
     ),
     Setting(
         name="keys_secret",
-        kind=Kind.TEXT,
-        scope=Scope.SERVICE,
-        about="Secret of the same namespace, labelled `isazuremlapp=true`, whose `primaryKey` and `secondaryKey` are "
-        "the service's keys.",
-        default_means="`azureml-fe-keys-` and the service's name",
+        kind=SettingKind.TEXT,
+        description="Name of a Secret in the same namespace with the label `isazuremlapp=true`. Its `primaryKey` and "
+        "`secondaryKey` are the service's keys.",
+        default_text="`azureml-fe-keys-` and the service's name",
         pattern=r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?",
-        pattern_means="the name of a Secret",
+        pattern_text="the name of a Secret",
+    ),
+    Setting(
+        name="scaling_paused_until",
+        kind=SettingKind.TEXT,
+        description="The router does not change the number of replicas of this Deployment before this time.",
+        pattern=r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)",
+        pattern_text="a date and time with its offset, such as 2030-01-31T18:00Z",
     ),
 )
 
-IN_THE_SECRET = ("primary_key", "secondary_key")
-IN_THE_TEMPLATE = (
+SECRET_SETTINGS = ("primary_key", "secondary_key")
+"""Settings of the local file that are in a Secret in Kubernetes."""
+POD_TEMPLATE_SETTINGS = (
     "cpu_cores", "cpu_cores_limit", "memory_gb", "memory_gb_limit", "gpu_cores", "period_seconds",
-    "initial_delay_seconds", "timeout_seconds", "success_threshold", "failure_threshold",
+    "initial_delay_seconds", "timeout_seconds", "success_threshold", "failure_threshold", "readiness_period_seconds",
+    "readiness_initial_delay_seconds", "readiness_timeout_seconds", "readiness_success_threshold",
+    "readiness_failure_threshold",
 )  # fmt: skip
-"""Settings that the local file has, and that a Deployment says in its pod template."""
+"""Settings of the local file that are in the Deployment's pod template in Kubernetes."""
 
-_OWN = {setting.name: setting for setting in DEPLOYMENT_SETTINGS}
-_SERVICE = {setting.name for setting in SERVICE_SETTINGS}
-_SHARED = {setting.name for setting in (*SERVICE_SETTINGS, *VERSION_SETTINGS)} - {*IN_THE_SECRET, *IN_THE_TEMPLATE}
+_DEPLOYMENT_SETTINGS = {setting.name: setting for setting in DEPLOYMENT_SETTINGS}
+_SERVICE_SETTINGS = {setting.name for setting in SERVICE_SETTINGS}
+_SHARED_SETTINGS = {setting.name for setting in (*SERVICE_SETTINGS, *VERSION_SETTINGS)} - {
+    *SECRET_SETTINGS,
+    *POD_TEMPLATE_SETTINGS,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What the annotations of a Deployment say, as far as it is right. `service` and `settings` by the SDK's names."""
+class ParsedAnnotations:
+    """The valid annotations of a Deployment. The keys of the two mappings are setting names."""
 
     version: str = DEFAULT_VERSION_NAME
     port: int = 5001
     keys_secret: str | None = None
-    service: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, str] = field(default_factory=dict)
+    scaling_paused_until: datetime | None = None
+    service_settings: Mapping[str, str] = field(default_factory=dict)
+    version_settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def scaling(self) -> Mapping[str, str]:
-        """Those that say how many replicas there are."""
-        return {name: text for name, text in self.settings.items() if is_about_scaling(name)}
+    def settings(self) -> dict[str, str]:
+        """The settings of the version and of its service together."""
+        return {**self.version_settings, **self.service_settings}
 
 
-def is_about_scaling(name: str) -> bool:
-    """Whether a setting says how many replicas there are."""
-    return name == "num_replicas" or name.startswith("autoscale_")
+def is_scaling_setting(name: str) -> bool:
+    """True if a setting determines the number of replicas, or whether the router changes it."""
+    return name in ("num_replicas", "scaling_paused_until") or name.startswith("autoscale_")
 
 
-def annotation_name(name: str) -> str:
-    """The annotation of a setting."""
-    return ANNOTATION_PREFIX + name.replace("_", "-")
+def annotation_name(setting: str) -> str:
+    """Return the annotation of a setting."""
+    return ANNOTATION_PREFIX + setting.replace("_", "-")
 
 
-def read(service: str, annotations: Labels) -> tuple[Given, tuple[SettingsError, ...]]:
-    """What `annotations` (names without their prefix) say, and what is wrong with them, in words of annotations."""
-    faults: list[SettingsError] = []
+def setting_name(annotation: str) -> str:
+    """Return the setting of an annotation, with or without its prefix."""
+    return annotation.removeprefix(ANNOTATION_PREFIX).replace("-", "_")
+
+
+def parse_annotations(service: str, annotations: Labels) -> tuple[ParsedAnnotations, tuple[SettingsError, ...]]:
+    """Return the valid settings, and an error for each invalid annotation. The names in `annotations` have no prefix.
+    The errors name annotations, not settings."""
+    errors: list[SettingsError] = []
     own: dict[str, Any] = {}
-    texts: dict[str, str] = {}
-    for kebab, text in annotations:
-        name = kebab.replace("-", "_")
+    shared: dict[str, str] = {}
+    for annotation, text in annotations:
+        name = setting_name(annotation)
         try:
-            if kebab != name.replace("_", "-"):
-                raise _unknown(kebab)
-            if name in _OWN:
-                own[name] = parse_value(_OWN[name], text)
+            if annotation != name.replace("_", "-"):
+                raise _unknown(annotation)
+            if name in _DEPLOYMENT_SETTINGS:
+                own[name] = _parse_own(_DEPLOYMENT_SETTINGS[name], text)
             else:
-                _check_known(name, kebab)
-                texts[name] = text
+                _check_is_allowed(name, annotation)
+                shared[name] = text
         except SettingsError as error:
-            faults.append(_in_annotations(error))
-    while (fault := _fault(service, texts)) is not None:
-        faults.append(_in_annotations(fault))
-        texts.pop(fault.setting, None)
+            errors.append(_naming_annotation(error))
+    while (invalid := _first_error(service, shared)) is not None:
+        errors.append(_naming_annotation(invalid))
+        shared.pop(invalid.setting, None)
     return (
-        Given(
-            service={name: text for name, text in texts.items() if name in _SERVICE},
-            settings={name: text for name, text in texts.items() if name not in _SERVICE},
+        ParsedAnnotations(
+            service_settings={name: text for name, text in shared.items() if name in _SERVICE_SETTINGS},
+            version_settings={name: text for name, text in shared.items() if name not in _SERVICE_SETTINGS},
             **own,
         ),
-        tuple(faults),
+        tuple(errors),
     )
 
 
-def _fault(service: str, texts: Mapping[str, str]) -> SettingsError | None:
-    """The first fault of these settings, which is one of a setting among them."""
+def format_annotations(parsed: ParsedAnnotations) -> dict[str, str]:
+    """Return the annotations, without their prefix, that `parse_annotations` parses to these settings."""
+    own = {
+        "version": parsed.version,
+        "port": str(parsed.port),
+        "keys_secret": parsed.keys_secret,
+        "scaling_paused_until": parsed.scaling_paused_until.isoformat() if parsed.scaling_paused_until else None,
+    }
+    given = {name: text for name, text in own.items() if text is not None} | parsed.settings
+    return {name.replace("_", "-"): text for name, text in given.items()}
+
+
+def _parse_own(setting: Setting, text: str) -> Any:
+    value = parse_value(setting, text)
+    if setting.name != "scaling_paused_until":
+        return value
     try:
-        parse_service(service, mapping_of({DEFAULT_VERSION_NAME: texts}))
+        return datetime.fromisoformat(value)
+    except ValueError:  # such as February 30
+        raise SettingsError(setting.name, text, setting.rule) from None
+
+
+def _first_error(service: str, settings: Mapping[str, str]) -> SettingsError | None:
+    try:
+        parse_service(service, service_document({DEFAULT_VERSION_NAME: settings}))
     except SettingsError as error:
-        if error.setting in texts:
+        if error.setting in settings:
             return error
         raise
     return None
 
 
-def mapping_of(versions: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
-    """What `parse_service` takes, from the settings of each version, those of the service among them."""
-    above = {name: text for texts in versions.values() for name, text in texts.items() if name in _SERVICE}
-    own = {
-        version: {name: text for name, text in texts.items() if name not in _SERVICE}
-        for version, texts in versions.items()
+def service_document(versions: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
+    """Return the argument of `parse_service` for the settings of each version, which may contain service settings."""
+    of_service = {
+        name: text for settings in versions.values() for name, text in settings.items() if name in _SERVICE_SETTINGS
     }
-    return {**above, "versions": own}
+    of_versions = {
+        version: {name: text for name, text in settings.items() if name not in _SERVICE_SETTINGS}
+        for version, settings in versions.items()
+    }
+    return {**of_service, "versions": of_versions}
 
 
-def _check_known(name: str, kebab: str) -> None:
-    if name in IN_THE_SECRET:
-        allowed = f"belongs into a Secret, which {annotation_name('keys_secret')} may name"
-        raise SettingsError(name, None, allowed)
-    if name in IN_THE_TEMPLATE:
-        raise SettingsError(name, None, "belongs into the Deployment's pod template: resources and probes")
-    if name not in _SHARED:
-        raise _unknown(kebab)
+def _check_is_allowed(name: str, annotation: str) -> None:
+    if name in SECRET_SETTINGS:
+        problem = f"must be in a Secret, which {annotation_name('keys_secret')} can name"
+        raise SettingsError(name, None, problem)
+    if name in POD_TEMPLATE_SETTINGS:
+        raise SettingsError(name, None, "must be in the Deployment's pod template, as a resource or probe")
+    if name not in _SHARED_SETTINGS:
+        raise _unknown(annotation)
 
 
-def _unknown(kebab: str) -> SettingsError:
-    return unknown_name(ANNOTATION_PREFIX + kebab, map(annotation_name, {*_SHARED, *_OWN}))
+def _unknown(annotation: str) -> SettingsError:
+    known = map(annotation_name, {*_SHARED_SETTINGS, *_DEPLOYMENT_SETTINGS})
+    return unknown_setting(ANNOTATION_PREFIX + annotation, known)
 
 
-def _in_annotations(error: SettingsError) -> SettingsError:
+def _naming_annotation(error: SettingsError) -> SettingsError:
     name = error.setting if error.setting.startswith(ANNOTATION_PREFIX) else annotation_name(error.setting)
-    return SettingsError(name, error.value, error.allowed)
+    return SettingsError(name, error.value, error.problem)

@@ -1,10 +1,12 @@
-"""The `Cluster` of a supervisor in Kubernetes: reports what is found, scales what may be scaled.
+"""The `Cluster` of a supervisor in Kubernetes: reports services and replicas, and scales Deployments.
 
-    follower --changes--> Models --services, replicas--> listener
-                            |
-                            +--> counts, HPAs, problems --> writer, recorder, keys   (only while this router leads)
+    InformerSet --changes--> ServiceRegistry --services, replicas--> listener
+                                   |
+                                   +--> replica counts, HPAs, problems
+                                          --> ScaleWriter, EventRecorder, SecretProvisioner   (only the leader)
 
-Must not live here: rules about what is found (`models`, `finder`), how a number is written (`writer`, `counts`).
+Does not contain: how services are derived (`service_registry`, `service_assembler`), how a replica count is written
+(`scale_writer`, `replica_count_state`).
 """
 
 from __future__ import annotations
@@ -13,294 +15,452 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from router.cluster import ClusterListener
-from router.cluster.kubernetes.client import Api
-from router.cluster.kubernetes.counts import ROUNDS, Count, Foreign
-from router.cluster.kubernetes.electorate import Electorate
-from router.cluster.kubernetes.finder import Model, Problem
-from router.cluster.kubernetes.follower import Follower
-from router.cluster.kubernetes.keys import KeyMaker
-from router.cluster.kubernetes.models import Models
+from router.cluster.kubernetes.access import SETTINGS_CONFIG_MAP
+from router.cluster.kubernetes.client import ApiClient
+from router.cluster.kubernetes.config_map_store import ConfigMapStore
+from router.cluster.kubernetes.event_recorder import EventRecorder
+from router.cluster.kubernetes.informers import InformerSet
+from router.cluster.kubernetes.key_secrets import SecretProvisioner
+from router.cluster.kubernetes.leader_elector import LeaderElector
+from router.cluster.kubernetes.name_claimer import NameClaimer
 from router.cluster.kubernetes.objects import (
-    DEPLOYMENTS,
-    HPAS,
-    SECRETS,
     Deployment,
     Hpa,
     Lease,
-    Name,
+    NamespacedName,
     Pod,
+    ReleaseClaim,
     Secret,
+    name_of,
+    named_after,
+)
+from router.cluster.kubernetes.peer_discovery import PeerDiscovery
+from router.cluster.kubernetes.release_claim_writer import ReleaseClaimWriter
+from router.cluster.kubernetes.release_claims import ReleaseClaims, ReleaseConflict
+from router.cluster.kubernetes.replica_count_state import (
+    CONTEST_SECONDS,
+    CONTESTED_WRITES,
+    ExternalWrite,
+    ReplicaCountState,
+)
+from router.cluster.kubernetes.resources import (
+    DEPLOYMENTS,
+    HPAS,
+    RELEASE_CLAIMS,
+    SECRETS,
     model_pods,
     router_pods,
 )
-from router.cluster.kubernetes.peers import PeerList
-from router.cluster.kubernetes.recorder import Recorder
-from router.cluster.kubernetes.writer import Writer
-from router.services import VersionKey
-from router.telemetry.log import event
+from router.cluster.kubernetes.scale_writer import ScaleWriter
+from router.cluster.kubernetes.service_assembler import Problem, ResolvedVersion
+from router.cluster.kubernetes.service_registry import ServiceRegistry
+from router.config.polling import POLL_SECONDS
+from router.model.services import VersionKey
+from router.telemetry.log import event as log_event
 
-_log = logging.getLogger("router.kubernetes")
+_log = logging.getLogger("router.cluster")
 
-_GATHER_SECONDS = 0.02
-"""Changes that come so close together are looked at once."""
-_LOOK_SECONDS = 1.0
-"""Problems that persist are looked at so often: keys that are missing, pauses that are over."""
+_BATCH_SECONDS = 0.02
+"""Changes of objects are reported together after this time."""
 
 
 class KubernetesCluster:
-    """A `Cluster`. `electorate` says whether this router writes; the others only look."""
+    """A `Cluster`. All routers report services and replicas; only the leader writes to the API server."""
 
     def __init__(
         self,
-        api: Api,
+        api: ApiClient,
         *,
         namespaces: Sequence[str],
-        own: Name,
-        electorate: Electorate,
-        peers: PeerList,
+        router: NamespacedName,
+        observes: bool,
+        own_pod: str,
+        elector: LeaderElector,
+        peers: PeerDiscovery,
         generate_keys: bool,
         pause_seconds: float,
         join: Callable[[], Awaitable[None]],
         defaults: Mapping[str, object],
+        names_have_namespace: bool,
+        own_problems: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """`join` connects with the other routers, and is awaited before anything is reported. `namespaces` are those
-        that are served, all where empty; `own` is the namespace and name of this pod. For `pause_seconds` a Deployment
-        is left alone whose number of replicas somebody else keeps writing. `defaults` are those of versions
-        that differ from the table's."""
-        self._electorate = electorate
+        """
+        namespaces: the namespaces of the models, all if empty
+        router: the namespace of this router and its name (`router_name`)
+        observes: the router neither scales nor serves the models
+        pause_seconds: how long the router does not scale a Deployment that a competing controller scales
+        join: connects to the other routers; awaited before anything is reported
+        defaults: see `parse_service`
+        names_have_namespace: the name of a service is `namespace/name`
+        own_problems: problems of this router's certificates, which become Events of its pod
+        """
+        self._api = api
+        self._elector = elector
         self._pause_seconds = pause_seconds
         self._join = join
-        self._reports = False
-        self._models = Models(defaults)
-        self.follower = Follower(api)
-        self.recorder = Recorder(api, own[1])
-        self.writer = Writer(
-            api, self.recorder, may_write=electorate.leads, pods=self._pods_of, foreign=self._foreign_write
+        self._own_pod = NamespacedName(router.namespace, own_pod)
+        self._own_problems = own_problems
+        self._is_reporting = False
+        self._registry = ServiceRegistry(defaults, observes=observes, names_have_namespace=names_have_namespace)
+        self._claims = ReleaseClaims(str(router), observes=observes)
+        self._claim_writer = ReleaseClaimWriter(api, self._claims, may_write=elector.leads)
+        self._namespaces = tuple(namespaces)
+        self.informers = InformerSet(api)
+        self.event_recorder = EventRecorder(api, own_pod)
+        self._writer = ScaleWriter(
+            api,
+            self.event_recorder,
+            may_write=elector.leads,
+            pods_of=self._pods_of,
+            on_external_write=self._on_external_write,
         )
-        self._keys = KeyMaker(api, self.recorder, generate=generate_keys, may_write=electorate.leads)
+        self._secrets = SecretProvisioner(api, self.event_recorder, generate=generate_keys, may_write=elector.leads)
+        self._stored_settings = ConfigMapStore(
+            api,
+            NamespacedName(router.namespace, named_after(router.name, SETTINGS_CONFIG_MAP)),
+            may_write=elector.leads,
+            desired=self._settings_to_store,
+            on_content=self._on_stored_settings,
+        )
+        self._names = NameClaimer(
+            api, router, self._registry, may_write=self._may_scale, on_change=self._schedule_report
+        )
         self._listener: ClusterListener | None = None
-        self._flush_timer: asyncio.TimerHandle | None = None
+        self._report_timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._names: dict[VersionKey, Model] = {}
-        self._keys_of: dict[Name, VersionKey] = {}
-        self._left_alone: dict[VersionKey, str] = {}
-        self._changed_deployments: set[Name] = set()
+        self._versions: dict[VersionKey, ResolvedVersion] = {}
+        self._keys: dict[NamespacedName, VersionKey] = {}  # by Deployment
+        self._suspended: dict[VersionKey, str] = {}
+        self._paused: set[VersionKey] = set()  # of these, those whose annotation pauses scaling
+        self._on_standby: set[VersionKey] = set()  # of these, those that another release scales
+        self._hpa_of: dict[VersionKey, Hpa] = {}
+        self._changed_deployments: set[NamespacedName] = set()
         served = tuple(namespaces) or ("",)
-        self._deployments = self.follower.follow(DEPLOYMENTS, served, self._deployment_changed)
-        self._pods = self.follower.follow(model_pods(), served, self._pod_changed)
-        self.follower.follow(SECRETS, served, self._secret_changed)
-        self._hpas = self.follower.follow(HPAS, served, self._hpa_changed)
-        self.follower.follow(router_pods(), (own[0],), peers.changed)
-        self._leases = self.follower.follow(electorate.resource, (own[0],), self._lease_changed)
+        self.informers.add(DEPLOYMENTS, served, self._on_deployment_changed)
+        self.informers.add(model_pods(), served, self._on_pod_changed)
+        self.informers.add(SECRETS, served, self._on_secret_changed)
+        self.informers.add(RELEASE_CLAIMS, served, self._on_claim_changed)
+        self._hpas = self.informers.add(HPAS, served, self._on_hpa_changed)
+        self._router_pods = self.informers.add(router_pods(router.name), (router.namespace,), peers.on_pod_changed)
+        store = self._stored_settings
+        self.informers.add(store.resource, (router.namespace,), store.on_changed)
+        self.informers.add(self._names.store.resource, (router.namespace,), self._names.store.on_changed)
+        self._leases = self.informers.add(elector.resource, (router.namespace,), self._on_lease_changed)
 
-    # Life.
+    # Start and stop.
 
     async def start(self, listener: ClusterListener) -> None:
-        """See `Cluster`. Returns once models, pods and keys have been listed, however long that takes."""
+        """See `Cluster`. Waits without a timeout until all resources have been listed."""
         self._listener = listener
-        await self.follower.start()
+        await self.informers.start()
         await self._join()
-        self._reports = True
-        self._flush()
-        self._electorate.listed(next(self._leases(), None))
-        for work in (self._electorate.run(), self.recorder.run(), self._look()):
+        self._is_reporting = True
+        self._report_changes()
+        self._elector.on_lease_changed(next(self._leases(), None))
+        for work in (
+            self._elector.run(), self._names.store.run(), self._stored_settings.run(), self.event_recorder.run(),
+            self._check_periodically(),
+        ):  # fmt: skip
             self._tasks.append(asyncio.ensure_future(work))
 
     async def resign(self) -> None:
-        """Write no more, and let another router begin; what this one follows it goes on following."""
-        self._electorate.give_up()
-        await self.writer.stop()
-        await self._electorate.release()
+        """Stop writing and let another router lead. The watches continue."""
+        self._elector.resign()
+        await self._writer.stop()
+        await self._elector.release()
 
     async def stop(self) -> None:
-        """See `Cluster`. Replicas are not this router's and stay."""
+        """See `Cluster`. The replicas keep running, as they belong to the Deployments."""
         await self.resign()
-        self._reports = False
+        self._is_reporting = False
         self._listener = None
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        await self.follower.stop()
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
+        await self.informers.stop()
+        if self._report_timer is not None:
+            self._report_timer.cancel()
 
-    # What is heard.
+    # Changes of objects.
 
-    def _deployment_changed(self, before: Deployment | None, after: Deployment | None) -> None:
-        thing = after or before
-        assert thing is not None
-        self._changed_deployments.add((thing.namespace, thing.name))
-        self._models.deployment_changed(before, after)
-        self._soon()
+    def _on_deployment_changed(self, before: Deployment | None, after: Deployment | None) -> None:
+        present = after or before
+        assert present is not None
+        self._changed_deployments.add(name_of(present))
+        self._registry.on_deployment_changed(before, after)
+        self._schedule_report()
 
-    def _pod_changed(self, before: Pod | None, after: Pod | None) -> None:
-        self._models.pod_changed(before, after)
-        self._soon()
+    def _on_pod_changed(self, before: Pod | None, after: Pod | None) -> None:
+        self._registry.on_pod_changed(before, after)
+        self._schedule_report()
 
-    def _secret_changed(self, before: Secret | None, after: Secret | None) -> None:
-        self._models.secret_changed(before, after)
-        self._soon()
+    def _on_secret_changed(self, before: Secret | None, after: Secret | None) -> None:
+        self._registry.on_secret_changed(before, after)
+        self._schedule_report()
 
-    def _hpa_changed(self, before: Hpa | None, after: Hpa | None) -> None:
-        self._soon()
+    def _on_hpa_changed(self, before: Hpa | None, after: Hpa | None) -> None:
+        self._schedule_report()
 
-    def _lease_changed(self, before: Lease | None, after: Lease | None) -> None:
-        self._electorate.changed(before, after)
+    def _on_claim_changed(self, before: ReleaseClaim | None, after: ReleaseClaim | None) -> None:
+        previous = self._claims.other_holders()
+        self._claims.on_claim_changed(before, after, time.monotonic())
+        holders = self._claims.other_holders()
+        if holders == previous:
+            return
+        self._registry.set_other_holders(holders)
+        for namespace, holder in holders.items():
+            if previous.get(namespace) != holder:
+                message = "another release serves the models of a namespace"
+                log_event(_log, logging.WARNING, message, namespace=namespace, release=holder)
+        self._schedule_report()
 
-    def _soon(self) -> None:
-        """Look at what has changed, together with what changes at the same time."""
-        if self._flush_timer is None and self._reports:
-            self._flush_timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._flush)
+    def _on_stored_settings(self, content: Mapping[str, str]) -> None:
+        self._registry.set_stored_settings(content)
+        self._schedule_report()
 
-    def _flush(self) -> None:
-        self._flush_timer = None
+    def _settings_to_store(self) -> Mapping[str, str] | None:
+        content = self._registry.stored_settings()
+        return content if content or self._stored_settings.content else None
+
+    def _on_lease_changed(self, before: Lease | None, after: Lease | None) -> None:
+        self._elector.on_lease_changed(after)
+
+    def _schedule_report(self) -> None:
+        if self._report_timer is None and self._is_reporting:
+            self._report_timer = asyncio.get_running_loop().call_later(_BATCH_SECONDS, self._report_changes)
+
+    def _report_changes(self) -> None:
+        self._report_timer = None
         if self._listener is None:
             return
         try:
-            self._report(self._listener)
-        except Exception as fault:  # noqa: BLE001  (what was reported before stays, and the next change may do)
-            event(_log, logging.ERROR, "changes of the cluster cannot be reported", exception=fault)
+            self._report_to(self._listener)
+        except Exception as error:  # noqa: BLE001  (the last report stays valid, and the next change may be reported)
+            log_event(_log, logging.ERROR, "changes of the cluster cannot be reported", exception=error)
 
-    def _report(self, listener: ClusterListener) -> None:
-        changes = self._models.refresh()
-        self._names = {model.key: model for found in self._models.found.values() for model in found.models}
-        self._keys_of = {(m.deployment.namespace, m.deployment.name): key for key, m in self._names.items()}
+    def _report_to(self, listener: ClusterListener) -> None:
+        changes = self._registry.refresh()
+        self._stored_settings.wake()
+        self._names.on_refreshed()
+        self._versions = {v.key: v for resolved in self._registry.resolved.values() for v in resolved.versions}
+        keys_before = self._keys
+        self._keys = {name_of(version.deployment): key for key, version in self._versions.items()}
+        # A Deployment becomes a version without a change of its own when its name is claimed.
+        self._changed_deployments |= keys_before.keys() ^ self._keys.keys()
         if changes.services:
-            listener.services_changed(self._models.services)
+            listener.services_changed(self._registry.services)
         for key, replicas in changes.replicas.items():
             listener.replicas_changed(key, replicas)
-        self._see_counts()
-        self._see_who_scales()
-        if self._electorate.leads():
-            self.report_problems()
+        self._observe_replica_counts()
+        self._update_suspensions()
+        if self._elector.leads():
+            self._post_problems()
 
-    # How many replicas there are.
+    # Scaling.
 
-    def _see_counts(self) -> None:
+    def _observe_replica_counts(self) -> None:
         changed, self._changed_deployments = self._changed_deployments, set()
         now = time.monotonic()
         for name in changed:
-            key = self._keys_of.get(name)
+            key = self._keys.get(name)
             if key is None:
-                self.writer.forget(name)
+                self._writer.remove(name)
                 continue
-            deployment, count = self._names[key].deployment, self.writer.count(name)
-            if count is None or count.uid != deployment.uid:
-                self.writer.follow(name, Count(deployment))
-                self._count_set(key, deployment.replicas)
-            elif (foreign := count.seen(deployment, now)) is not None:
-                self._foreign_write(name, foreign)
+            deployment, state = self._versions[key].deployment, self._writer.state_of(name)
+            if state is None or state.uid != deployment.uid:
+                self._writer.add(name, ReplicaCountState(deployment))
+                self._report_external_count(key, deployment.replicas)
+            elif (external_write := state.observe_deployment(deployment, now)) is not None:
+                self._on_external_write(name, external_write)
 
-    def _foreign_write(self, name: Name, foreign: Foreign) -> None:
-        """Somebody else has set a number."""
-        key = self._keys_of.get(name)
-        count = self.writer.count(name)
-        if key is None or count is None:
+    def _on_external_write(self, name: NamespacedName, write: ExternalWrite) -> None:
+        key = self._keys.get(name)
+        state = self._writer.state_of(name)
+        if key is None or state is None:
             return
-        self._count_set(key, foreign.after)
-        if key in self._left_alone or not self._electorate.leads():
+        self._report_external_count(key, write.after)
+        if key in self._suspended or not self._may_scale():
             return
-        uid = self._names[key].deployment.uid
-        said = f"{foreign.by} has set {foreign.before} to {foreign.after} replicas"
-        if foreign.rounds >= ROUNDS and self._pause_seconds:
-            count.stand_back(time.monotonic() + self._pause_seconds)
-            self.recorder.say(
+        if write.manager == self._api.field_manager and not write.undone_writes:
+            return  # probably by the pod that led before
+        uid = self._versions[key].deployment.uid
+        change = f"{write.manager} has changed the number of replicas from {write.before} to {write.after}"
+        if write.undone_writes >= CONTESTED_WRITES and self._pause_seconds:
+            state.back_off(time.monotonic() + self._pause_seconds)
+            self.event_recorder.record(
                 name, uid, "ScalingContested",
-                f"{said}, for the {foreign.rounds}th time against this router, which leaves the number alone for "
-                f"{self._pause_seconds:g} s; let only one of them scale",
+                f"{change}. {write.undone_writes} writes of the router were undone within {CONTEST_SECONDS:g} s, so "
+                f"the router does not scale the Deployment for {self._pause_seconds:g} s. Let only one of them scale "
+                "it.",
             )  # fmt: skip
-            self._see_who_scales()
+            self._update_suspensions()
         else:
-            self.recorder.say(
+            self.event_recorder.record(
                 name, uid, "ReplicasSetByOther",
-                f"{said}; this router scales it and brings the number back to what it finds right",
-                kind="Normal" if foreign.rounds == 0 else "Warning",
+                f"{change}. The router scales this Deployment and sets the number that it calculates.",
+                event_type="Normal" if write.undone_writes == 0 else "Warning",
             )  # fmt: skip
 
-    def _count_set(self, key: VersionKey, replicas: int) -> None:
+    def _report_external_count(self, key: VersionKey, replicas: int) -> None:
         if self._listener is not None:
-            self._listener.count_set(key, replicas)
+            self._listener.replicas_changed_externally(key, replicas)
 
-    def _see_who_scales(self) -> None:
-        """Leave alone what others scale, or what nobody has said rightly how to scale."""
-        hpas = {(hpa.namespace, hpa.deployment): hpa for hpa in self._hpas()}
-        now = time.monotonic()
-        left: dict[VersionKey, str] = {}
-        for key, model in self._names.items():
-            name = (model.deployment.namespace, model.deployment.name)
-            hpa, count = hpas.get(name), self.writer.count(name)
-            if hpa is not None:
-                left[key] = f"HorizontalPodAutoscaler {hpa.name}" + (
-                    f" (of {hpa.managed_by})" if hpa.managed_by else ""
-                )
-            elif not model.is_scalable:
-                left[key] = "its annotations about scaling never were right"
-            elif count is not None and now < count.stands_back_until:
-                left[key] = "somebody else keeps writing the number of replicas"
-        before, self._left_alone = self._left_alone, left
-        for key in before.keys() ^ left.keys():
-            if key in left and (found := self.writer.count(self._name_of(key))) is not None:
-                found.forget()
-            if self._listener is not None and key in self._names:
-                self._listener.left_alone(key, left.get(key))
+    def _update_suspensions(self) -> None:
+        """Suspend scaling of the versions that another release or controller scales, whose scaling settings are
+        invalid, or whose scaling is paused."""
+        hpas = {NamespacedName(hpa.namespace, hpa.target_deployment): hpa for hpa in self._hpas()}
+        now, today = time.monotonic(), datetime.now(UTC)
+        suspended: dict[VersionKey, str] = {}
+        self._hpa_of = {}
+        self._paused, self._on_standby = set(), set()
+        holders = self._claims.other_holders()
+        for key, version in self._versions.items():
+            name = name_of(version.deployment)
+            hpa, state = hpas.get(name), self._writer.state_of(name)
+            if name.namespace in holders:
+                self._on_standby.add(key)
+                suspended[key] = f"scaled by the release {holders[name.namespace]}"
+            elif hpa is not None:
+                self._hpa_of[key] = hpa
+                suspended[key] = str(hpa)
+            elif not version.is_scalable:
+                suspended[key] = "its scaling annotations have never been valid"
+            elif version.scaling_paused_until is not None and today < version.scaling_paused_until:
+                self._paused.add(key)
+                suspended[key] = f"paused until {version.scaling_paused_until.isoformat()}"
+            elif state is not None and now < state.backs_off_until:
+                suspended[key] = "a competing controller writes the number of replicas"
+        before, self._suspended = self._suspended, suspended
+        for key in before.keys() ^ suspended.keys():
+            if key in suspended and (state := self._writer.state_of(self._name_of(key))) is not None:
+                state.clear_desired()
+            if self._listener is not None and key in self._versions:
+                self._listener.scaling_suspended(key, suspended.get(key))
 
-    def _name_of(self, key: VersionKey) -> Name:
-        deployment = self._names[key].deployment
-        return deployment.namespace, deployment.name
+    def _name_of(self, key: VersionKey) -> NamespacedName:
+        return name_of(self._versions[key].deployment)
 
     def scale(self, key: VersionKey, replicas: int, remove: Collection[str] = ()) -> None:
-        """See `Cluster`. Nothing is written while another router leads, or of a version that is left alone."""
-        model = self._names.get(key)
-        if model is not None and key not in self._left_alone and self._electorate.leads():
-            self.writer.want(self._name_of(key), model.deployment.uid, replicas, tuple(remove))
+        """See `Cluster`. Does nothing while another router leads, while scaling of the version is suspended, or if this
+        router observes."""
+        version = self._versions.get(key)
+        if version is not None and key not in self._suspended and self._may_scale():
+            self._writer.set_desired(self._name_of(key), version.deployment.uid, replicas, tuple(remove))
 
-    def counts(self) -> dict[VersionKey, int]:
-        """The number of replicas that each Deployment says."""
+    def _may_scale(self) -> bool:
+        return self._elector.leads() and not self._claims.observes
+
+    def report_ejection(self, key: VersionKey, replica_id: str, reason: str) -> None:
+        """See `Cluster`. Posts an Event; that of another router about the same is updated."""
+        version = self._versions.get(key)
+        if version is not None:
+            pods = self._registry.pods_of(version)
+            pod_name = next((pod.name for pod in pods if pod.uid == replica_id), replica_id)
+            self.event_recorder.record(
+                self._name_of(key), version.deployment.uid, "ReplicaEjected",
+                f"pod {pod_name} gets no requests for a while: {reason}",
+                logged=False,
+            )  # fmt: skip
+
+    def report_server_error(self, key: VersionKey, replica_id: str, status: int) -> None:
+        """See `Cluster`. Does nothing: the log of the pod has the reason."""
+
+    def discard_pending_scaling(self) -> None:
+        """Forget the desired counts that have not been written yet, since another router leads."""
+        self._writer.clear_all_desired()
+
+    def replica_counts(self) -> dict[VersionKey, int]:
+        """Return `spec.replicas` of the Deployment of each version."""
         counts = {}
-        for key in self._names:
-            count = self.writer.count(self._name_of(key))
-            if count is not None:
-                counts[key] = count.replicas
+        for key in self._versions:
+            state = self._writer.state_of(self._name_of(key))
+            if state is not None:
+                counts[key] = state.current
         return counts
 
-    def _pods_of(self, name: Name) -> Iterable[Pod]:
-        key = self._keys_of.get(name)
-        return self._models.pods_of(self._names[key]) if key is not None else ()
+    @property
+    def scaling_conflicts(self) -> Collection[VersionKey]:
+        """The versions that the router does not scale, except those of another release, and those whose annotation says
+        so."""
+        return self._suspended.keys() - self._paused - self._on_standby
 
-    # What is wrong.
+    def _pods_of(self, name: NamespacedName) -> Iterable[Pod]:
+        key = self._keys.get(name)
+        return self._registry.pods_of(self._versions[key]) if key is not None else ()
 
-    async def _look(self) -> None:
+    # Problems.
+
+    async def _check_periodically(self) -> None:
+        """Do what no watch event triggers: create missing keys, and end suspensions of scaling."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             try:
-                self._see_who_scales()
-                if self._electorate.leads():
-                    self.report_problems()
-                    await self._keys.make_missing(self._models)
-            except Exception as fault:  # noqa: BLE001  (requests are served all the same, and the next look may do)
-                event(_log, logging.ERROR, "a look at the cluster failed", exception=fault)
+                self._update_suspensions()
+                self._post_own_problems()
+                if self._elector.leads():
+                    self._post_problems()
+                    await self._claim_writer.write_due(self._namespaces or sorted(self._registry.namespaces()))
+                    await self._secrets.create_missing(self._registry)
+            except Exception as error:  # noqa: BLE001  (requests are still served, and the next check may succeed)
+                log_event(_log, logging.ERROR, "the periodic check of the cluster failed", exception=error)
+
+    def staleness_seconds(self) -> dict[str, float]:
+        """Return how many seconds the cache of each resource may have been out of date. The value of `leases` includes
+        the time for which the Lease cannot be written."""
+        seconds = self.informers.staleness_seconds()
+        lease = self._elector.resource.plural
+        return seconds | {lease: max(seconds.get(lease, 0.0), self._elector.failing_seconds())}
+
+    def connection_warnings(self) -> Iterable[str]:
+        """Yield a line for each resource that the API server does not report or store."""
+        staleness = self.informers.max_staleness_seconds()
+        for resource, reason in self.informers.failures().items():
+            yield f"{resource}: no update for up to {staleness:.0f} s, using the last known state ({reason})"
+        if seconds := self._elector.failing_seconds():
+            yield f"the Lease cannot be written for {seconds:.0f} s, so nothing is scaled ({self._elector.failure})"
+        if self._stored_settings.failure:
+            yield f"the last valid settings of models cannot be stored ({self._stored_settings.failure})"
+        yield from self._names.warnings()
 
     def problems(self) -> list[Problem]:
-        """All that is wrong about Deployments."""
-        return self._models.problems()
+        """Return the current problems of all Deployments."""
+        return [*self._registry.problems(), *self._names.problems()]
 
-    def report_problems(self) -> None:
-        """Post Events of what is wrong, and of what is left alone."""
-        for problem in self._models.problems():
-            self.recorder.say(problem.deployment, problem.uid, problem.reason, problem.message)
-        for key, why in self._left_alone.items():
-            model = self._names[key]
-            if why.startswith("HorizontalPodAutoscaler"):
-                self.recorder.say(
-                    self._name_of(key), model.deployment.uid, "ScaledByOther",
-                    f"{why} scales this Deployment, so this router leaves its number of replicas alone; delete it to "
-                    "have the router scale by the requests that it sees",
-                )  # fmt: skip
+    def release_conflicts(self) -> list[ReleaseConflict]:
+        """Return the current conflicts with other releases of the router."""
+        return list(self._claims.conflicts(time.monotonic()))
 
-    @property
-    def left_alone(self) -> dict[VersionKey, str]:
-        """Versions that this router does not scale, and why."""
-        return self._left_alone
+    def _post_own_problems(self) -> None:
+        own = next((pod for pod in self._router_pods() if name_of(pod) == self._own_pod), None)
+        if own is not None:
+            for problem in self._own_problems():
+                self.event_recorder.record(
+                    self._own_pod, own.uid, "CertificateProblem", problem, kind="Pod", logged=False
+                )
+            for conflict in self.release_conflicts() if self._elector.leads() else ():
+                self.event_recorder.record(
+                    self._own_pod, own.uid, "ReleaseConflict", str(conflict), kind="Pod", logged=False
+                )
+
+    def _post_problems(self) -> None:
+        for problem in self.problems():
+            self.event_recorder.record(problem.deployment, problem.uid, problem.reason, problem.message)
+        for key in self._paused:
+            version = self._versions[key]
+            assert version.scaling_paused_until is not None
+            self.event_recorder.record(
+                self._name_of(key), version.deployment.uid, "ScalingPaused",
+                f"the router does not change the number of replicas until {version.scaling_paused_until.isoformat()}",
+                event_type="Normal",
+            )  # fmt: skip
+        for key, hpa in self._hpa_of.items():
+            deployment = self._versions[key].deployment
+            self.event_recorder.record(
+                name_of(deployment), deployment.uid, "ScaledByOther",
+                f"{hpa} scales this Deployment, so the router does not. If the router should scale it, by the requests "
+                "that it receives, delete the autoscaler.",
+            )  # fmt: skip

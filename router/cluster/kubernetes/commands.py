@@ -1,268 +1,212 @@
-"""What `azureml-fe keys`, `token` and `check --cluster` do in a cluster, with the rights of whoever runs them."""
+"""The commands `azureml-fe keys` and `azureml-fe token` for a cluster, with the permissions of the user who runs them.
+
+For commands only: each function blocks and runs an event loop of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-from router.cluster.kubernetes.access import ACCESS, SIZING_ACCESS, TOKEN_KEYS_NAME, Access
-from router.cluster.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, Api, ApiError
-from router.cluster.kubernetes.credentials import credentials
-from router.cluster.kubernetes.finder import Found
-from router.cluster.kubernetes.keys import FIELDS, new_key, secret_of
-from router.cluster.kubernetes.models import Models
-from router.cluster.kubernetes.objects import (
-    DEPLOYMENTS,
-    HPAS,
-    SECRETS,
-    SERVICE_LABEL,
-    Hpa,
-    Name,
-    Resource,
-    Thing,
-    model_pods,
-    secret,
-)
-from router.cluster.kubernetes.reflector import Reflection
-from router.cluster.kubernetes.token_keys import TokenKeySecret
-from router.services import Replica, ReplicaState, VersionKey
-from router.tokens.issuing import issue_token
-from router.values import SettingsError
-
-T = TypeVar("T", bound=Thing)
-
-_CONNECT_SECONDS = 2.0  # as long as the router itself gives a replica by default
+from router.auth.issuing.token_issuer import issue_token
+from router.cluster.kubernetes.access import NAMES_CONFIG_MAP, TOKEN_KEY_SECRET_NAME
+from router.cluster.kubernetes.client import MERGE_PATCH, ApiClient, ApiError
+from router.cluster.kubernetes.config_map_store import read_content
+from router.cluster.kubernetes.credentials import load_credentials
+from router.cluster.kubernetes.key_secrets import KEY_FIELDS, new_key, secret_body
+from router.cluster.kubernetes.name_claims import Claim, parse_claims
+from router.cluster.kubernetes.objects import SERVICE_LABEL, NamespacedName, name_of, named_after
+from router.cluster.kubernetes.parsing import parse_secret
+from router.cluster.kubernetes.reflector import list_objects
+from router.cluster.kubernetes.resources import DEPLOYMENTS, SECRETS
+from router.cluster.kubernetes.service_assembler import KEYS_SECRET_PREFIX, ResolvedService
+from router.cluster.kubernetes.service_registry import ServiceRegistry
+from router.cluster.kubernetes.token_key_secret import TokenKeySecret
+from router.config.schema import ArgumentError
+from router.config.service import is_service_name
 
 
-def show_keys(service: str, namespaces: Sequence[str], kubeconfig: Path | None) -> dict[str, str]:
-    """The keys of a service in the cluster. Raises `SettingsError` for one that has none, OSError."""
-    return asyncio.run(_show(service, namespaces, kubeconfig))
+class ClusterArguments(NamedTuple):
+    """The cluster and the parts of it that a command uses.
+
+    No `namespaces` of the models means all. If `router_namespace` is None, it is that of the pod or kubeconfig.
+    `router_name` is the setting of the router.
+    """
+
+    kubeconfig: Path | None
+    namespaces: Sequence[str]
+    router_namespace: str | None
+    router_name: str
+
+    def router(self, own_namespace: str) -> NamespacedName:
+        """Return the namespace and name of the router. `own_namespace` is that of the pod or kubeconfig."""
+        return NamespacedName(self.router_namespace or own_namespace, self.router_name)
 
 
-def regenerate_key(service: str, which: str, namespaces: Sequence[str], kubeconfig: Path | None) -> str:
-    """Make one key anew, and tell it; the other one stays valid. Raises `SettingsError`, OSError."""
-    return asyncio.run(_regenerate(service, which, namespaces, kubeconfig))
+def show_keys(service: str, cluster: ClusterArguments) -> dict[str, str]:
+    """Return the keys of a service: at most `primary` and `secondary`.
+
+    Raises `SettingsError` if the service or its keys do not exist, and OSError if an API request fails.
+    """
+    return asyncio.run(_show_keys(service, cluster))
 
 
-def cluster_token(
-    service: str,
-    ttl: str | None,
-    namespaces: Sequence[str],
-    own_namespace: str | None,
-    kubeconfig: Path | None,
-    *,
-    default_lifetime_seconds: int,
+def regenerate_key(service: str, which: str, cluster: ClusterArguments) -> str:
+    """Replace the primary or secondary key and return the new one. The other key stays valid.
+
+    Raises `SettingsError` if the service does not exist or has no keys, and OSError if an API request fails.
+    """
+    return asyncio.run(_regenerate_key(service, which, cluster))
+
+
+def prune_keys(namespaces: Sequence[str], kubeconfig: Path | None, *, delete: bool) -> list[NamespacedName]:
+    """Return the Secrets with generated keys whose service has no Deployment in their namespace. If `delete`, delete
+    them.
+
+    Raises OSError if an API request fails. Secrets that others have created are kept: they lack the label with the
+    service.
+    """
+    return asyncio.run(_prune_keys(namespaces, kubeconfig, delete=delete))
+
+
+def issue_cluster_token(
+    service: str, ttl: str | None, cluster: ClusterArguments, *, default_lifetime_seconds: int
 ) -> dict[str, object]:
-    """A token for a service of the cluster, signed with the keys of the router in `own_namespace`; None: that of the
-    pod or kubeconfig. Raises `SettingsError`, OSError."""
+    """Return a token for a service, signed with the key of the router.
+
+    Raises `SettingsError` if the service does not accept tokens or the router has no signing key, and OSError if an API
+    request fails.
+    """
 
     async def issue() -> dict[str, object]:
-        async with _api(kubeconfig) as (api, namespace):
-            found = await _service(api, service, namespaces)
-            if not found.service.token_auth_enabled:
-                raise SettingsError("SERVICE", service, "must be a service with token_auth_enabled")
-            store = TokenKeySecret(api, own_namespace or namespace)
-            if await store.read() is None:  # keys that the router does not know would sign for nobody
-                allowed = f"must be where the router runs; there is no Secret {TOKEN_KEYS_NAME}, which it makes there"
-                raise SettingsError("router namespace", own_namespace or namespace, allowed)
+        async with open_client(cluster.kubeconfig) as (api, own_namespace):
+            router = cluster.router(own_namespace)
+            resolved = await _resolve(api, service, cluster.namespaces, router)
+            if not resolved.service.token_auth_enabled:
+                raise ArgumentError("SERVICE", service, "must be a service with token_auth_enabled")
+            secret = NamespacedName(router.namespace, named_after(router.name, TOKEN_KEY_SECRET_NAME))
+            store = TokenKeySecret(api, secret)
+            if await store.read() is None:  # `issue_token` would generate a key that no router accepts
+                problem = (
+                    "must be the namespace in which the router runs; it has no Secret "
+                    f"{secret.name}, which the router creates"
+                )
+                raise ArgumentError("router namespace", secret.namespace, problem)
             return await issue_token(store, service, ttl, default_lifetime_seconds=default_lifetime_seconds)
 
     return asyncio.run(issue())
 
 
-def check_cluster(
-    namespaces: Sequence[str], own_namespace: str | None, kubeconfig: Path | None, *, sizes_itself: bool
-) -> tuple[list[str], list[str]]:
-    """What the cluster sets up, in lines for people, and what is wrong there. `sizes_itself`: the router needs the
-    rights for that, too. Raises `SettingsError`, OSError."""
-    return asyncio.run(_check(namespaces, own_namespace, kubeconfig, sizes_itself))
-
-
 @asynccontextmanager
-async def _api(kubeconfig: Path | None) -> AsyncIterator[tuple[Api, str]]:
-    """The API server, and the namespace that is meant when none is said. Raises OSError for what it refuses."""
-    account = await credentials(kubeconfig)
-    api = Api(account)
+async def open_client(kubeconfig: Path | None) -> AsyncIterator[tuple[ApiClient, str]]:
+    """Yield a client of the API server and the namespace of the pod or kubeconfig. An `ApiError` raised in the block
+    becomes an OSError."""
+    credentials = await load_credentials(kubeconfig)
+    api = ApiClient(credentials)
     try:
-        yield api, account.namespace
+        yield api, credentials.namespace
     except ApiError as error:
-        raise OSError(f"the API server refused: {error}") from error
+        raise OSError(f"API request failed: {error}") from error
     finally:
         await api.close()
 
 
-async def _listed(api: Api, resource: Resource[T], namespaces: Sequence[str], service: str = "") -> list[T]:
-    """All objects of a resource, of one service if one is named."""
-    found: list[T] = []
-    for namespace in tuple(namespaces) or ("",):
-        reflection: Reflection[T] = Reflection(resource, namespace, lambda _, __: None)
-        while not (request := reflection.request()).is_watch:
-            params = dict(request.params)
-            if service:
-                params["labelSelector"] += f",{SERVICE_LABEL}={service}"
-            reflection.page(await api.request("GET", request.path, params=params))
-        found += reflection.objects.values()
-    return found
+async def _resolve(api: ApiClient, service: str, namespaces: Sequence[str], router: NamespacedName) -> ResolvedService:
+    if not is_service_name(service):
+        raise ArgumentError("SERVICE", service, "must be the name of a service: NAME, or NAMESPACE/NAME")
+    namespace, has_namespace, label = service.rpartition("/")
+    searched = (namespace,) if has_namespace else tuple(namespaces) or ("",)
+    claims = await read_claims(api, router)
+    registry = ServiceRegistry(names_have_namespace=bool(has_namespace), claims=claims)
+    for deployment in await list_objects(api, DEPLOYMENTS, searched, f"{SERVICE_LABEL}={label}"):
+        registry.on_deployment_changed(None, deployment)
+    registry.refresh()
+    if service not in registry.resolved:
+        raise ArgumentError("SERVICE", service, _why_unresolved(registry, ", ".join(searched)))
+    return registry.resolved[service]
 
 
-async def _service(api: Api, service: str, namespaces: Sequence[str]) -> Found:
-    models = Models()
-    if not all(character.isalnum() or character in "-_." for character in service):
-        raise SettingsError("SERVICE", service, "must be a service of the cluster")
-    for deployment in await _listed(api, DEPLOYMENTS, namespaces, service):
-        models.deployment_changed(None, deployment)
-    models.refresh()
-    if service not in models.found:
-        where = ", ".join(namespaces) or "all namespaces"
-        allowed = f"must be the label {SERVICE_LABEL} of a Deployment with isazuremlapp=true in {where}"
-        raise SettingsError("SERVICE", service, allowed)
-    return models.found[service]
+def _why_unresolved(registry: ServiceRegistry, searched: str) -> str:
+    if problems := registry.problems():
+        return problems[0].message
+    if registry.unclaimed:
+        return "must be a name that the router has claimed; with service_names: namespace/name, it is NAMESPACE/NAME"
+    return f"must be the label {SERVICE_LABEL} of a Deployment with isazuremlapp=true in {searched or 'all namespaces'}"
 
 
-async def _service_with_keys(api: Api, service: str, namespaces: Sequence[str]) -> Found:
-    found = await _service(api, service, namespaces)
-    if not found.service.has_keys:
-        allowed = "must be a service with auth_enabled or token_auth_enabled; this one has no keys"
-        raise SettingsError("SERVICE", service, allowed)
-    return found
+async def read_claims(api: ApiClient, router: NamespacedName) -> dict[str, Claim] | None:
+    """Return the claims on names. Return None if there are none, or if the user may not read them, as one who may read
+    one namespace only.
+
+    Raises `ApiError` and `ApiUnreachable`.
+    """
+    try:
+        content = await read_content(api, NamespacedName(router.namespace, named_after(router.name, NAMES_CONFIG_MAP)))
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return None
+    return parse_claims(content) if content is not None else None
 
 
-def _path(name: Name) -> str:
-    return f"/api/v1/namespaces/{name[0]}/secrets/{name[1]}"
+async def _resolve_with_keys(
+    api: ApiClient, service: str, cluster: ClusterArguments, own_namespace: str
+) -> ResolvedService:
+    resolved = await _resolve(api, service, cluster.namespaces, cluster.router(own_namespace))
+    if not resolved.service.uses_keys:
+        problem = "must be a service with auth_enabled or token_auth_enabled; this one has no keys"
+        raise ArgumentError("SERVICE", service, problem)
+    return resolved
 
 
-async def _show(service: str, namespaces: Sequence[str], kubeconfig: Path | None) -> dict[str, str]:
-    async with _api(kubeconfig) as (api, _):
-        found = await _service_with_keys(api, service, namespaces)
+def _secret_path(name: NamespacedName) -> str:
+    return f"/api/v1/namespaces/{name.namespace}/secrets/{name.name}"
+
+
+async def _show_keys(service: str, cluster: ClusterArguments) -> dict[str, str]:
+    async with open_client(cluster.kubeconfig) as (api, own_namespace):
+        name = (await _resolve_with_keys(api, service, cluster, own_namespace)).secret
         try:
-            keys = secret(await api.request("GET", _path(found.keys)))
+            secret = parse_secret(await api.request("GET", _secret_path(name)))
         except ApiError as error:
             if error.status == 404:
-                raise SettingsError("SERVICE", service, f"has no keys yet: Secret {found.keys[1]} is missing") from None
+                raise ArgumentError("SERVICE", service, f"has no keys yet: Secret {name.name} is missing") from None
             raise
-        both = {"primary": keys.primary_key, "secondary": keys.secondary_key}
+        both = {"primary": secret.primary_key, "secondary": secret.secondary_key}
         return {which: key for which, key in both.items() if key is not None}
 
 
-async def _regenerate(service: str, which: str, namespaces: Sequence[str], kubeconfig: Path | None) -> str:
-    async with _api(kubeconfig) as (api, _):
-        found = await _service_with_keys(api, service, namespaces)
+async def _regenerate_key(service: str, which: str, cluster: ClusterArguments) -> str:
+    async with open_client(cluster.kubeconfig) as (api, own_namespace):
+        name = (await _resolve_with_keys(api, service, cluster, own_namespace)).secret
         key = new_key()
-        data = {FIELDS[which]: base64.b64encode(key.encode()).decode()}
-        params = {"fieldManager": FIELD_MANAGER}
+        data = {KEY_FIELDS[which]: base64.b64encode(key.encode()).decode()}
         try:
-            await api.request("PATCH", _path(found.keys), params=params, body={"data": data}, content_type=MERGE_PATCH)
+            await api.request("PATCH", _secret_path(name), body={"data": data}, content_type=MERGE_PATCH)
         except ApiError as error:
             if error.status != 404:
                 raise
-            body: dict[str, Any] = secret_of(found.keys, service)
+            body: dict[str, Any] = secret_body(name, service)
             body["data"] |= data
-            await api.request("POST", _path(found.keys).rpartition("/")[0], params=params, body=body)
+            await api.request("POST", _secret_path(name).rpartition("/")[0], body=body)
         return key
 
 
-async def _check(
-    namespaces: Sequence[str], own_namespace: str | None, kubeconfig: Path | None, sizes_itself: bool
-) -> tuple[list[str], list[str]]:
-    async with _api(kubeconfig) as (api, namespace):
-        wrong = await _refused(api, ACCESS, namespaces, own_namespace or namespace)
-        if sizes_itself:
-            wrong += await _refused(api, SIZING_ACCESS, namespaces, own_namespace or namespace)
-        models = Models()
-        for deployment in await _listed(api, DEPLOYMENTS, namespaces):
-            models.deployment_changed(None, deployment)
-        for pod in await _listed(api, model_pods(), namespaces):
-            models.pod_changed(None, pod)
-        for keys in await _listed(api, SECRETS, namespaces):
-            models.secret_changed(None, keys)
-        replicas = models.refresh().replicas
-        lines = []
-        for name, found in sorted(models.found.items()):
-            shares = {version.name: share for version, share in found.service.shares()}
-            lines.append(f"service {name}: namespace {found.keys[0]}, {_authentication(found)}")
-            if found.lacks_keys and not models.has_secret(found.keys):
-                wrong.append(f"service {name}: Secret {found.keys[1]} is missing, so there are no keys yet")
-            for model in found.models:
-                ready = sum(replica.state is ReplicaState.READY for replica in replicas.get(model.key, ()))
-                lines.append(
-                    f"  version {model.key[1]}: {shares[model.key[1]]} % of traffic; Deployment "
-                    f"{model.deployment.name}; {ready} of {model.deployment.replicas} replicas ready"
-                )
-        wrong += _scaled_elsewhere(models, await _listed(api, HPAS, namespaces))
-        if kubeconfig is None:  # from outside, addresses of pods lead nowhere
-            wrong += await unreachable(replicas)
-        wrong += [f"{'/'.join(each.deployment)}: {each.reason}: {each.message}" for each in models.problems()]
-        return lines, wrong
-
-
-def _scaled_elsewhere(models: Models, hpas: Sequence[Hpa]) -> list[str]:
-    """Deployments of models that something else scales as well, and that the router therefore leaves alone."""
-    scalers = {(hpa.namespace, hpa.deployment): hpa for hpa in hpas}
-    return [
-        f"service {name}: Deployment {model.deployment.name} is scaled by HorizontalPodAutoscaler {hpa.name}"
-        f"{f' (of {hpa.managed_by})' if hpa.managed_by else ''}, so the router leaves it alone"
-        for name, found in sorted(models.found.items())
-        for model in found.models
-        if (hpa := scalers.get((model.deployment.namespace, model.deployment.name))) is not None
-    ]
-
-
-async def unreachable(replicas: Mapping[VersionKey, Sequence[Replica]]) -> list[str]:
-    """Ready replicas that do not accept connections from here."""
-
-    async def is_deaf(replica: Replica) -> bool:
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                _, writer = await asyncio.open_connection(replica.host, replica.port)
-        except (OSError, TimeoutError):
-            return True
-        writer.close()
-        return False
-
-    ready = [(key, each) for key, those in replicas.items() for each in those if each.state is ReplicaState.READY]
-    deaf = await asyncio.gather(*(is_deaf(replica) for _, replica in ready))
-    return [
-        f"service {key[0]}, version {key[1]}: replica {replica.id} is ready but accepts no connection at "
-        f"{replica.host}:{replica.port}"
-        for (key, replica), silent in zip(ready, deaf, strict=True)
-        if silent
-    ]
-
-
-def _authentication(found: Found) -> str:
-    if found.service.token_auth_enabled:
-        return "tokens"
-    return f"keys in Secret {found.keys[1]}" if found.service.auth_enabled else "no authentication"
-
-
-async def _refused(api: Api, needed: Sequence[Access], namespaces: Sequence[str], own_namespace: str) -> list[str]:
-    """What the router needs and whoever asks may not do."""
-    refused = []
-    where = {"own": (own_namespace,), "models": tuple(namespaces) or ("",), "cluster": ("",)}
-    for access in needed:
-        for namespace in where[access.scope]:
-            for verb in access.verbs:
-                resource, _, subresource = access.resource.partition("/")
-                attributes = {
-                    "group": access.group,
-                    "resource": resource,
-                    "subresource": subresource,
-                    "verb": verb,
-                    "namespace": namespace,
-                    "name": access.name,
-                }
-                body = {
-                    "apiVersion": "authorization.k8s.io/v1",
-                    "kind": "SelfSubjectAccessReview",
-                    "spec": {"resourceAttributes": attributes},
-                }
-                answer = await api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=body)
-                if not answer.get("status", {}).get("allowed"):
-                    place = f"namespace {namespace}" if namespace else "all namespaces"
-                    means = f": {access.lack}" if access.lack else ""
-                    refused.append(f"not allowed: {verb} {access.resource} in {place}{means}")
-    return refused
+async def _prune_keys(namespaces: Sequence[str], kubeconfig: Path | None, *, delete: bool) -> list[NamespacedName]:
+    async with open_client(kubeconfig) as (api, _):
+        searched = tuple(namespaces) or ("",)
+        # Secrets first: those of a model that is deployed in the meantime are kept.
+        secrets = await list_objects(api, SECRETS, searched, SERVICE_LABEL)
+        used: set[NamespacedName] = set()
+        for deployment in await list_objects(api, DEPLOYMENTS, searched):
+            names = [KEYS_SECRET_PREFIX + deployment.service]
+            names += [value for annotation, value in deployment.annotations if annotation == "keys-secret"]
+            used |= {NamespacedName(deployment.namespace, name) for name in names}
+        unused = sorted(name_of(secret) for secret in secrets if name_of(secret) not in used)
+        for name in unused if delete else ():
+            await api.request("DELETE", _secret_path(name))
+        return unused

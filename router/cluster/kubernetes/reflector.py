@@ -1,13 +1,17 @@
-"""Follows one resource of the API server: lists it page by page, then watches what changes.
+"""Keeps a local cache of one resource up to date: lists it page by page, then watches it, like client-go's reflector.
 
-`Reflection` decides and does no I/O; `Reflector` carries out.
+`ListWatchState` decides what to request and holds the cache, without I/O. `Reflector` sends the requests.
 
-    LISTING --last page--> WATCHING --the server ends the watch--> WATCHING (from the last version seen)
+    LISTING --last page--> WATCHING --the server ends the watch--> WATCHING (from the last resource version)
        ^                      |
-       +---- 410 Gone --------+        any other failure: the same again after a pause
+       +---- 410 Gone --------+        after any other failure: the same request again, after a delay
 
-What is known stays known while the server is away. A list that follows 410 replaces it: objects that it no longer has
-are reported as removed once its last page is there.
+A watch without changes gets a bookmark about once a minute. If a server has sent one, and then nothing for
+`SILENCE_SECONDS`, the watch has failed: the server hangs, although its kernel still acknowledges keep-alives, or the
+connection is dead.
+
+The cache stays in use while the API server is unreachable. A list after 410 replaces it. After the last page, objects
+that are no longer listed are reported as removed.
 """
 
 from __future__ import annotations
@@ -17,34 +21,36 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import orjson
 
-from router.cluster.kubernetes.client import Api, ApiError, ApiUnreachable
-from router.cluster.kubernetes.objects import Name, Resource, Thing
-from router.telemetry.log import event
+from router.cluster.kubernetes.client import ApiClient, ApiError, ApiUnreachable, api_backoff
+from router.cluster.kubernetes.objects import ApiObject, NamespacedName, name_of
+from router.cluster.kubernetes.resources import Resource
+from router.telemetry.log import event as log_event
 
-_log = logging.getLogger("router.kubernetes")
+_log = logging.getLogger("router.cluster")
 
 PAGE_OBJECTS = 250
-"""A page of pods is then one or two megabytes, which takes some ten milliseconds to read."""
+"""Number of objects in a page. A page of pods has one or two megabytes, and parsing it takes tens of milliseconds."""
 WATCH_SECONDS = (240.0, 480.0)
-"""The server is asked to end a watch after a time between these, so that they do not all end at once."""
-_SLACK_SECONDS = 15.0  # for the server to end a watch as asked
-PAUSES = (0.2, 10.0)
-"""Seconds: the first pause after a failure, which doubles up to the second. Each is cut by up to a half, by chance."""
-_TOO_NEW = "Too large resource version"  # than the server's: its store was put back to an earlier state
-_LIVED_SECONDS = 5.0  # a watch that lived so long was none of a row of failures
+"""Range of the random timeout that each watch asks the API server for, so that not all watches end together."""
+_TIMEOUT_SLACK_SECONDS = 15.0  # time for the API server to end a watch after its timeout
+_TOO_LARGE_VERSION = "Too large resource version"  # the store of the API server was restored to an earlier state
+SILENCE_SECONDS = 75.0
+"""Maximum time between two events or bookmarks. Kubernetes sends a bookmark every 60 s."""
+_ACCEPT_SECONDS = 30.0  # time for the API server to accept a watch
+_ESTABLISHED_SECONDS = 5.0  # duration of a watch that resets the backoff
 
-T = TypeVar("T", bound=Thing)
+T = TypeVar("T", bound=ApiObject)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to ask the server next. A watch is asked to end after `seconds`."""
+class ListWatchRequest:
+    """A list or watch request. `seconds` is the timeout that a watch asks the API server for."""
 
     path: str
     params: Mapping[str, str]
@@ -52,64 +58,35 @@ class Request:
     seconds: float = 0.0
 
 
-class Gone(Exception):
-    """The server no longer knows the version to watch from."""
+class VersionExpiredError(Exception):
+    """The server no longer has the resource version to watch from (410 Gone)."""
 
 
-class Backoff:
-    """Pauses that grow with each failure in a row."""
-
-    __slots__ = ("_chance", "_failures")
-
-    def __init__(self, chance: Callable[[], float] = random.random) -> None:
-        self._chance = chance
-        self._failures = 0
-
-    def failed(self, least: float = 0.0) -> float:
-        """Seconds to wait after one more failure, `least` if the server has asked for that."""
-        first, longest = PAUSES
-        pause = min(first * 2.0 ** min(self._failures, 30), longest)
-        self._failures += 1
-        return max(pause * (1 - self._chance() / 2), least)
-
-    def ended(self, up_seconds: float, is_failure: bool, least: float = 0.0) -> float:
-        """Seconds to wait after a watch that was up for so long. One that lived is none of a row of failures, however
-        it has ended; one that ended soon is, as the next one might, too."""
-        if up_seconds >= _LIVED_SECONDS:
-            self.reset()
-            if not is_failure:
-                return least
-        return self.failed(least)
-
-    def reset(self) -> None:
-        """The row of failures is over."""
-        self._failures = 0
-
-
-class Reflection(Generic[T]):
-    """What is known of a resource, and what to ask next. `changed(before, after)` hears of each object."""
+class ListWatchState(Generic[T]):
+    """The cache of one resource in one namespace (`""`: all namespaces), and the next request."""
 
     def __init__(
         self,
         resource: Resource[T],
         namespace: str,
-        changed: Callable[[T | None, T | None], None],
-        chance: Callable[[], float] = random.random,
+        on_change: Callable[[T | None, T | None], None],
+        random: Callable[[], float] = random.random,
     ) -> None:
+        """`on_change(before, after)` is called for each object that was added (`before` is None), changed or removed
+        (`after` is None). `random` returns a number from 0 to 1."""
         self.resource = resource
         self.namespace = namespace
-        self.objects: dict[Name, T] = {}
-        self.listed = False
-        """Whether all objects have been listed once."""
-        self.unreadable = 0
-        self._changed = changed
-        self._chance = chance
+        self.objects: dict[NamespacedName, T] = {}
+        self._on_change = on_change
+        self._random = random
         self._version = ""  # to watch from; "" while listing
         self._continue = ""
-        self._listing: set[Name] = set()
+        self._names_listed: set[NamespacedName] = set()
+        self.gets_bookmarks = False
+        """True once a watch has sent a bookmark, which Kubernetes does not guarantee."""
 
-    def request(self) -> Request:
-        """What to ask."""
+    def next_request(self) -> ListWatchRequest:
+        """Return the request to send next."""
         params: dict[str, str] = {}
         if self.resource.label_selector:
             params["labelSelector"] = self.resource.label_selector
@@ -120,143 +97,221 @@ class Reflection(Generic[T]):
             params["limit"] = str(PAGE_OBJECTS)
             if self._continue:
                 params["continue"] = self._continue
-            return Request(path, params, is_watch=False)
-        least, most = WATCH_SECONDS
-        seconds = least + self._chance() * (most - least)
+            return ListWatchRequest(path, params, is_watch=False)
+        shortest, longest = WATCH_SECONDS
+        seconds = shortest + self._random() * (longest - shortest)
         params |= {
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version,
             "timeoutSeconds": str(int(seconds)),
         }
-        return Request(path, params, is_watch=True, seconds=seconds)
+        return ListWatchRequest(path, params, is_watch=True, seconds=seconds)
 
-    def page(self, body: Mapping[str, Any]) -> None:
-        """A page of the list has come."""
+    def apply_page(self, body: Mapping[str, Any]) -> None:
+        """Apply a page of the list."""
         metadata = body.get("metadata") or {}
         for raw in body.get("items") or ():
-            thing = self._read(raw)
-            if thing is not None:
-                self._listing.add((thing.namespace, thing.name))
-                self._put(thing)
+            parsed = self._parse(raw)
+            if parsed is not None:
+                self._names_listed.add(name_of(parsed))
+                self._put(parsed)
         self._continue = metadata.get("continue") or ""
         if self._continue:
             return
-        for name in [name for name in self.objects if name not in self._listing]:
+        for name in [name for name in self.objects if name not in self._names_listed]:
             self._remove(name)
-        self._listing.clear()
+        self._names_listed.clear()
         self._version = str(metadata.get("resourceVersion") or "0")
-        self.listed = True
 
-    def line(self, line: bytes) -> None:
-        """A line of the watch has come. Raises `Gone`, `ApiError` and, for what is none, `ApiUnreachable`."""
+    def apply_watch_line(self, line: bytes) -> None:
+        """Apply a line of the watch.
+
+        Raises `VersionExpiredError` and `ApiError` for an event of type ERROR, and `ApiUnreachable` if the line is no
+        watch event.
+        """
         try:
-            said = orjson.loads(line)
-            kind, raw = said["type"], said["object"]
+            watch_event = orjson.loads(line)
+            kind, raw = watch_event["type"], watch_event["object"]
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            raise ApiUnreachable("the watch sent what is no event") from None
+            raise ApiUnreachable("the watch sent a line that is no event") from None
         if kind == "ERROR":
             code = raw.get("code", 0)
             if code == 410:
-                raise Gone
+                raise VersionExpiredError
             raise ApiError(code, str(raw.get("reason", "")), str(raw.get("message", "")))
-        version = (raw.get("metadata") or {}).get("resourceVersion")
+        metadata = raw.get("metadata") or {}
+        if kind == "BOOKMARK":
+            self.gets_bookmarks = True
         if kind in ("ADDED", "MODIFIED"):
-            thing = self._read(raw)
-            if thing is not None:
-                self._put(thing)
+            parsed = self._parse(raw)
+            if parsed is not None:
+                self._put(parsed)
         elif kind == "DELETED":
-            metadata = raw.get("metadata") or {}
-            self._remove((metadata.get("namespace", ""), metadata.get("name", "")))
-        if version:
+            self._remove(NamespacedName(metadata.get("namespace", ""), metadata.get("name", "")))
+        if version := metadata.get("resourceVersion"):
             self._version = version
 
-    def gone(self) -> None:
-        """The version or the page is no longer known to the server: list anew."""
+    def restart_list(self) -> None:
+        """Start again with the first page: the API server no longer has the resource version or the next page."""
         self._version = self._continue = ""
-        self._listing.clear()
+        self._names_listed.clear()
 
-    def _read(self, raw: Mapping[str, Any]) -> T | None:
+    def _parse(self, raw: Mapping[str, Any]) -> T | None:
         try:
-            return self.resource.read(raw)
+            return self.resource.parse(raw)
         except (TypeError, ValueError, AttributeError) as error:
-            # One object of an odd form must not hide all others. What it holds may be secret.
-            self.unreadable += 1
+            # One malformed object must not hide all others. Its content may be secret, so it is not logged.
             message = "object cannot be read"
-            event(_log, logging.ERROR, message, resource=self.resource.plural, error=type(error).__name__)
+            log_event(_log, logging.ERROR, message, resource=self.resource.plural, error=type(error).__name__)
             return None
 
-    def _put(self, thing: T) -> None:
-        name = (thing.namespace, thing.name)
+    def _put(self, after: T) -> None:
+        name = name_of(after)
         before = self.objects.get(name)
-        if before != thing:
-            self.objects[name] = thing
-            self._changed(before, thing)
+        if before != after:
+            self.objects[name] = after
+            self._report(before, after)
 
-    def _remove(self, name: Name) -> None:
+    def _remove(self, name: NamespacedName) -> None:
         before = self.objects.pop(name, None)
         if before is not None:
-            self._changed(before, None)
+            self._report(before, None)
+
+    def _report(self, before: T | None, after: T | None) -> None:
+        try:
+            self._on_change(before, after)
+        except Exception as error:  # noqa: BLE001  (one change must not end the watch)
+            message = "change of an object cannot be applied"
+            log_event(_log, logging.ERROR, message, resource=self.resource.plural, exception=error)
+
+
+async def _list_pages(api: ApiClient, state: ListWatchState[T], label_selector: str = "") -> None:
+    while not (request := state.next_request()).is_watch:
+        params = dict(request.params)
+        if label_selector:
+            params["labelSelector"] = ",".join(filter(None, (params.get("labelSelector"), label_selector)))
+        state.apply_page(await api.request("GET", request.path, params=params))
+
+
+async def list_objects(
+    api: ApiClient, resource: Resource[T], namespaces: Iterable[str], label_selector: str = ""
+) -> list[T]:
+    """List a resource in these namespaces once. `label_selector` restricts the selector of the resource further.
+
+    Raises `ApiError` and `ApiUnreachable`.
+    """
+    listed: list[T] = []
+    for namespace in namespaces:
+        state: ListWatchState[T] = ListWatchState(resource, namespace, lambda _, __: None)
+        await _list_pages(api, state, label_selector)
+        listed += state.objects.values()
+    return listed
+
+
+class WatchBackoff:
+    """Delays between the end of a watch and the next list or watch."""
+
+    def __init__(self, random: Callable[[], float] = random.random) -> None:
+        self._backoff = api_backoff(random)
+
+    def next_delay(self, established_seconds: float, has_failed: bool, retry_after: float = 0.0) -> float:
+        """Return the seconds until the next request, at least `retry_after`.
+
+        A watch that was established for `_ESTABLISHED_SECONDS` resets the backoff, even if it failed then. A shorter
+        watch counts as a failure even if it succeeded, because the next one may end at once, too.
+        """
+        if established_seconds >= _ESTABLISHED_SECONDS:
+            self._backoff.reset()
+            if not has_failed:
+                return retry_after
+        return self._backoff.next_delay(retry_after)
 
 
 class Reflector(Generic[T]):
-    """Keeps a `Reflection` up to date until it is cancelled."""
+    """Keeps a `ListWatchState` up to date until it is cancelled."""
 
-    def __init__(self, api: Api, reflection: Reflection[T], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        api: ApiClient,
+        state: ListWatchState[T],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        silence_seconds: float = SILENCE_SECONDS,
+    ) -> None:
         self._api = api
-        self.reflection = reflection
+        self._silence_seconds = silence_seconds
+        self._last_line_at = 0.0
+        self.state = state
         self._clock = clock
-        self._backoff = Backoff()
+        self._backoff = WatchBackoff()
         self.listed = asyncio.Event()
-        self.behind_since: float | None = clock()
-        """Since when what is known may be out of date (seconds of the clock); None while the watch is up."""
+        self.stale_since: float | None = clock()
+        """The time of the clock from which the cache may be out of date; None while the watch is established."""
         self.failure = ""
-        """Why it is not up, if it has failed."""
+        """The error of the last list or watch; "" while the watch is established."""
         self.restarts = 0
-        self._up_since: float | None = None
+        self._established_at: float | None = None
+
+    @property
+    def resource_name(self) -> str:
+        """The plural of the resource, for example `pods`."""
+        return self.state.resource.plural
 
     async def run(self) -> None:
-        """Follow, for ever."""
+        """List and watch until cancelled."""
         while True:
-            self._up_since = None
-            least = 0.0
+            self._established_at = None
+            retry_after = 0.0
             try:
-                await self._turn()
-            except Gone:
-                self._start_over()
+                await self._list_and_watch()
+            except VersionExpiredError:
+                self._restart_list()
             except ApiError as error:
-                if error.status == 410 or _TOO_NEW in error.message:
-                    self._start_over()
+                if error.status == 410 or _TOO_LARGE_VERSION in error.message:
+                    self._restart_list()
                 else:
                     self._failed(str(error))
-                least = error.retry_after
+                retry_after = error.retry_after
             except ApiUnreachable as error:
                 self._failed(str(error))
-            up_seconds = self._clock() - self._up_since if self._up_since is not None else 0.0
-            await asyncio.sleep(self._backoff.ended(up_seconds, bool(self.failure), least))
+            seconds = self._clock() - self._established_at if self._established_at is not None else 0.0
+            await asyncio.sleep(self._backoff.next_delay(seconds, bool(self.failure), retry_after))
 
-    def _start_over(self) -> None:
-        self.reflection.gone()
+    def _restart_list(self) -> None:
+        self.state.restart_list()
         self.restarts += 1
 
-    async def _turn(self) -> None:
-        """List until all is known, then watch until the server ends it."""
-        while not (request := self.reflection.request()).is_watch:
-            self.reflection.page(await self._api.request("GET", request.path, params=request.params))
+    async def _list_and_watch(self) -> None:
+        """List all pages, then watch until the server ends the watch."""
+        await _list_pages(self._api, self.state)
+        request = self.state.next_request()
         self.listed.set()
-        lines = self._api.watch(request.path, request.params, request.seconds + _SLACK_SECONDS)
+        lines = self._api.watch(request.path, request.params, request.seconds + _TIMEOUT_SLACK_SECONDS)
         async with contextlib.aclosing(lines):
-            async for line in lines:
+            while (line := await self._next_line(lines)) is not None:
                 if line:
-                    self.reflection.line(line)
-                if self._up_since is None:
-                    self._up_since = self._clock()
-                    self.behind_since, self.failure = None, ""
+                    self.state.apply_watch_line(line)
+                self._last_line_at = self._clock()
+                if self._established_at is None:
+                    self._established_at = self._last_line_at
+                    self.stale_since, self.failure = None, ""
 
-    def _failed(self, why: str) -> None:
-        if self.behind_since is None:
-            self.behind_since = self._clock()
+    async def _next_line(self, lines: AsyncGenerator[bytes]) -> bytes | None:
+        """Return the next line of a watch, None at its end. Raises `ApiUnreachable` if the API server hangs."""
+        seconds: float | None = _ACCEPT_SECONDS
+        if self._established_at is not None:
+            seconds = self._silence_seconds if self.state.gets_bookmarks else None
+        try:
+            async with asyncio.timeout(seconds):
+                return await anext(lines, None)
+        except TimeoutError:
+            raise ApiUnreachable(f"no event and no bookmark for {seconds:.0f} s") from None
+
+    def _failed(self, error: str) -> None:
+        if self.stale_since is None:  # the watch was established, and its last line is the last proof of currency
+            self.stale_since = self._last_line_at if self.state.gets_bookmarks else self._clock()
         if not self.failure:
-            resource = self.reflection.resource.plural
-            event(_log, logging.WARNING, "watch failed, what is known stays in force", resource=resource, error=why)
-        self.failure = why
+            message = "list or watch failed, the cache stays in use"
+            log_event(_log, logging.WARNING, message, resource=self.resource_name, error=error)
+        self.failure = error

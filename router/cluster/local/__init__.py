@@ -1,4 +1,7 @@
-"""The local cluster: replicas are processes of this machine, described by one YAML file."""
+"""The local cluster: replicas are processes of this machine, configured by one YAML file.
+
+`cluster` implements `Cluster` for it. `config_file` reads the file.
+"""
 
 from pathlib import Path
 
@@ -6,10 +9,5 @@ _EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def example_path() -> Path:
-    """The local file of the shipped example."""
+    """Return the path of the example's configuration file."""
     return _EXAMPLES / "local.yaml"
-
-
-def example_request_path() -> Path:
-    """The body of a scoring request to the shipped example's service `iris`, JSON."""
-    return _EXAMPLES / "sample-request.json"

@@ -1,29 +1,29 @@
-"""What a file sets up, in a few lines for people (`azureml-fe check`). No key or argument is shown."""
-
-from __future__ import annotations
+"""The summary of a configuration file for `azureml-fe check`. It has no keys and no arguments of commands."""
 
 from collections.abc import Mapping
 
 from router.auth.issuers import Issuer
-from router.authority import authority
-from router.cluster.local.file import Launch, LocalConfig
-from router.services import Service, Version
+from router.cluster.local.config_file import LocalConfig
+from router.cluster.local.launch import LaunchSettings
+from router.model.services import Service, Version
+from router.net.address import host_port
 
 
-def summary(config: LocalConfig) -> list[str]:
-    """One line for each service, and one for each of its versions."""
+def config_summary(config: LocalConfig) -> list[str]:
+    """Return one line for each service, and one for each of its versions."""
     lines = []
     for service in config.services.values():
         lines.append(f"service {service.name}: {_authentication(service, config)}")
-        for version, share in service.shares():
+        for version, share in service.traffic_shares():
             launch = config.launches[service.name, version.name]
-            facts = (f"{share} % of traffic", _scaling(version, launch), _concurrency(version), _launching(launch))
-            lines.append(f"  version {version.name}: {'; '.join(facts)}")
+            parts = (f"{share} % of traffic", _scaling(version, launch), _concurrency(version), _launch_method(launch))
+            lines.append(f"  version {version.name}: {'; '.join(parts)}")
     return lines
 
 
-def router_summary(given: Mapping[str, object], issuers: Mapping[str, Issuer]) -> list[str]:
-    """The same of a file with no services, which `azureml-fe serve` reads: names only."""
+def router_file_summary(given: Mapping[str, object], issuers: Mapping[str, Issuer]) -> list[str]:
+    """Return the summary of the file of `azureml-fe serve`, which has no services. It has names but no values of
+    settings."""
     return [
         f"router in a cluster: sets {', '.join(sorted(given)) or 'nothing'}",
         *(f"token issuer {issuer.name}: {issuer.issuer}" for issuer in issuers.values()),
@@ -34,14 +34,14 @@ def _authentication(service: Service, config: LocalConfig) -> str:
     if service.token_auth_enabled:
         own = ["the router"] if config.router.get("token_issuing", True) else []
         issuers = own + [issuer.issuer for issuer in config.token_issuers.values() if issuer.serves(service.name)]
-        return "tokens of " + (", ".join(issuers) or "nobody")
+        return "tokens of " + (", ".join(issuers) or "no issuer")
     if not service.auth_enabled:
         return "no authentication"
     keys = (("primary", service.primary_key), ("secondary", service.secondary_key))
     return "keys (" + ", ".join(f"{name} {'given' if key else 'generated'}" for name, key in keys) + ")"
 
 
-def _scaling(version: Version, launch: Launch) -> str:
+def _scaling(version: Version, launch: LaunchSettings) -> str:
     if launch.addresses:
         return f"{_replicas(len(launch.addresses))}, not scaled"
     if not version.autoscale_enabled:
@@ -61,9 +61,9 @@ def _concurrency(version: Version) -> str:
     return f"at most {limit} request{'s' if limit > 1 else ''} at a time each"
 
 
-def _launching(launch: Launch) -> str:
+def _launch_method(launch: LaunchSettings) -> str:
     if launch.entry_script:
         return f"entry script {launch.entry_script}"
     if launch.command:
         return f"command {launch.command[0]}"
-    return "at " + ", ".join(authority(host, port) for host, port in launch.addresses)
+    return "at " + ", ".join(host_port(host, port) for host, port in launch.addresses)

@@ -1,519 +1,644 @@
-"""The local cluster as its listener sees it: starts, scaling, faults, changed files. Replicas are real processes."""
+"""The local cluster and its reports: starts, scaling, failures, changed files. Replicas are real processes."""
 
 import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import stat
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from router.cluster.local.cluster import LocalCluster
-from router.cluster.local.file import LocalConfig
-from router.cluster.local.keys import KeyStore
-from router.services import Replica, ReplicaState, SettingsError
-from tests.cluster.local.world import (
-    Listener,
-    ask,
+from router.cluster.local.config_file import LocalConfig
+from router.cluster.local.key_store import KeyStore
+from router.cluster.local.probe import STARTING_INTERVAL, probe
+from router.config.schema import SettingsError
+from router.model.services import Replica, ReplicaState
+from tests.cluster.local.helpers import (
+    RecordingListener,
     config_of,
-    marked,
-    pids_with,
-    run,
-    running,
-    stats,
-    words_of_echo_server,
+    echo_server_command,
+    running_cluster,
 )
+from tests.processes import ECHO_SERVER, TIMEOUT_SECONDS, pids_with, send_request, statistics
 
 KEY = ("echo", "default")
-Read = Callable[..., LocalConfig]
+POST_ONLY_SERVER = """\
+import http.server, sys
+
+class Model(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Model).serve_forever()
+"""
+MakeConfig = Callable[..., LocalConfig]
 
 
 @pytest.fixture
-def mark() -> Iterator[str]:
-    with marked() as mark:
-        yield mark
+def make_config(tmp_path: Path, mark: str) -> MakeConfig:
+    """Returns a file with one service `echo`, with these settings and these options of the test server."""
 
-
-@pytest.fixture
-def read(tmp_path: Path, mark: str) -> Read:
-    """A file with one service `echo`: settings by name, options of the test server as a mapping."""
-
-    def read(settings: str = "num_replicas: 1", *, name: str = "echo", **options: object) -> LocalConfig:
-        command = json.dumps(words_of_echo_server(mark=mark, **options))
+    def make_config(settings: str = "num_replicas: 1", *, name: str = "echo", **options: object) -> LocalConfig:
+        command = json.dumps(echo_server_command(mark=mark, **options))
         return config_of(tmp_path, f"services: {{{name}: {{command: {command}, {settings}}}}}")
 
-    return read
+    return make_config
 
 
-def ids(replicas: list[Replica]) -> set[str]:
+def ids(replicas: Iterable[Replica]) -> set[str]:
     return {replica.id for replica in replicas}
 
 
-def test_services_are_reported_before_their_replicas_which_become_ready(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read("autoscale_min_replicas: 2"), tmp_path / "state") as (_, seen):
-            assert set(seen.services) == {"echo"}
-            assert [replica.state for replica in seen.replicas[KEY]] == [ReplicaState.STARTING] * 2
-            await seen.until(lambda: len(seen.ready("echo")) == 2)
-            assert ids(seen.ready("echo")) == {"echo-1", "echo-2"}
-            for replica in seen.ready("echo"):
-                assert ask(replica.port, "/score", "POST", "x") == (200, "x")
-            assert len(seen.told("replica starts")) == len(seen.told("replica is ready")) == 2
-        assert seen.replicas[KEY] == ()
-
-    run(scenario())
+async def test_services_are_reported_before_their_replicas(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config("autoscale_min_replicas: 2"), tmp_path / "state") as (_, listener):
+        assert set(listener.services) == {"echo"}
+        assert [replica.state for replica in listener.replicas[KEY]] == [ReplicaState.STARTING] * 2
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 2)
+        assert ids(listener.ready("echo")) == {"echo-1", "echo-2"}
+        for replica in listener.ready("echo"):
+            assert send_request(replica.port, "/score", b"x").body == b"x"
+        assert len(listener.fields_of("replica starts")) == len(listener.fields_of("replica is ready")) == 2
+    assert listener.replicas[KEY] == ()
 
 
-def test_no_replica_is_started_where_the_minimum_is_none(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read("autoscale_min_replicas: 0"), tmp_path / "state") as (cluster, seen):
-            assert seen.replicas == {KEY: ()}
-            cluster.scale(KEY, 1)
-            await seen.until(lambda: seen.ready("echo"))
-
-    run(scenario())
+async def test_minimum_of_zero_starts_no_replica(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config("autoscale_min_replicas: 0"), tmp_path / "state") as (cluster, listener):
+        assert listener.replicas == {KEY: ()}
+        cluster.scale(KEY, 1)
+        await listener.wait_until(lambda: listener.ready("echo"))
 
 
-def test_scaling_starts_more_and_stops_the_named_ones_first(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read("autoscale_min_replicas: 1"), tmp_path / "state") as (cluster, seen):
-            cluster.scale(KEY, 3)
-            await seen.until(lambda: len(seen.ready("echo")) == 3)
-            cluster.scale(KEY, 2, remove=["echo-1"])
-            assert seen.replicas[KEY][0].state is ReplicaState.DRAINING
-            await seen.until(lambda: len(seen.replicas[KEY]) == 2)
-            assert ids(seen.ready("echo")) == {"echo-2", "echo-3"}
-            cluster.scale(("unknown", "default"), 5)
-            with pytest.raises(ValueError, match="at least 0"):
-                cluster.scale(KEY, -1)
-
-    run(scenario())
+async def test_scale_starts_replicas_and_stops_the_removed_ones_first(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config("autoscale_min_replicas: 1"), tmp_path / "state") as (cluster, listener):
+        cluster.scale(KEY, 3)
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 3)
+        cluster.scale(KEY, 2, remove=["echo-1"])
+        assert listener.replicas[KEY][0].state is ReplicaState.DRAINING
+        await listener.wait_until(lambda: len(listener.replicas[KEY]) == 2)
+        assert ids(listener.ready("echo")) == {"echo-2", "echo-3"}
+        cluster.scale(("unknown", "default"), 5)
+        with pytest.raises(ValueError, match="at least 0"):
+            cluster.scale(KEY, -1)
 
 
-def test_only_replicas_that_nobody_drained_are_drained_before_they_stop(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        drained: list[tuple[str, float]] = []
-        go_on = asyncio.Event()
-
-        async def drain(replica_id: str, seconds: float) -> bool:
-            drained.append((replica_id, seconds))
-            await go_on.wait()
-            return True
-
-        config = read("autoscale_min_replicas: 3, scoring_timeout_ms: 7500")
-        async with running(config, tmp_path / "state", drain=drain) as (cluster, seen):
-            await seen.until(lambda: len(seen.ready("echo")) == 3)
-            cluster.scale(KEY, 1, remove=["echo-2"])
-            await seen.until(lambda: len(seen.replicas[KEY]) == 2)
-            # echo-2 went at once; the youngest of the others still serves what it has.
-            assert drained == [("echo-3", 7.5)]
-            youngest = seen.replicas[KEY][1]
-            assert (youngest.id, youngest.state) == ("echo-3", ReplicaState.DRAINING)
-            assert ask(youngest.port, "/score", "POST", "x") == (200, "x")
-            go_on.set()
-            await seen.until(lambda: ids(list(seen.replicas[KEY])) == {"echo-1"})
-
-    run(scenario())
-
-
-def test_a_drain_ends_with_its_replica(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        cancelled = asyncio.Event()
-
-        async def drain(replica_id: str, seconds: float) -> bool:
-            try:
-                return await asyncio.Event().wait()
-            finally:
-                cancelled.set()
-
-        async with running(read(), tmp_path / "state", drain=drain) as (cluster, seen):
-            await seen.until(lambda: seen.ready("echo"))
-            (replica,) = seen.ready("echo")
-            cluster.scale(KEY, 0)
-            await asyncio.sleep(0)
-            with pytest.raises(OSError, match=r"."):
-                ask(replica.port, "/crash")
-            await seen.until(lambda: seen.replicas[KEY] == ())
-            await cancelled.wait()
-
-    run(scenario())
-
-
-def test_a_drain_that_fails_is_reported_and_the_replica_goes(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async def drain(replica_id: str, seconds: float) -> bool:
-            raise RuntimeError("lost count")
-
-        async with running(read(), tmp_path / "state", drain=drain) as (cluster, seen):
-            await seen.until(lambda: seen.ready("echo"))
-            cluster.scale(KEY, 0)
-            await seen.until(lambda: seen.told("a task of the local cluster failed"))
-            assert seen.replicas[KEY] == ()
-            assert "lost count" in str(seen.told("a task of the local cluster failed"))
-
-    run(scenario())
-
-
-def test_stopping_waits_for_no_drain_and_leaves_no_process(read: Read, tmp_path: Path, mark: str) -> None:
-    async def scenario() -> None:
-        async def drain(replica_id: str, seconds: float) -> bool:
-            return await asyncio.Event().wait()
-
-        config = read("autoscale_min_replicas: 3", child=mark)
-        async with running(config, tmp_path / "state", drain=drain) as (cluster, seen):
-            await seen.until(lambda: len(seen.ready("echo")) == 3)
-            assert len(pids_with(mark)) == 6
-            cluster.scale(KEY, 2)
-            # The children ignore SIGTERM; without a grace they would make this test wait for it.
-            for pid in pids_with(mark):
-                if pid not in {stats(replica.port)["pid"] for replica in seen.replicas[KEY]}:
-                    os.kill(pid, signal.SIGKILL)
-        assert pids_with(mark) == []
-
-    run(scenario())
-
-
-def test_a_cancelled_stop_kills_all(read: Read, tmp_path: Path, mark: str) -> None:
-    async def scenario() -> None:
-        config = read("autoscale_min_replicas: 2", ignore_sigterm=1)
-        async with running(config, tmp_path / "state") as (cluster, seen):
-            await seen.until(lambda: len(seen.ready("echo")) == 2)
-            stopping = asyncio.create_task(cluster.stop())
-            await asyncio.sleep(0)
-            stopping.cancel()
-            await asyncio.wait((stopping,))
-            await seen.until(lambda: seen.replicas[KEY] == ())
-
-    run(scenario())
-
-
-def test_nothing_starts_once_it_is_being_stopped(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read("autoscale_min_replicas: 1"), tmp_path / "state") as (cluster, seen):
-            await seen.until(lambda: seen.ready("echo"))
-            stopping = asyncio.create_task(cluster.stop())
-            await asyncio.sleep(0)
-            cluster.scale(KEY, 3)
-            cluster.apply(read("num_replicas: 3"))
-            await stopping
-            assert seen.replicas[KEY] == ()
-            assert len(seen.told("replica starts")) == 1
-
-    run(scenario())
-
-
-def test_a_ready_replica_that_dies_is_replaced_at_once(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read(), tmp_path / "state") as (_, seen):
-            await seen.until(lambda: seen.ready("echo"))
-            with pytest.raises(OSError, match=r"."):
-                ask(seen.ready("echo")[0].port, "/crash")
-            await seen.until(lambda: ids(seen.ready("echo")) == {"echo-2"})
-        (died,) = seen.told("replica died")
-        assert (died["replica"], died["how"], died["retry_seconds"]) == ("echo-1", "exit code 42", 0.0)
-        assert not seen.told("replica cannot start")
-
-    run(scenario())
-
-
-def test_one_that_cannot_start_is_retried_later_and_its_output_is_shown(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        config = read(exit_after_start=3, print="model file is missing")
-        async with running(config, tmp_path / "state") as (_, seen):
-            await seen.until(lambda: len(seen.told("replica cannot start")) == 2)
-            first, second = seen.told("replica cannot start")
-        assert first == {
-            "replica": "echo-1",
-            "how": "exit code 3",
-            "retry_seconds": 0.5,
-            "output": "model file is missing",
-        }
-        assert (second["replica"], second["retry_seconds"]) == ("echo-2", 1.0)
-        assert {level for _, level, text, _ in seen.notices if text == "replica cannot start"} == {logging.WARNING}
-
-    run(scenario())
-
-
-def test_a_slow_start_is_told_once_with_its_reason(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        now = [0.0]
-        config = read("num_replicas: 1", fail_readiness_for=60)
-        async with running(config, tmp_path / "state", clock=lambda: now[0]) as (cluster, seen):
-            await seen.until(lambda: seen.told("replica starts"))
-            assert list(cluster.problems()) == []
-            now[0] = 31.0
-            await seen.until(lambda: seen.told("replica is not ready yet"))
-            now[0] = 99.0
-            (told,) = seen.told("replica is not ready yet")
-            assert (told["replica"], told["seconds"], told["reason"]) == ("echo-1", 31.0, "status 503")
-            assert list(cluster.problems()) == ["service echo: echo-1 is not ready after 99 s: status 503"]
-
-    run(scenario())
-
-
-def test_what_cannot_start_is_a_problem_until_it_does(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read("num_replicas: 1", exit_after_start=3), tmp_path / "state") as (cluster, seen):
-            await seen.until(lambda: seen.told("replica cannot start"))
-            assert list(cluster.problems()) == ["service echo: replicas cannot start: exit code 3"]
-            cluster.apply(read("num_replicas: 1"))
-            assert list(cluster.problems()) == []
-            await seen.until(lambda: seen.ready("echo"))
-            assert list(cluster.problems()) == []
-
-    run(scenario())
-
-
-def test_an_address_that_never_answers_is_told_once(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        with socket.socket() as nobody:  # bound, and not listened on
-            nobody.bind(("127.0.0.1", 0))
-            where = f"127.0.0.1:{nobody.getsockname()[1]}"
-            config = config_of(
-                tmp_path, f"services: {{far: {{addresses: ['{where}'], failure_threshold: 1, auth_enabled: false}}}}"
-            )
-            async with running(config, tmp_path / "state") as (cluster, seen):
-                await seen.until(lambda: seen.told("replica does not answer"))
-                assert seen.told("replica does not answer") == [
-                    {"replica": "far-1", "address": where, "reason": "Connection refused"}
-                ]
-                assert list(cluster.problems()) == [
-                    f"service far: far-1 at {where} does not answer: Connection refused"
-                ]
-
-    run(scenario())
-
-
-def test_a_start_that_takes_too_long_is_a_failed_one(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        config = read("num_replicas: 1, initial_delay_seconds: 1", fail_readiness_for=60)
-        async with running(config, tmp_path / "state") as (_, seen):
-            await seen.until(lambda: seen.told("replica cannot start"))
-        assert seen.told("replica cannot start")[0]["how"] == "not ready within 1 s"
-
-    run(scenario())
-
-
-def test_a_start_without_a_log_fails_and_is_retried(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        state_dir = tmp_path / "state"
-        state_dir.mkdir()
-        (state_dir / "logs").write_text("in the way")
-        async with running(read("num_replicas: 1, auth_enabled: false"), state_dir) as (_, seen):
-            await seen.until(lambda: seen.told("replica cannot start"))
-            assert "Not a directory" in str(seen.told("replica cannot start")[0]["how"])
-            (state_dir / "logs").unlink()
-            await seen.until(lambda: seen.ready("echo"))
-
-    run(scenario())
-
-
-def test_a_start_without_a_port_fails_and_is_retried(
-    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_replica_is_drained_before_it_stops_unless_the_caller_drained_it(
+    make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    async def scenario() -> None:
-        with monkeypatch.context() as full:
-            full.setattr("router.cluster.local.replica.Ports._is_free", lambda self, port: False)
-            cluster, seen = LocalCluster(read(), state_dir=tmp_path / "state"), Listener()
-            await cluster.start(seen)
-        assert "no free port" in str(seen.told("replica cannot start")[0]["how"])
-        assert seen.replicas[KEY] == ()
-        await seen.until(lambda: seen.ready("echo"))
-        await cluster.stop()
+    drained: list[tuple[str, float]] = []
+    may_finish = asyncio.Event()
 
-    run(scenario())
+    async def drain(replica_id: str, seconds: float) -> bool:
+        drained.append((replica_id, seconds))
+        await may_finish.wait()
+        return True
 
-
-def test_one_that_no_longer_answers_is_drained_and_replaced(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        drained: list[str] = []
-
-        async def drain(replica_id: str, seconds: float) -> bool:
-            drained.append(replica_id)
-            return True
-
-        config = read("num_replicas: 1, period_seconds: 1, failure_threshold: 1")
-        async with running(config, tmp_path / "state", drain=drain) as (_, seen):
-            await seen.until(lambda: seen.ready("echo"))
-            ask(seen.ready("echo")[0].port, "/unready", "POST")
-            await seen.until(lambda: ids(seen.ready("echo")) == {"echo-2"})
-            assert drained == ["echo-1"]
-            (lost,) = seen.told("replica no longer answers")
-            assert (lost["replica"], lost["reason"]) == ("echo-1", "status 503")
-
-    run(scenario())
+    config = make_config("autoscale_min_replicas: 3, scoring_timeout_ms: 7500, replica_drain_seconds: 7.5")
+    async with running_cluster(config, tmp_path / "state", drain=drain) as (cluster, listener):
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 3)
+        cluster.scale(KEY, 1, remove=["echo-2"])
+        await listener.wait_until(lambda: len(listener.replicas[KEY]) == 2)
+        # echo-2 stopped immediately; the youngest of the others still serves its requests.
+        assert drained == [("echo-3", 7.5)]
+        youngest = listener.replicas[KEY][1]
+        assert (youngest.id, youngest.state) == ("echo-3", ReplicaState.DRAINING)
+        assert send_request(youngest.port, "/score", b"x").body == b"x"
+        may_finish.set()
+        await listener.wait_until(lambda: ids(listener.replicas[KEY]) == {"echo-1"})
 
 
-def test_a_changed_launch_replaces_replicas_while_as_many_serve(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read("num_replicas: 2"), tmp_path / "state") as (cluster, seen):
-            await seen.until(lambda: len(seen.ready("echo")) == 2)
-            beginning = len(seen.history)
-            cluster.apply(read("num_replicas: 2", print="second edition"))
-            await seen.until(lambda: ids(list(seen.replicas[KEY])) == {"echo-3", "echo-4"})
-            await seen.until(lambda: len(seen.ready("echo")) == 2)
-            for _, replicas in seen.history[beginning:]:
-                states = [replica.state for replica in replicas]
-                assert states.count(ReplicaState.READY) >= 2
-                assert len(states) - states.count(ReplicaState.DRAINING) <= 3
+async def test_drain_is_cancelled_when_its_replica_exits(make_config: MakeConfig, tmp_path: Path) -> None:
+    cancelled = asyncio.Event()
 
-    run(scenario())
+    async def drain(replica_id: str, seconds: float) -> bool:
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            cancelled.set()
 
-
-def test_a_broken_new_launch_leaves_the_former_replicas_in_service(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read(), tmp_path / "state") as (cluster, seen):
-            await seen.until(lambda: seen.ready("echo"))
-            cluster.apply(read(exit_after_start=1))
-            await seen.until(lambda: len(seen.told("replica cannot start")) == 2)
-            assert ids(seen.ready("echo")) == {"echo-1"}
-            cluster.apply(read(print="mended"))
-            await seen.until(lambda: seen.ready("echo") and "echo-1" not in ids(list(seen.replicas[KEY])))
-
-    run(scenario())
+    async with running_cluster(make_config(), tmp_path / "state", drain=drain) as (cluster, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        (replica,) = listener.ready("echo")
+        cluster.scale(KEY, 0)
+        await asyncio.sleep(0)
+        with pytest.raises(OSError, match=r"."):
+            send_request(replica.port, "/crash")
+        await listener.wait_until(lambda: listener.replicas[KEY] == ())
+        await cancelled.wait()
 
 
-def test_changed_settings_touch_no_process(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read("autoscale_min_replicas: 1"), tmp_path / "state") as (cluster, seen):
-            await seen.until(lambda: seen.ready("echo"))
-            history = list(seen.history)
-            cluster.apply(read("autoscale_min_replicas: 1, scoring_timeout_ms: 1234"))
-            assert seen.services["echo"].default_version.scoring_timeout_ms == 1234
-            assert seen.history == history
-            cluster.apply(read("autoscale_min_replicas: 2"))
-            await seen.until(lambda: len(seen.ready("echo")) == 2)
-            cluster.apply(read("autoscale_min_replicas: 1, autoscale_max_replicas: 1"))
-            await seen.until(lambda: ids(list(seen.replicas[KEY])) == {"echo-1"})
-            cluster.apply(read("num_replicas: 2"))
-            await seen.until(lambda: len(seen.ready("echo")) == 2)
-            assert "echo-1" in ids(seen.ready("echo"))
+async def test_failed_drain_is_reported_and_the_replica_stops(make_config: MakeConfig, tmp_path: Path) -> None:
+    async def drain(replica_id: str, seconds: float) -> bool:
+        raise RuntimeError("lost count")
 
-    run(scenario())
+    async with running_cluster(make_config(), tmp_path / "state", drain=drain) as (cluster, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        cluster.scale(KEY, 0)
+        await listener.wait_until(lambda: listener.fields_of("a task of the local cluster failed"))
+        assert listener.replicas[KEY] == ()
+        assert "lost count" in str(listener.fields_of("a task of the local cluster failed"))
 
 
-def test_services_come_and_go_with_the_file(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read(name="first"), tmp_path / "state") as (cluster, seen):
-            await seen.until(lambda: seen.ready("first"))
-            cluster.apply(read(name="second"))
-            assert set(seen.services) == {"second"}
-            await seen.until(lambda: seen.replicas["first", "default"] == () and seen.ready("second"))
-            cluster.scale(("first", "default"), 3)
-            cluster.apply(read(name="first"))
-            await seen.until(lambda: seen.ready("first"))
-            # Back before it was gone: what drains goes, and a new one comes.
-            cluster.apply(read(name="second"))
-            cluster.apply(read(name="first"))
-            await seen.until(lambda: len(seen.ready("first")) == len(seen.replicas["first", "default"]) == 1)
+async def test_stop_does_not_wait_for_drains_and_leaves_no_process(
+    make_config: MakeConfig, tmp_path: Path, mark: str
+) -> None:
+    async def drain(replica_id: str, seconds: float) -> bool:
+        return await asyncio.Event().wait()
 
-    run(scenario())
+    config = make_config("autoscale_min_replicas: 3", child=mark)
+    async with running_cluster(config, tmp_path / "state", drain=drain) as (cluster, listener):
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 3)
+        assert len(pids_with(mark)) == 6
+        cluster.scale(KEY, 2)
+        # The children ignore SIGTERM. Kill them, so that `stop` does not wait for the grace period.
+        for pid in pids_with(mark):
+            if pid not in {statistics(replica.port)["pid"] for replica in listener.replicas[KEY]}:
+                os.kill(pid, signal.SIGKILL)
+    assert pids_with(mark) == []
 
 
-def test_a_file_that_cannot_be_run_changes_nothing(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_stop_kills_all_processes(make_config: MakeConfig, tmp_path: Path, mark: str) -> None:
+    config = make_config("autoscale_min_replicas: 2", ignore_sigterm=1)
+    async with running_cluster(config, tmp_path / "state") as (cluster, listener):
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 2)
+        stopping = asyncio.create_task(cluster.stop())
+        await asyncio.sleep(0)
+        stopping.cancel()
+        await asyncio.wait((stopping,))
+        await listener.wait_until(lambda: listener.replicas[KEY] == ())
+
+
+async def test_scale_and_apply_are_ignored_during_stop(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config("autoscale_min_replicas: 1"), tmp_path / "state") as (cluster, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        stopping = asyncio.create_task(cluster.stop())
+        await asyncio.sleep(0)
+        cluster.scale(KEY, 3)
+        await cluster.apply(make_config("num_replicas: 3"))
+        await stopping
+        assert listener.replicas[KEY] == ()
+        assert len(listener.fields_of("replica starts")) == 1
+
+
+async def test_ready_replica_that_exits_is_replaced_at_once(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config(), tmp_path / "state") as (_, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        with pytest.raises(OSError, match=r"."):
+            send_request(listener.ready("echo")[0].port, "/crash")
+        await listener.wait_until(lambda: ids(listener.ready("echo")) == {"echo-2"})
+    (fields,) = listener.fields_of("replica died")
+    assert (fields["replica"], fields["how"], fields["retry_seconds"]) == ("echo-1", "exit code 42", 0.0)
+    assert not listener.fields_of("replica cannot start")
+
+
+async def test_failed_start_is_retried_after_a_delay_and_reported_with_its_output(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(exit_after_start=3, print="model file is missing")
+    async with running_cluster(config, tmp_path / "state") as (_, listener):
+        await listener.wait_until(lambda: len(listener.fields_of("replica cannot start")) == 2)
+        first, second = listener.fields_of("replica cannot start")
+        assert len(listener.fields_of("replica starts")) == 2
+    log = tmp_path / "state" / "logs" / "echo" / "default"
+    assert first == {
+        "replica": "echo-1",
+        "how": "exit code 3",
+        "error": "",
+        "retry_seconds": 0.5,
+        "output": "model file is missing",
+        "log": str(log / f"echo-1.{os.getpid()}.log"),
+    }
+    assert (second["replica"], second["retry_seconds"]) == ("echo-2", 1.0)
+    texts = [text.splitlines() for text in listener.texts if "cannot start" in text]
+    assert texts[0] == [
+        "echo cannot start (exit code 3)",
+        "model file is missing",
+        f"whole output: {first['log']}; next start in 0.5 s",
+    ]
+    assert len(texts[1]) == 2
+    assert re.match(r"echo cannot start \(exit code 3\), 2 times in \d+ s$", texts[1][0])
+    assert {level for _, level, text, _ in listener.notices if text == "replica cannot start"} == {logging.WARNING}
+
+
+async def test_slow_start_is_reported_once_with_its_reason(make_config: MakeConfig, tmp_path: Path) -> None:
+    now = [0.0]
+    config = make_config("num_replicas: 1", fail_readiness_for=60)
+    async with running_cluster(config, tmp_path / "state", clock=lambda: now[0]) as (cluster, listener):
+        await listener.wait_until(lambda: listener.fields_of("replica starts"))
+        assert list(cluster.problems()) == []
+        port = int(str(listener.fields_of("replica starts")[0]["port"]))
+        while await probe("127.0.0.1", port, "/", TIMEOUT_SECONDS) != ("status 503", 503, False):  # until it listens
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(2 * STARTING_INTERVAL)  # a probe that began before has ended
+        assert cluster.probes(KEY)["echo-1"][1:] == ("status 503", None)
+        now[0] = 29.0  # a server that loads its model responds with 503
+        await asyncio.sleep(2 * STARTING_INTERVAL)
+        assert not listener.fields_of("replica is not ready yet")
+        now[0] = 31.0
+        await listener.wait_until(lambda: listener.fields_of("replica is not ready yet"))
+        now[0] = 99.0
+        (fields,) = listener.fields_of("replica is not ready yet")
+        reason = "GET / responded with 503"
+        assert (fields["replica"], fields["seconds"], fields["reason"]) == ("echo-1", 31.0, reason)
+        assert list(cluster.problems()) == [f"service echo: echo-1 has not been ready for 99 s: {reason}"]
+        assert cluster.probes(KEY)["echo-1"][1:] == ("status 503", reason)
+
+
+async def test_failed_start_is_a_problem_until_a_replica_is_ready(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config("num_replicas: 1", exit_after_start=3), tmp_path / "state") as (
+        cluster,
+        listener,
+    ):
+        await listener.wait_until(lambda: listener.fields_of("replica cannot start"))
+        (problem,) = cluster.problems()
+        assert problem.splitlines()[0] == "service echo: cannot start (exit code 3)"
+        await cluster.apply(make_config("num_replicas: 1"))
+        assert list(cluster.problems()) == []
+        await listener.wait_until(lambda: listener.ready("echo"))
+        assert list(cluster.problems()) == []
+
+
+async def test_fixed_address_that_is_never_ready_is_reported_once(tmp_path: Path) -> None:
+    with socket.socket() as unused:  # bound, but not listening
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        config = config_of(
+            tmp_path,
+            f"services: {{far: {{addresses: ['{address}'], readiness_failure_threshold: 1, auth_enabled: false}}}}",
+        )
+        async with running_cluster(config, tmp_path / "state") as (cluster, listener):
+            await listener.wait_until(lambda: listener.fields_of("replica is not ready"))
+            assert listener.fields_of("replica is not ready") == [
+                {"replica": "far-1", "address": address, "reason": "Connection refused"}
+            ]
+            assert list(cluster.problems()) == [f"service far: far-1 at {address} is not ready: Connection refused"]
+            probe_report = cluster.probes(("far", "default"))["far-1"]
+            assert (probe_report.failure, probe_report.not_ready_reason) == ("Connection refused", "Connection refused")
+            assert cluster.probes(("other", "default")) == {}
+
+
+async def test_start_may_take_longer_than_the_initial_delay(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("num_replicas: 1, initial_delay_seconds: 1, period_seconds: 1", fail_readiness_for=2.5)
+    async with running_cluster(config, tmp_path / "state") as (_, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+    assert ids(replica for _, replicas in listener.history for replica in replicas) == {"echo-1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "reason"),
+    [
+        ("failure_threshold: 1", {"fail_readiness_for": 60}, "status 503"),
+        ("failure_threshold: 2", {"start_delay": 60}, "Connection refused"),
+        ("failure_threshold: 1, readiness_path: /status/503, liveness_path: /status/404", {}, "status 404"),
+        ("failure_threshold: 1, timeout_seconds: 1, liveness_path: /hangs", {"delay": 60}, "no response within 1 s"),
+    ],
+    ids=["unavailable", "refused", "path", "hanging"],
+)
+async def test_start_fails_when_liveness_fails(
+    make_config: MakeConfig, tmp_path: Path, settings: str, options: dict[str, object], reason: str
+) -> None:
+    probes = "readiness_initial_delay_seconds: 60, initial_delay_seconds: 1, period_seconds: 1"
+    config = make_config(f"num_replicas: 1, {probes}, {settings}", **options)
+    async with running_cluster(config, tmp_path / "state") as (_, listener):
+        await listener.wait_until(lambda: listener.fields_of("replica cannot start"))
+        assert listener.fields_of("replica cannot start")[0]["how"] == f"liveness probe failed: {reason}"
+        # Its replacement does not start while it still runs.
+        starts = [replicas for _, replicas in listener.history if ids(replicas) == {"echo-1", "echo-2"}]
+        assert not starts
+        await listener.wait_until(lambda: ids(listener.replicas[KEY]) == {"echo-2"})
+
+
+@pytest.mark.parametrize("status", [400, 404, 501])
+async def test_wrong_readiness_path_is_reported_early_with_advice(
+    make_config: MakeConfig, tmp_path: Path, status: int
+) -> None:
+    config = make_config(f"num_replicas: 1, readiness_path: /status/{status}, readiness_failure_threshold: 1")
+    now = [0.0]
+    async with running_cluster(config, tmp_path / "state", clock=lambda: now[0]) as (cluster, listener):
+        await listener.wait_until(lambda: listener.fields_of("replica starts"))
+        now[0] = 4.0
+        await listener.wait_until(lambda: listener.fields_of("replica is not ready yet"))
+        reason = (
+            f"GET /status/{status} responded with {status}; set readiness_path to a path with a status of 200 to 399"
+        )
+        assert f"echo-1 is not ready: {reason}" in listener.texts
+        assert list(cluster.problems()) == [f"service echo: echo-1 has not been ready for 4 s: {reason}"]
+        assert not listener.ready("echo")
+
+
+async def test_replica_that_never_listens_is_reported_with_its_address(make_config: MakeConfig, tmp_path: Path) -> None:
+    now = [0.0]
+    async with running_cluster(make_config(start_delay=60), tmp_path / "state", clock=lambda: now[0]) as (
+        cluster,
+        listener,
+    ):
+        await listener.wait_until(lambda: listener.fields_of("replica starts"))
+        now[0] = 31.0
+        await listener.wait_until(lambda: listener.fields_of("replica is not ready yet"))
+        port = listener.fields_of("replica starts")[0]["port"]
+        text = f"echo-1 is not ready: nothing listens on 127.0.0.1:{port}; does the program use {{port}}?"
+        assert text in listener.texts
+        (problem,) = cluster.problems()
+        assert problem.endswith("not been ready for 31 s: nothing listens on its port; does the program use {port}?")
+
+
+async def test_server_without_get_becomes_ready(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "model.py").write_text(POST_ONLY_SERVER)
+    command = json.dumps(["python", "model.py", "{port}", mark])
+    config = config_of(tmp_path, f"services: {{adder: {{command: {command}, num_replicas: 1}}}}")
+    async with running_cluster(config, tmp_path / "state") as (_, listener):
+        await listener.wait_until(lambda: listener.ready("adder"))
+        assert send_request(listener.ready("adder")[0].port, "/score", b"x").body == b"x"
+
+
+async def test_start_without_a_log_fails_and_is_retried(make_config: MakeConfig, tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    (state_dir / "logs").write_text("in the way")
+    async with running_cluster(make_config("num_replicas: 1, auth_enabled: false"), state_dir) as (_, listener):
+        await listener.wait_until(lambda: listener.fields_of("replica cannot start"))
+        assert "Not a directory" in str(listener.fields_of("replica cannot start")[0]["how"])
+        (state_dir / "logs").unlink()
+        await listener.wait_until(lambda: listener.ready("echo"))
+
+
+async def test_start_without_a_free_port_fails_and_is_retried(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("router.cluster.local.replica_process.PortAllocator._is_free", lambda self, port: False)
+        cluster, listener = LocalCluster(make_config(), state_dir=tmp_path / "state"), RecordingListener()
+        await cluster.start(listener)
+    assert "no free port" in str(listener.fields_of("replica cannot start")[0]["how"])
+    assert listener.replicas[KEY] == ()
+    await listener.wait_until(lambda: listener.ready("echo"))
+    await cluster.stop()
+
+
+async def test_replica_that_is_no_longer_ready_gets_no_requests_and_is_kept(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    drained: list[str] = []
+
+    async def drain(replica_id: str, seconds: float) -> bool:
+        drained.append(replica_id)
+        return True
+
+    probes = "readiness_period_seconds: 1, readiness_failure_threshold: 1, readiness_success_threshold: 2"
+    async with running_cluster(make_config(f"num_replicas: 1, {probes}"), tmp_path / "state", drain=drain) as (
+        cluster,
+        listener,
+    ):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        (replica,) = listener.ready("echo")
+        pid = statistics(replica.port)["pid"]
+        send_request(replica.port, "/unready", b"")
+        await listener.wait_until(lambda: not listener.ready("echo"))
+        assert [each.state for each in listener.replicas[KEY]] == [ReplicaState.STARTING]
+        assert "echo-1 has not been ready for 0 s: status 503" in str(list(cluster.problems()))
+        send_request(replica.port, "/ready", b"")
+        await listener.wait_until(lambda: listener.ready("echo"))
+        assert list(cluster.problems()) == []
+        assert statistics(replica.port)["pid"] == pid
+        assert ids(listener.replicas[KEY]) == {"echo-1"}
+        assert drained == []
+        (fields,) = listener.fields_of("replica is no longer ready")
+        assert (fields["replica"], fields["reason"]) == ("echo-1", "status 503")
+        assert len(listener.fields_of("replica is ready")) == len(listener.fields_of("replica is ready again")) == 1
+        # The replica may have requests, so it is drained although it is not ready.
+        send_request(replica.port, "/unready", b"")
+        await listener.wait_until(lambda: not listener.ready("echo"))
+        await cluster.apply(make_config(f"autoscale_min_replicas: 0, {probes}"))
+        cluster.scale(KEY, 0)
+        await listener.wait_until(lambda: listener.replicas[KEY] == ())
+        assert drained == ["echo-1"]
+
+
+def stop_process(replica: Replica) -> None:
+    os.kill(statistics(replica.port)["pid"], signal.SIGSTOP)
+
+
+def fail_probes(replica: Replica) -> None:
+    send_request(replica.port, "/unready", b"")
+
+
+@pytest.mark.parametrize("spoil", [fail_probes, stop_process])
+@pytest.mark.parametrize("readiness", ["", "readiness_period_seconds: 1, readiness_failure_threshold: 1,"])
+async def test_replica_that_fails_liveness_is_drained_and_replaced(
+    make_config: MakeConfig, tmp_path: Path, spoil: Callable[[Replica], None], readiness: str
+) -> None:
+    drained: list[str] = []
+
+    async def drain(replica_id: str, seconds: float) -> bool:
+        drained.append(replica_id)
+        return True
+
+    liveness = "initial_delay_seconds: 1, period_seconds: 1, timeout_seconds: 1, failure_threshold: 2"
+    config = make_config(f"num_replicas: 1, {readiness} {liveness}")
+    async with running_cluster(config, tmp_path / "state", drain=drain) as (_, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        pid = statistics(listener.ready("echo")[0].port)["pid"]
+        spoil(listener.ready("echo")[0])
+        await listener.wait_until(lambda: ids(listener.ready("echo")) == {"echo-2"})
+        assert drained == ["echo-1"]
+        (fields,) = listener.fields_of("replica fails its liveness probe")
+        reason = "status 503" if spoil is fail_probes else "no response within 1 s"
+        assert (fields["replica"], fields["reason"]) == ("echo-1", reason)
+        if spoil is stop_process:
+            os.kill(pid, signal.SIGKILL)  # else the end of the test waits for the grace period of a stopped process
+
+
+async def test_changed_launch_replaces_replicas_without_reducing_ready_ones(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    async with running_cluster(make_config("num_replicas: 2"), tmp_path / "state") as (cluster, listener):
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 2)
+        reports_before = len(listener.history)
+        await cluster.apply(make_config("num_replicas: 2", print="second edition"))
+        await listener.wait_until(lambda: ids(listener.replicas[KEY]) == {"echo-3", "echo-4"})
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 2)
+        for _, replicas in listener.history[reports_before:]:
+            states = [replica.state for replica in replicas]
+            assert states.count(ReplicaState.READY) >= 2
+            assert len(states) - states.count(ReplicaState.DRAINING) <= 3
+
+
+async def test_launch_that_fails_leaves_the_previous_replicas_in_service(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    async with running_cluster(make_config(), tmp_path / "state") as (cluster, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        await cluster.apply(make_config(exit_after_start=1))
+        await listener.wait_until(lambda: len(listener.fields_of("replica cannot start")) == 2)
+        assert ids(listener.ready("echo")) == {"echo-1"}
+        await cluster.apply(make_config(print="fixed"))
+        await listener.wait_until(lambda: listener.ready("echo") and "echo-1" not in ids(listener.replicas[KEY]))
+
+
+async def test_changed_settings_restart_no_process(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config("autoscale_min_replicas: 1"), tmp_path / "state") as (cluster, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        history = list(listener.history)
+        await cluster.apply(make_config("autoscale_min_replicas: 1, scoring_timeout_ms: 1234"))
+        assert listener.services["echo"].default_version.scoring_timeout_ms == 1234
+        assert listener.history == history
+        await cluster.apply(make_config("autoscale_min_replicas: 2"))
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 2)
+        await cluster.apply(make_config("autoscale_min_replicas: 1, autoscale_max_replicas: 1"))
+        assert len(listener.ready("echo")) == 2, "the caller decides which one is removed"
+        cluster.scale(KEY, 1)
+        await listener.wait_until(lambda: ids(listener.replicas[KEY]) == {"echo-1"})
+        await cluster.apply(make_config("num_replicas: 2"))
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 2)
+        assert "echo-1" in ids(listener.ready("echo"))
+
+
+async def test_services_are_added_and_removed_with_the_file(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config(name="first"), tmp_path / "state") as (cluster, listener):
+        await listener.wait_until(lambda: listener.ready("first"))
+        await cluster.apply(make_config(name="second"))
+        assert set(listener.services) == {"second"}
+        await listener.wait_until(lambda: listener.replicas["first", "default"] == () and listener.ready("second"))
+        cluster.scale(("first", "default"), 3)
+        await cluster.apply(make_config(name="first"))
+        await listener.wait_until(lambda: listener.ready("first"))
+        # The service is added again while its replica drains: the replica stops, and a new one starts.
+        await cluster.apply(make_config(name="second"))
+        await cluster.apply(make_config(name="first"))
+        await listener.wait_until(
+            lambda: len(listener.ready("first")) == len(listener.replicas["first", "default"]) == 1
+        )
+
+
+async def test_file_that_cannot_be_launched_changes_nothing(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "score.py").touch()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     broken = config_of(tmp_path, "services: {other: {entry_script: score.py}}")
-
-    async def scenario() -> None:
-        async with running(read(), tmp_path / "state") as (cluster, seen):
-            with pytest.raises(SettingsError, match="pip install"):
-                cluster.apply(broken)
-            assert set(seen.services) == {"echo"}
-            await seen.until(lambda: seen.ready("echo"))
-
-    run(scenario())
+    async with running_cluster(make_config(), tmp_path / "state") as (cluster, listener):
+        with pytest.raises(SettingsError, match="pip install"):
+            await cluster.apply(broken)
+        assert set(listener.services) == {"echo"}
+        await listener.wait_until(lambda: listener.ready("echo"))
 
 
-def test_fixed_addresses_are_probed_and_neither_scaled_nor_stopped(read: Read, tmp_path: Path) -> None:
+async def test_fixed_addresses_are_probed_but_neither_scaled_nor_stopped(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
     def addresses(*replicas: Replica) -> LocalConfig:
         pairs = [f"127.0.0.1:{replica.port}" for replica in replicas]
-        settings = "period_seconds: 1, failure_threshold: 1"
+        settings = "readiness_period_seconds: 1, readiness_failure_threshold: 1"
         return config_of(tmp_path, f"services: {{remote: {{addresses: {json.dumps(pairs)}, {settings}}}}}")
 
-    async def scenario() -> None:
-        key = ("remote", "default")
-        async with running(read("num_replicas: 2"), tmp_path / "elsewhere") as (_, elsewhere):
-            await elsewhere.until(lambda: len(elsewhere.ready("echo")) == 2)
-            one, two = elsewhere.ready("echo")
-            async with running(addresses(one, two), tmp_path / "state") as (cluster, seen):
-                assert [replica.state for replica in seen.replicas[key]] == [ReplicaState.STARTING] * 2
-                await seen.until(lambda: len(seen.ready("remote")) == 2)
-                cluster.scale(key, 0)
-                assert [replica.port for replica in seen.ready("remote")] == [one.port, two.port]
-                ask(one.port, "/unready", "POST")
-                await seen.until(lambda: [r.port for r in seen.ready("remote")] == [two.port])
-                assert len(seen.replicas[key]) == 2
-                ask(one.port, "/ready", "POST")
-                await seen.until(lambda: len(seen.ready("remote")) == 2)
-                before = seen.replicas[key]
-                cluster.apply(addresses(two))
-                await seen.until(lambda: seen.replicas[key] == before[1:])
-            assert stats(two.port)["requests"] == 0
-
-    run(scenario())
+    key = ("remote", "default")
+    async with running_cluster(make_config("num_replicas: 2"), tmp_path / "other") as (_, other):
+        await other.wait_until(lambda: len(other.ready("echo")) == 2)
+        one, two = other.ready("echo")
+        async with running_cluster(addresses(one, two), tmp_path / "state") as (cluster, listener):
+            assert [replica.state for replica in listener.replicas[key]] == [ReplicaState.STARTING] * 2
+            await listener.wait_until(lambda: len(listener.ready("remote")) == 2)
+            cluster.scale(key, 0)
+            assert [replica.port for replica in listener.ready("remote")] == [one.port, two.port]
+            send_request(one.port, "/unready", b"")
+            await listener.wait_until(lambda: [r.port for r in listener.ready("remote")] == [two.port])
+            assert len(listener.replicas[key]) == 2
+            send_request(one.port, "/ready", b"")
+            await listener.wait_until(lambda: len(listener.ready("remote")) == 2)
+            before = listener.replicas[key]
+            await cluster.apply(addresses(two))
+            await listener.wait_until(lambda: listener.replicas[key] == before[1:])
+        assert statistics(two.port)["requests"] == 0
 
 
-def test_addresses_can_give_way_to_processes_and_back(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        fixed = config_of(tmp_path, "services: {echo: {addresses: ['127.0.0.1:9']}}")
-        async with running(fixed, tmp_path / "state") as (cluster, seen):
-            (address,) = seen.replicas[KEY]
-            cluster.apply(read())
-            await seen.until(lambda: seen.ready("echo"))
-            assert address.id not in ids(list(seen.replicas[KEY]))
-            cluster.apply(fixed)
-            await seen.until(lambda: [replica.port for replica in seen.replicas[KEY]] == [9])
-
-    run(scenario())
+async def test_version_changes_from_addresses_to_processes_and_back(make_config: MakeConfig, tmp_path: Path) -> None:
+    fixed = config_of(tmp_path, "services: {echo: {addresses: ['127.0.0.1:9']}}")
+    async with running_cluster(fixed, tmp_path / "state") as (cluster, listener):
+        (address,) = listener.replicas[KEY]
+        await cluster.apply(make_config())
+        await listener.wait_until(lambda: listener.ready("echo"))
+        assert address.id not in ids(listener.replicas[KEY])
+        await cluster.apply(fixed)
+        await listener.wait_until(lambda: [replica.port for replica in listener.replicas[KEY]] == [9])
 
 
-def test_keys_are_made_where_the_file_gives_none(read: Read, tmp_path: Path) -> None:
-    async def scenario(settings: str) -> tuple[str | None, str | None]:
-        listener = Listener()
-        cluster = LocalCluster(read(f"autoscale_min_replicas: 0, {settings}"), state_dir=tmp_path / "state")
+async def test_keys_are_generated_where_the_file_gives_none(make_config: MakeConfig, tmp_path: Path) -> None:
+    async def keys_with(settings: str) -> tuple[str | None, str | None]:
+        listener = RecordingListener()
+        cluster = LocalCluster(make_config(f"autoscale_min_replicas: 0, {settings}"), state_dir=tmp_path / "state")
         await cluster.start(listener)
         await cluster.stop()
         return listener.services["echo"].primary_key, listener.services["echo"].secondary_key
 
-    assert asyncio.run(scenario("auth_enabled: false")) == (None, None)
+    assert await keys_with("auth_enabled: false") == (None, None)
     assert not (tmp_path / "state" / "keys.json").exists()
     given = "my-own-primary-key-of-the-file"
-    assert asyncio.run(scenario(f"primary_key: {given}, secondary_key: {given}-2")) == (given, f"{given}-2")
+    assert await keys_with(f"primary_key: {given}, secondary_key: {given}-2") == (given, f"{given}-2")
     assert not (tmp_path / "state" / "keys.json").exists()
-    generated = KeyStore(tmp_path / "state").keys_for("echo")
-    assert asyncio.run(scenario("max_queue_length: 5")) == generated
-    assert asyncio.run(scenario(f"primary_key: {given}")) == (given, generated[1])
+    generated = KeyStore(tmp_path / "state").keys_for(["echo"])["echo"]
+    assert await keys_with("max_queue_length: 5") == generated
+    assert await keys_with(f"primary_key: {given}") == (given, generated[1])
 
 
-def test_a_key_made_anew_by_a_command_takes_effect(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.cluster.local.cluster._TICK_SECONDS", 0.01)
-
-    async def scenario() -> None:
-        state_dir = tmp_path / "state"
-        async with running(read("autoscale_min_replicas: 0"), state_dir) as (_, seen):
-            key = KeyStore(state_dir).regenerate("echo", "primary")
-            await seen.until(lambda: seen.services["echo"].primary_key == key)
-            (state_dir / "keys.json").write_text("broken")
-            await seen.until(lambda: seen.told("keys cannot be read, the former ones stay valid"))
-            assert seen.services["echo"].primary_key == key
-            (state_dir / "keys.json").chmod(0o644)
-            (state_dir / "keys.json").write_text('{"services": {}}')
-            await seen.until(lambda: seen.services["echo"].primary_key != key)
-            assert stat.S_IMODE((state_dir / "keys.json").stat().st_mode) == 0o600
-
-    run(scenario())
+async def test_key_regenerated_by_a_command_takes_effect(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.cluster.local.cluster.POLL_SECONDS", 0.01)
+    state_dir = tmp_path / "state"
+    async with running_cluster(make_config("autoscale_min_replicas: 0"), state_dir) as (_, listener):
+        key = KeyStore(state_dir).regenerate("echo", "primary")
+        await listener.wait_until(lambda: listener.services["echo"].primary_key == key)
+        (state_dir / "keys.json").write_text("broken")
+        await listener.wait_until(lambda: listener.fields_of("keys cannot be read, the previous ones stay valid"))
+        assert listener.services["echo"].primary_key == key
+        (state_dir / "keys.json").chmod(0o644)
+        (state_dir / "keys.json").write_text('{"services": {}}')
+        await listener.wait_until(lambda: listener.services["echo"].primary_key != key)
+        assert stat.S_IMODE((state_dir / "keys.json").stat().st_mode) == 0o600
 
 
-def test_what_a_replica_prints_is_in_its_log(read: Read, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running(read(print="hello log"), tmp_path / "state") as (_, seen):
-            await seen.until(lambda: seen.ready("echo"))
-            log = tmp_path / "state" / "logs" / "echo" / "default" / "echo-1.log"
-            assert log.read_text() == "hello log\n"
+async def test_port_in_the_environment_reaches_the_program(tmp_path: Path, mark: str) -> None:
+    command = ["sh", "-c", f"exec {sys.executable} {ECHO_SERVER} --port $LISTEN --mark {mark} --show URL"]
+    settings = "environment: {LISTEN: '{port}', URL: 'http://{host}:{port}/'}, num_replicas: 2"
+    config = config_of(tmp_path, f"services: {{echo: {{command: {json.dumps(command)}, {settings}}}}}")
+    async with running_cluster(config, tmp_path / "state") as (_, listener):
+        await listener.wait_until(lambda: len(listener.ready("echo")) == 2)
+        for replica in listener.ready("echo"):
+            assert statistics(replica.port)["environment"]["URL"] == f"http://127.0.0.1:{replica.port}/"
 
-    run(scenario())
+
+async def test_output_of_a_replica_is_in_its_log(make_config: MakeConfig, tmp_path: Path) -> None:
+    async with running_cluster(make_config(print="hello log"), tmp_path / "state") as (_, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        log = tmp_path / "state" / "logs" / "echo" / "default" / f"echo-1.{os.getpid()}.log"
+        assert log.read_text() == "hello log\n"
+
+
+@pytest.mark.parametrize(
+    ("exception", "with_message", "described"),
+    [
+        ("KeyError: 'secret'", False, "KeyError (score.py, line 6) (message: log_exception_messages: true)"),
+        ("KeyError: 'secret'", True, "KeyError: 'secret' (score.py, line 6)"),
+        ("KeyError", False, "KeyError (score.py, line 6)"),
+    ],
+)
+async def test_hidden_message_of_an_exception_is_reported_with_the_setting_that_shows_it(
+    make_config: MakeConfig, tmp_path: Path, exception: str, with_message: bool, described: str
+) -> None:
+    output = f'Traceback (most recent call last):\n  File "score.py", line 6, in run\n{exception}'
+    options = {"logs_exception_messages": with_message}
+    async with running_cluster(make_config(print=output), tmp_path / "state", **options) as (cluster, listener):
+        await listener.wait_until(lambda: listener.ready("echo"))
+        cluster.report_server_error(KEY, "echo-1", 500)
+        log = listener.fields_of("replica has responded with an error")[0]["log"]
+        assert listener.texts[-1] == f"echo-1 has responded with 500: {described}; whole output: {log}"

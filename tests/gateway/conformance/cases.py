@@ -1,8 +1,8 @@
-"""How the tables of this folder are written: one line of a table is one case, and says all that is asked of it.
+"""The types of the tables in this directory. Each row of a table is one case.
 
-A case of a request says what the client sends and gets, and what the replica sees of it. A case of an answer says what
-the replica sends, and what the client gets of it. What holds for each case alike is not in the tables: the runners
-check it (`test_requests.py`, `test_answers.py`).
+A request case has the bytes from the client, the responses that it must get, and the requests that the replica must
+get. A response case has the bytes from the replica, and the response that the client must get. `test_requests.py` and
+`test_responses.py` check in addition what must hold for all cases.
 """
 
 from __future__ import annotations
@@ -10,82 +10,87 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tests.gateway.wire import KEY, Line, post, turns
+from tests.gateway.http_connection import KEY, Connection, post, run_loop
 
-_PIECE = 3
-SCORE = "POST /score HTTP/1.1"
-OPEN = f"POST /api/v1/service/iris/score HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\n".encode()
-HEAD = OPEN + b"Host: fe\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-SMUGGLED = (
+_PIECE_BYTES = 3
+
+SCORE_LINE = "POST /score HTTP/1.1"
+# Unterminated heads: a test adds headers and the empty line.
+POST_HEAD_START_WITHOUT_HOST = f"POST /api/v1/service/iris/score HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\n".encode()
+POST_HEAD_START = POST_HEAD_START_WITHOUT_HOST + b"Host: fe\r\n"
+CHUNKED_POST_HEAD = POST_HEAD_START + b"Transfer-Encoding: chunked\r\n\r\n"
+SMUGGLED_REQUEST = (
     b"GET /api/v1/service/iris/smuggled HTTP/1.1\r\nHost: fe\r\nAuthorization: Bearer " + KEY.encode() + b"\r\n\r\n"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A request as the replica must see it: first line, body, headers that must stand there, once and so, and headers
-    that must not."""
+class ReplicaRequest:
+    """A request as the replica must receive it. Each of `headers` must occur once, those of `absent` must not occur."""
 
-    start: str = SCORE
+    start_line: str = SCORE_LINE
     body: bytes = b""
-    has: Mapping[str, str] = field(default_factory=dict)
-    lacks: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
     trailers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestCase:
-    """What a client sends, the status of each answer that it gets, whether the router then closes the connection, and
-    what the replica sees."""
+    """The bytes `raw` from a client, the status of each response, whether the router then closes the client connection,
+    and the requests that it forwards."""
 
     name: str
     raw: bytes
     statuses: tuple[int, ...]
-    seen: tuple[Seen, ...] = ()
+    forwarded_requests: tuple[ReplicaRequest, ...] = ()
     closes: bool = False
 
 
-def forwarded(name: str, raw: bytes, *seen: Seen, closes: bool = False) -> RequestCase:
-    """One that reaches the replica, as one request or several, and is answered."""
-    seen = seen or (Seen(),)
-    return RequestCase(name, raw, (200,) * len(seen), seen, closes)
+def forwarded_case(name: str, raw: bytes, *requests: ReplicaRequest, closes: bool = False) -> RequestCase:
+    """Return a case whose requests, by default one POST, are all forwarded. Each gets a 200 response."""
+    requests = requests or (ReplicaRequest(),)
+    return RequestCase(name, raw, (200,) * len(requests), requests, closes)
 
 
-def refused(name: str, raw: bytes, *statuses: int, seen: tuple[Seen, ...] = (), closes: bool = True) -> RequestCase:
-    """One that the router answers itself: 400 and the end of the connection, if nothing else is said."""
-    return RequestCase(name, raw, statuses or (400,), seen, closes)
+def local_response_case(
+    name: str, raw: bytes, *statuses: int, forwarded_requests: tuple[ReplicaRequest, ...] = (), closes: bool = True
+) -> RequestCase:
+    """Return a case whose last request is not forwarded: the router itself responds to it.
+
+    By default it gets a 400 response, and the router closes the client connection.
+    """
+    return RequestCase(name, raw, statuses or (400,), forwarded_requests, closes)
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerCase:
-    """What a replica sends, and what the client gets. `cut`: the client sees that the answer is not whole. `reused`:
-    the connection to the replica serves on. `kept`: the client's connection does."""
+class ResponseCase:
+    """The bytes `raw` from a replica, and the response that the client must get."""
 
     name: str
     raw: bytes
     status: int = 200
     body: bytes = b""
-    has: Mapping[str, str] = field(default_factory=dict)
-    lacks: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
     interim: tuple[int, ...] = ()
     trailers: Mapping[str, str] = field(default_factory=dict)
-    reused: bool = False
-    kept: bool = True
-    cut: bool = False
-    ends: bool = False  # the replica closes after it
+    replica_connection_reused: bool = False  # the replica connection serves the next request
+    client_connection_reused: bool = True  # the client connection serves the next request
+    truncated: bool = False  # the client can detect that the response is incomplete
+    replica_closes: bool = False  # the replica closes its connection after `raw`
     request: bytes = post()
 
 
-def invalid(name: str, raw: bytes, *, ends: bool = False) -> AnswerCase:
-    """An answer that is none: the client gets 502 and keeps its connection, the replica's is closed."""
-    return AnswerCase(name, raw, 502, b"Replica closed connection before replying", ends=ends)
+def invalid_response_case(name: str, raw: bytes, *, replica_closes: bool = False) -> ResponseCase:
+    """Return a case of an invalid response: the client gets a 502 response, and the replica connection is closed."""
+    return ResponseCase(name, raw, 502, b"Replica closed connection before replying", replica_closes=replica_closes)
 
 
-async def in_pieces(line: Line, data: bytes) -> None:
-    """Send so that a few bytes arrive at a time, up to the point where the other side has heard enough."""
-    for start in range(0, len(data), _PIECE):
-        if line.ended or line.transport.is_closing():
+async def send_in_small_pieces(connection: Connection, data: bytes) -> None:
+    """Send `data` in pieces of three bytes that arrive separately. Stop if the connection is closed."""
+    for start in range(0, len(data), _PIECE_BYTES):
+        if connection.remote_closed or connection.transport.is_closing():
             return
-        line.send(data[start : start + _PIECE])
-        await turns(3)
+        connection.send(data[start : start + _PIECE_BYTES])
+        await run_loop(3)

@@ -1,7 +1,7 @@
-"""What `helm test` runs: asks each URL of the command line, and fails if one does not answer 200.
+"""The program of `helm test`: requests each URL of the command line, and fails unless all respond with 200.
 
-A URL may end in `#NAME`, the name to ask for by TLS. Who signed the certificate is not checked: it may come from an
-authority that only the clients know.
+A URL may end in `#NAME`, the TLS server name. The certificate's issuer is not verified, because it may be one that only
+the clients trust.
 """
 
 import http.client
@@ -11,17 +11,17 @@ import sys
 import time
 import urllib.parse
 
-_PATIENCE_SECONDS = 60.0
-"""A Service that has just been made takes some seconds to lead to its pods."""
-_ANSWER_SECONDS = 10.0
+_TIMEOUT_SECONDS = 60.0
+"""A new Service needs some seconds until it forwards to its pods."""
+_RESPONSE_SECONDS = 10.0
 
 
-def ask(url: str) -> str:
-    """Status and text of what a URL answers. Raises OSError and `http.client.HTTPException`."""
+def get(url: str) -> str:
+    """Return the status and text of a URL's response. Raises OSError and `http.client.HTTPException`."""
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
-    connection = http.client.HTTPConnection(host, parts.port, timeout=_ANSWER_SECONDS)
-    connection.sock = socket.create_connection((host, parts.port or 80), _ANSWER_SECONDS)
+    connection = http.client.HTTPConnection(host, parts.port, timeout=_RESPONSE_SECONDS)
+    connection.sock = socket.create_connection((host, parts.port or 80), _RESPONSE_SECONDS)
     if parts.scheme == "https":
         context = ssl.create_default_context()
         context.check_hostname = False
@@ -29,28 +29,28 @@ def ask(url: str) -> str:
         connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.fragment or host)
     try:
         connection.request("GET", parts.path or "/")
-        answer = connection.getresponse()
-        return f"{answer.status} {answer.read(200).decode(errors='replace').strip()}"
+        response = connection.getresponse()
+        return f"{response.status} {response.read(200).decode(errors='replace').strip()}"
     finally:
         connection.close()
 
 
-def main(urls: list[str], patience_seconds: float = _PATIENCE_SECONDS) -> int:
-    """0 when each URL was answered 200 within the time, else 1."""
-    deadline = time.monotonic() + patience_seconds
+def main(urls: list[str], timeout_seconds: float = _TIMEOUT_SECONDS) -> int:
+    """Return 0 if all URLs respond with 200 within the timeout, else 1."""
+    deadline = time.monotonic() + timeout_seconds
     for url in urls:
         while True:
             try:
-                said = ask(url)
+                result = get(url)
             except (OSError, http.client.HTTPException) as error:
-                said = repr(error)
-            if said.startswith("200 "):
-                print(f"ok {url}: {said}", flush=True)
+                result = repr(error)
+            if result.startswith("200 "):
+                print(f"ok {url}: {result}", flush=True)
                 break
             if time.monotonic() >= deadline:
-                print(f"FAILED {url}: {said}", flush=True)
+                print(f"FAILED {url}: {result}", flush=True)
                 return 1
-            time.sleep(min(1.0, patience_seconds / 4))
+            time.sleep(min(1.0, timeout_seconds / 4))
     return 0
 
 

@@ -1,0 +1,166 @@
+"""The current state of this pod for the admin port: the parts of the supervisor, and values derived from several parts.
+
+Does not contain: documents (`status`, `explain`, `metrics`), and recorded data (`activity`). It changes no part of the
+supervisor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from router.admin.activity import Activity
+from router.admin.timeline import Timeline
+from router.model.replica_health import ProbeReport
+from router.model.services import ReplicaState, Service, Version, VersionKey
+from router.model.version_replicas import VersionReplicas
+from router.net.address import host_port
+from router.peers.leadership import Leadership
+from router.peers.ledger_dispatcher import LedgerDispatcher
+from router.peers.mesh import Mesh
+from router.peers.peer_reports import PeerReports
+from router.scaling.loop import ControlLoop
+from router.telemetry import log
+from router.telemetry.catalogue import Sample
+from router.telemetry.metrics import VersionMetrics
+from router.telemetry.totals import CounterTotals
+from router.workers.pool import WorkerPool
+from router.workers.reports import Reports
+
+SampleSource = Callable[[], Iterable[Sample]]
+"""Returns samples of metrics. `telemetry.catalogue` has their names."""
+
+ProblemSource = Callable[[], Iterable[str]]
+"""Returns current problems for operators. Each is one line, which lines of details may follow."""
+
+
+ProbesOf = Callable[[VersionKey], Mapping[str, ProbeReport]]
+"""Returns the last readiness probe of each replica of a version, by id."""
+
+
+def no_probes(_: VersionKey) -> Mapping[str, ProbeReport]:
+    """Return no probes: the cluster does not probe replicas itself, as in Kubernetes."""
+    return {}
+
+
+class ServingView(Protocol):
+    """The current services, versions and replicas. `supervisor.state.ServingState` implements it."""
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """The services, by name."""
+
+    @property
+    def versions(self) -> Mapping[VersionKey, Version]:
+        """The versions of all services."""
+
+    def replicas(self, key: VersionKey) -> VersionReplicas:
+        """Return the replicas of a version; none if the version is unknown."""
+
+
+class Overview:
+    """The parts of the supervisor, and the state derived from several of them."""
+
+    def __init__(
+        self,
+        serving: ServingView,
+        *,
+        loop: ControlLoop,
+        counters: CounterTotals,
+        reports: Reports,
+        peer_reports: PeerReports,
+        ledger_dispatcher: LedgerDispatcher,
+        leadership: Leadership,
+        workers: WorkerPool,
+        activity: Activity,
+        timeline: Timeline,
+        scoring_url: Callable[[], str],
+        mode: str,
+        samples: Sequence[SampleSource] = (),
+        problems: Sequence[ProblemSource] = (),
+        probes: ProbesOf = no_probes,
+    ) -> None:
+        """`scoring_url` returns the address of all services, without the name of one."""
+        self.serving = serving
+        self.loop = loop
+        self.counters = counters
+        self.reports = reports
+        self.peer_reports = peer_reports
+        self.ledger_dispatcher = ledger_dispatcher
+        self.leadership = leadership
+        self.workers = workers
+        self.activity = activity
+        self.timeline = timeline
+        self.mode = mode
+        self.started_at = time.monotonic()
+        self.scoring_url = scoring_url
+        self.probes = probes
+        self._sample_sources = samples
+        self._problem_sources = problems
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The links to other pods; None until this pod has joined others."""
+        links = self.ledger_dispatcher.links
+        return links if isinstance(links, Mesh) else None
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield the samples of traces and of all sources."""
+        yield from self.activity.traces.samples()
+        yield from self.activity.replica_health.samples()
+        for source in self._sample_sources:
+            yield from source()
+
+    def problems(self) -> Iterator[str]:
+        """Yield current problems for operators, each as in `ProblemSource`."""
+        for name, seconds in self.workers.stuck.items():
+            yield f"{name} has not reported for {seconds:.0f} s: requests of its clients are delayed"
+        for source in self._problem_sources:
+            yield from source()
+
+    @staticmethod
+    def log_level() -> str:
+        """Return the current level of the application log."""
+        return log.current_level()
+
+    def version_metrics(self, key: VersionKey) -> VersionMetrics:
+        """Return the state of a version from the last reports of workers. Raises KeyError if it is not served."""
+        version = self.serving.versions[key]
+        reports = self.reports.of_version(key)
+        in_flight = sum(sum(report.in_flight.values()) for report in reports)
+        abandoned = sum(sum(report.abandoned.values()) for report in reports)
+        ledger = self.ledger_dispatcher.coordinator.ledger(key)
+        slots = version.replica_max_concurrent_requests
+        states = self.serving.replicas(key).count_by_state()
+        decision = self.loop.decision(key)
+        return VersionMetrics(
+            in_flight=in_flight,
+            abandoned=abandoned,
+            queued=sum(report.waiting for report in reports),
+            slots=slots * states["ready"] if slots else None,
+            slots_in_use=in_flight + abandoned if slots else 0,
+            suspect_slots=0 if ledger is None else ledger.suspect_slots,
+            leases_idle=sum(report.idle_leases for report in reports),
+            replicas_by_state=states,
+            desired=decision.desired
+            if decision is not None
+            else states[ReplicaState.READY] + states[ReplicaState.STARTING],
+            utilization=decision.utilization if decision is not None and slots else None,
+            target=version.autoscale_target_utilization / 100,
+            scaling_decisions=self.loop.decisions(key),
+        )
+
+    def unreachable_peers(self) -> list[str]:
+        """Return the pods that may be alive but have no link to this one: ids, or addresses of unidentified pods."""
+        mesh = self.mesh
+        if mesh is None:
+            return []
+        return [*mesh.unreachable(), *(host_port(*address) for address in mesh.unidentified())]
+
+    def replica_address(self, service: str, version: str, replica_id: str) -> tuple[str, int] | None:
+        """Return the host and port of a replica; None if it was removed. Any thread may call this."""
+        for replica in self.serving.replicas((service, version)).replicas:
+            if replica.id == replica_id:
+                return replica.host, replica.port
+        return None

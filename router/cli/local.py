@@ -1,0 +1,218 @@
+"""`azureml-fe local`: a router and its replicas on one machine, configured by one file.
+
+Contains: loading the file and applying its changes. Does not contain: routing (`supervisor`), replicas
+(`cluster.local`), and what this has in common with `--peer` (`foreground`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+import uvloop
+
+from router.admin.log_config import LogConfig
+from router.cli.foreground import ForegroundRouter
+from router.cli.joining import JoiningRouter
+from router.cli.run import bind_peer_listener
+from router.cli.trial import Trial, trial_of
+from router.cluster.local import example_path
+from router.cluster.local.cluster import LocalCluster
+from router.cluster.local.config_file import LocalConfig, check_local_settings, load_local_config
+from router.config.router import RouterSettings, environment_name, load_settings
+from router.config.schema import ErrorCollector, SettingsError
+from router.model.services import Service
+from router.peers.dialer import PeerAddress
+from router.supervisor.readiness import ClusterStatus
+from router.telemetry import log
+from router.workers.listeners import check_client_listeners
+
+_log = logging.getLogger("router.cli")
+
+RETRY_SECONDS = 1.0
+"""Time between two attempts to apply a changed file, if the error is not one of the file."""
+
+_FileIdentity = tuple[int, int, int] | None  # None if there is no file
+
+
+def run_local(path: Path | None, flags: Mapping[str, object], peers: Sequence[PeerAddress] = ()) -> int:
+    """Run a router until a signal arrives. Return the exit code.
+
+    With `peers`, the router joins the routers that listen at these addresses: all serve the same services and share
+    slots. Raises SettingsError or OSError if the router cannot start.
+    """
+    if peers:
+        settings = load_settings(environ=os.environ, flags=flags)
+        check_local_settings(settings)
+        log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
+        port = settings.peer_port if _is_set("peer_port", flags) else 0
+        peer_socket = bind_peer_listener(settings.host, port)
+        return uvloop.run(JoiningRouter(peers, settings, peer_socket, sys.stderr).run())
+    path = path or example_path()
+    identity = _file_identity(path)
+    config = load_local_config(path, environ=os.environ, flags=flags)
+    settings = load_settings(environ=os.environ, file=config.router, flags=flags)
+    log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
+    try:
+        peer_socket = bind_peer_listener(settings.host, settings.peer_port)
+    except OSError:
+        if _is_set("peer_port", flags, config.router):
+            raise
+        peer_socket = bind_peer_listener(settings.host, 0)  # another router uses the default port
+    errors = ErrorCollector()
+    with errors.collect():
+        check_client_listeners(settings)
+        router = LocalRouter(path, identity, config, settings, flags, peer_socket, sys.stderr)
+    errors.raise_errors(config.router.locations)
+    return uvloop.run(router.run())
+
+
+class LocalRouter:
+    """A router that serves the services of a file."""
+
+    def __init__(
+        self,
+        path: Path,
+        identity: _FileIdentity,
+        config: LocalConfig,
+        settings: RouterSettings,
+        flags: Mapping[str, object],
+        peer_socket: socket.socket,
+        out: TextIO,
+    ) -> None:
+        """`identity` is that of the file when `config` was loaded. Raises the errors of `ForegroundRouter`."""
+        self._settings = settings
+        self._flags = flags
+        self._path = path
+        self._applied = self._last_polled = identity
+        self._retry_at = math.inf
+        self._last_error = ""
+        self._config = config
+        self._log_config = LogConfig(settings.log_level, settings.access_log)
+        self._cluster = LocalCluster(
+            config,
+            state_dir=settings.state_dir,
+            scoring_prefix=settings.scoring_prefix,
+            drain=self._drain_replica,
+            has_requests=self._has_requests,
+            logs_exception_messages=settings.log_exception_messages,
+        )
+        self._router = ForegroundRouter(
+            settings,
+            self._cluster,
+            peer_socket,
+            out,
+            has_stored_key=self._has_stored_key,
+            find_trial=self._find_trial,
+            status=ClusterStatus(problems=self._cluster.problems, probes=self._cluster.probes),
+        )
+
+    async def run(self) -> int:
+        """Serve until a signal arrives. Return the exit code."""
+        return await self._router.run(self._start, self._poll)
+
+    async def _start(self) -> None:
+        router = self._router
+        router.supervisor.set_token_issuers(self._config.token_issuers)
+        await router.supervisor.start()
+        await router.supervisor.join(router.mesh)
+        router.console.show_serving(f"{self._path}", self._path, self._settings)
+        router.show_join_command()
+
+    async def _drain_replica(self, replica_id: str, timeout_seconds: float) -> bool:
+        return await self._router.supervisor.serving.wait_until_drained(replica_id, timeout_seconds)
+
+    def _has_requests(self, replica_id: str) -> bool:
+        return self._router.supervisor.serving.is_busy(replica_id)
+
+    def _has_stored_key(self, service: str) -> bool:
+        from_file = self._config.services.get(service)
+        return from_file is not None and from_file.primary_key is None
+
+    def _find_trial(self, service: Service) -> Trial:
+        return trial_of(self._config.launches.get((service.name, service.default_version.name)))
+
+    async def _poll(self) -> None:
+        await self._poll_file()
+        self._router.console.update()
+
+    async def _poll_file(self) -> None:
+        """Reload a changed file after two polls without a further change, since it may be incomplete before."""
+        before, self._last_polled = self._last_polled, _file_identity(self._path)
+        if before == self._last_polled != self._applied:
+            self._applied = before
+            self._last_error = ""
+            await self._reload()
+        elif time.monotonic() >= self._retry_at:
+            await self._reload()
+
+    def _load(self) -> LocalConfig:
+        """Return the content of the file. Called in a thread, as a large file takes seconds. Raises `SettingsError`.
+
+        A collection of garbage would stop the event loop for several 100 ms: the parser creates a million objects for
+        some thousand services. They need none, as they have no cycles.
+        """
+        gc.disable()
+        try:
+            return load_local_config(self._path, environ=os.environ, flags=self._flags)
+        finally:
+            gc.enable()
+
+    async def _reload(self) -> None:
+        """Apply the changed file. If it is invalid, log the error and keep the previous configuration.
+
+        Do the same if generated keys cannot be stored, for example because the disk is full, but try again later.
+        """
+        supervisor = self._router.supervisor
+        self._retry_at = math.inf
+        try:
+            config = await asyncio.to_thread(self._load)
+            settings = load_settings(environ=os.environ, file=config.router, flags=self._flags)
+            await self._cluster.apply(config)
+        except (SettingsError, OSError) as error:
+            if isinstance(error, OSError):
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                supervisor.activity.record_config_error(time.time(), str(error))
+                log.event(
+                    _log, logging.ERROR, "changed file rejected, keeping the previous one",
+                    text=f"changed file rejected, keeping the previous one:\n{error}", error=str(error),
+                )  # fmt: skip
+            return
+        self._config = config
+        self._last_error = ""
+        supervisor.set_token_issuers(config.token_issuers)
+        supervisor.activity.record_config_applied()
+        log.event(_log, logging.INFO, "changed file applied", file=str(self._path))
+        log_config = LogConfig(settings.log_level, settings.access_log)
+        if log_config != self._log_config:
+            self._log_config = log_config
+            supervisor.set_logging(log_config)
+        applied = self._settings
+        if replace(settings, log_level=applied.log_level, access_log=applied.access_log) != applied:
+            log.event(_log, logging.WARNING, "settings of the router section take effect at the next start")
+
+
+def _is_set(name: str, *sources: Mapping[str, object]) -> bool:
+    """True if a router setting is set in one of `sources` or in the environment, even to its default."""
+    return any(name in source for source in sources) or environment_name(name) in os.environ
+
+
+def _file_identity(path: Path) -> _FileIdentity:
+    """Return a value that changes when the file is written or replaced, or when a symbolic link in its path changes."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -1,0 +1,68 @@
+"""How the replicas of one version have failed to start, as text for operators. No I/O; time is an argument.
+
+A program that is broken fails again and again in the same way. The first failure is described with the end of the
+output. The same failure is then reported only when its number has doubled.
+"""
+
+from typing import NamedTuple
+
+_OUTPUT_LINES = 10
+
+
+class StartFailure(NamedTuple):
+    """One failed start."""
+
+    reason: str
+    """In one line: `exit code 3`, or `no process: Permission denied`."""
+    exception: str = ""
+    """The exception that ended the program, in one line; "" if there is none."""
+    output: tuple[str, ...] = ()
+    """The last lines of the output."""
+    log: str = ""
+    """Path of the whole output; "" if there is none."""
+
+    @property
+    def headline(self) -> str:
+        """The failure in one line: `cannot start (exit code 3): RuntimeError: no weights (score.py, line 12)`."""
+        return f"cannot start ({self.reason})" + (f": {self.exception}" if self.exception else "")
+
+
+def last_lines(output: str) -> tuple[str, ...]:
+    """Return the last lines of `output` that are not blank."""
+    return tuple(line.rstrip() for line in output.splitlines() if line.strip())[-_OUTPUT_LINES:]
+
+
+class StartFailures:
+    """The failures of one version since a replica was ready. `_count` is the number of equal ones."""
+
+    def __init__(self) -> None:
+        self._last: StartFailure | None = None
+        self._count = 0
+        self._first_at = self._last_at = 0.0
+        self._retry_at = 0.0
+
+    def add(self, failure: StartFailure, now: float, delay: float) -> str | None:
+        """Count a failure. Return a text for the log, or None if it would only repeat the previous one. The next start
+        is in `delay` seconds."""
+        if self._last is None or failure.headline != self._last.headline:
+            self._count, self._first_at = 0, now
+        self._last, self._count, self._last_at, self._retry_at = failure, self._count + 1, now, now + delay
+        if self._count & (self._count - 1):
+            return None
+        return self.describe(now, with_output=self._count == 1)
+
+    def clear(self) -> None:
+        """Forget all failures: a replica was ready, or the program has changed."""
+        self._last = None
+
+    def describe(self, now: float, *, with_output: bool = True) -> str | None:
+        """Return the last failure; None if there is none. The first line is its headline; the others are details."""
+        failure = self._last
+        if failure is None:
+            return None
+        repeats = f", {self._count} times in {self._last_at - self._first_at:.0f} s" if self._count > 1 else ""
+        wait = self._retry_at - now
+        retry = f"next start in {wait:.2g} s" if wait > 0 else "starting again"
+        details = [*failure.output] if with_output else []
+        details.append(f"whole output: {failure.log}; {retry}" if failure.log else retry)
+        return "\n".join([failure.headline + repeats, *details])

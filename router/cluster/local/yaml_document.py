@@ -1,0 +1,120 @@
+"""A YAML document as plain values, each with its line.
+
+Contains: which YAML is accepted, and the errors about it. Does not contain: what the values mean.
+
+Every scalar stays text, except empty ones and `null`. Settings have a grammar of their own (`config.schema`). YAML's
+grammar would make `0123` a number, `on` a bool, and the version name `no` a false. Tags are rejected, so no objects are
+constructed. The size, the depth, and the number of values after the expansion of aliases are bounded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from router.config.regular_file import read_regular_file
+from router.config.schema import SettingsError
+from router.config.service import SettingPath
+
+MAX_BYTES = 1_048_576
+MAX_VALUES = 100_000
+MAX_DEPTH = 20
+
+_PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
+_NULLS = frozenset(("", "~", "null", "Null", "NULL"))
+
+
+@dataclass(frozen=True, slots=True)
+class YamlDocument:
+    """The values of a file: text, None, lists, and mappings with text keys. `lines` has the line of each path."""
+
+    file: str
+    values: object
+    lines: Mapping[SettingPath, int]
+
+    def locate(self, path: SettingPath) -> str:
+        """Return the location of the value at `path`, or of the nearest one that contains it: `models.yaml, line 7`."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines:
+                return _location(self.file, self.lines[path[:length]])
+        return self.file
+
+
+def read_yaml(path: Path) -> YamlDocument:
+    """Return the document in the file at `path`. Raises `SettingsError` if it cannot be read or is not accepted."""
+    file = str(path)
+    try:
+        content = read_regular_file(path, MAX_BYTES + 1)
+    except OSError as error:
+        raise SettingsError("file", None, f"cannot be read: {error.strerror}", file) from error
+    if len(content) > MAX_BYTES:
+        raise SettingsError("file", None, f"must not exceed {MAX_BYTES} bytes", file)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SettingsError("file", None, "must be UTF-8 text", _location(file, line)) from error
+    converter = _Converter(file, {}, MAX_VALUES)
+    root = _compose(file, text)
+    values = None if root is None else converter.convert(root, ())
+    return YamlDocument(file, values, converter.lines)
+
+
+def _compose(file: str, text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        location = _location(file, error.problem_mark.line + 1) if error.problem_mark else file
+        raise SettingsError("file", None, f"is not YAML: {error.problem}", location) from error
+    except yaml.reader.ReaderError as error:
+        location = _location(file, text.count("\n", 0, error.position) + 1)
+        raise SettingsError("file", None, "has a character that YAML does not allow", location) from error
+    except RecursionError as error:
+        raise SettingsError("file", None, f"must not be nested deeper than {MAX_DEPTH}", file) from error
+
+
+@dataclass(slots=True)
+class _Converter:
+    """Converts the nodes of a document to values, and records their lines."""
+
+    file: str
+    lines: dict[SettingPath, int]
+    values_left: int
+
+    def convert(self, node: yaml.Node, path: SettingPath) -> object:
+        self.values_left -= 1
+        if self.values_left < 0:
+            raise self._error(node, f"must not contain more than {MAX_VALUES} values")
+        # This also stops at an alias that contains itself.
+        if len(path) > MAX_DEPTH:
+            raise self._error(node, f"must not be nested deeper than {MAX_DEPTH}")
+        if node.tag not in _PLAIN_TAGS:
+            raise self._error(node, f"must not use the tag {node.tag}")
+        if isinstance(node, yaml.MappingNode):
+            return self._convert_mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._convert_at(item, (*path, str(index)), item) for index, item in enumerate(node.value)]
+        is_null = isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
+        return None if is_null else str(node.value)
+
+    def _convert_mapping(self, node: yaml.MappingNode, path: SettingPath) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._error(key, "must have text for every name")
+            if key.value in values:
+                raise self._error(key, f"has {key.value} twice, also on line {self.lines[(*path, key.value)]}")
+            values[key.value] = self._convert_at(value, (*path, key.value), key)
+        return values
+
+    def _convert_at(self, node: yaml.Node, path: SettingPath, line_node: yaml.Node) -> object:
+        self.lines[path] = line_node.start_mark.line + 1
+        return self.convert(node, path)
+
+    def _error(self, node: yaml.Node, problem: str) -> SettingsError:
+        return SettingsError("file", None, problem, _location(self.file, node.start_mark.line + 1))
+
+
+def _location(file: str, line: int) -> str:
+    return f"{file}, line {line}"

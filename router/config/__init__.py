@@ -1,0 +1,1 @@
+"""Settings: their declarations, the parser of values, and the sources that they are loaded from."""

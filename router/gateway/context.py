@@ -1,0 +1,93 @@
+"""The objects that all requests of one gateway share: settings, routes, counters and logs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+from router.config.router import RouterSettings
+from router.gateway.authentication import Authentication
+from router.gateway.buffers import BufferBudget
+from router.gateway.connection_limits import ConnectionLimits
+from router.gateway.ledger_outbox import LedgerOutbox
+from router.gateway.routing_table import RoutingTable
+from router.gateway.turns import TurnQueue
+from router.http.forwarding import TrustedProxies
+from router.http.header_rules import request_rules
+from router.http.ids import RequestIds
+from router.telemetry.access_log import AccessLog
+from router.telemetry.counters import GatewayCounters
+from router.telemetry.journal import Journal
+from router.telemetry.log import event
+from router.telemetry.tracing import Tracer
+
+_log = logging.getLogger("router.gateway")
+
+_WARNING_INTERVAL_SECONDS: Final = 60.0
+
+
+class GatewayContext:
+    """The shared parts of one gateway, for its connections and exchanges."""
+
+    __slots__ = (
+        "_next_tls_warning_at", "abandoned", "access_log", "authentication", "buffers", "connection_limits",
+        "counters", "ids", "journal", "lame_duck", "outbox", "proxy_request_rules", "request_rules", "routes",
+        "server_timing", "settings", "tracer", "trusted_proxies", "turns", "wall_clock",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        *,
+        routes: RoutingTable,
+        outbox: LedgerOutbox,
+        authentication: Authentication,
+        access_log: AccessLog,
+        tracer: Tracer | None,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        """`wall_clock` returns seconds since the epoch."""
+        self.settings = settings
+        self.server_timing: bool = settings.server_timing
+        self.routes = routes
+        self.outbox = outbox
+        self.authentication = authentication
+        self.access_log = access_log
+        self.tracer = tracer
+        self.wall_clock = wall_clock
+        self.ids = RequestIds()
+        self.trusted_proxies = TrustedProxies(settings.trusted_proxies)
+        self.request_rules = request_rules()
+        self.proxy_request_rules = request_rules(trusted_proxy=True)
+        self.counters = GatewayCounters()
+        self.buffers = BufferBudget(
+            self.counters,
+            limit=settings.buffer_budget_bytes,
+            max_request_bytes=settings.request_buffer_bytes,
+            max_response_bytes=settings.response_buffer_bytes,
+        )
+        self.turns = TurnQueue()
+        self.connection_limits = ConnectionLimits(settings.max_connection_age_seconds, settings.max_connection_requests)
+        self.journal = Journal()
+        self.abandoned: dict[Any, None] = {}
+        """Each `AbandonedResponse` that has not ended."""
+        self._next_tls_warning_at = 0.0
+        self.lame_duck = False
+        """True if responses ask clients to send no more requests over their connections (`Connection: close`)."""
+
+    def begin_lame_duck(self) -> None:
+        """Ask clients in each response from now on to send no more requests over their connections."""
+        self.lame_duck = True
+
+    def log_tls_on_http_port(self, address: bytes) -> None:
+        """Log that a client uses TLS where plain HTTP is served; at most once in `_WARNING_INTERVAL_SECONDS`."""
+        now = monotonic()
+        if now >= self._next_tls_warning_at:
+            self._next_tls_warning_at = now + _WARNING_INTERVAL_SECONDS
+            event(_log, logging.WARNING, "TLS was sent to a port for plain HTTP", client=address.decode())
+
+    def log_fault(self, error: BaseException) -> None:
+        """Log a fault of the router. The caller responds to the request with 500."""
+        event(_log, logging.ERROR, "request failed through a fault of the router", exception=error)

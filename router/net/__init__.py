@@ -1,0 +1,1 @@
+"""TLS contexts, certificates, listening sockets, backoff, and addresses as text."""

@@ -1,0 +1,51 @@
+"""Texts about replicas that cannot start."""
+
+from __future__ import annotations
+
+from router.cluster.local.start_failures import StartFailure, StartFailures, last_lines
+
+FAILURE = StartFailure(
+    "exit code 3", "RuntimeError: no weights (score.py, line 12)", ("line 1", "line 2"), "/state/iris-1.log"
+)
+
+
+def test_first_failure_has_the_output_and_its_place() -> None:
+    assert StartFailures().add(FAILURE, 100.0, 0.5) == (
+        "cannot start (exit code 3): RuntimeError: no weights (score.py, line 12)\n"
+        "line 1\nline 2\nwhole output: /state/iris-1.log; next start in 0.5 s"
+    )
+
+
+def test_equal_failures_are_reported_when_their_number_doubles() -> None:
+    failures = StartFailures()
+    texts = [failures.add(FAILURE._replace(log=f"/state/{n}.log"), 100.0 + n, 2.0) for n in range(100)]
+    reported = [number for number, text in enumerate(texts, start=1) if text is not None]
+    assert reported == [1, 2, 4, 8, 16, 32, 64]
+    assert texts[3] == (
+        "cannot start (exit code 3): RuntimeError: no weights (score.py, line 12), 4 times in 3 s\n"
+        "whole output: /state/3.log; next start in 2 s"
+    )
+
+
+def test_other_failure_is_reported_at_once() -> None:
+    failures = StartFailures()
+    for now in (100.0, 101.0, 102.0):
+        failures.add(FAILURE, now, 1.0)
+    text = failures.add(FAILURE._replace(reason="exit code 1"), 103.0, 1.0)
+    assert text is not None
+    assert text.startswith("cannot start (exit code 1)")
+
+
+def test_description_follows_the_time_of_the_next_start() -> None:
+    failures = StartFailures()
+    assert failures.describe(100.0) is None
+    failures.add(StartFailure("no process: Permission denied"), 100.0, 8.0)
+    assert failures.describe(102.0) == "cannot start (no process: Permission denied)\nnext start in 6 s"
+    assert failures.describe(109.0) == "cannot start (no process: Permission denied)\nstarting again"
+    failures.clear()
+    assert failures.describe(109.0) is None
+
+
+def test_last_lines_are_ten_that_are_not_blank() -> None:
+    output = "\n\n".join(f"line {number}  " for number in range(30))
+    assert last_lines(output) == tuple(f"line {number}" for number in range(20, 30))

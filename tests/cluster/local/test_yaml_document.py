@@ -1,0 +1,107 @@
+"""Which YAML a local file may contain, and the location of errors."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from router.cluster.local.yaml_document import MAX_BYTES, YamlDocument, read_yaml
+from router.config.schema import SettingsError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "m.yaml"
+
+
+def read(file: Path, text: str | bytes) -> YamlDocument:
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_yaml(file)
+
+
+def error_text(file: Path, text: str | bytes) -> str:
+    with pytest.raises(SettingsError) as caught:
+        read(file, text)
+    return str(caught.value).removeprefix(f"{file.parent}/")
+
+
+def test_scalars_stay_text_except_null(file: Path) -> None:
+    text = "a: 0123\nb: no\nc: 1_000\nd: 2024-01-01\ne: 1.50\nf: [null, ~, '', 'null', \"~\"]\ng:\nyes: on\n<<: x\n"
+    assert read(file, text).values == {
+        "a": "0123",
+        "b": "no",
+        "c": "1_000",
+        "d": "2024-01-01",
+        "e": "1.50",
+        "f": [None, None, "", "null", "~"],
+        "g": None,
+        "yes": "on",
+        "<<": "x",
+    }
+
+
+def test_empty_file_has_no_values(file: Path) -> None:
+    assert read(file, "").values is None
+    assert read(file, "# only a comment\n").values is None
+
+
+def test_byte_order_mark_is_ignored(file: Path) -> None:
+    assert read(file, b"\xef\xbb\xbfa: b\n").values == {"a": "b"}
+
+
+def test_location_is_the_line_of_the_value_or_of_its_nearest_parent(file: Path) -> None:
+    document = read(file, "a:\n  b: 1\n  c:\n  - x\n  - y: 1\n")
+    assert document.locate(("a", "b")) == f"{file}, line 2"
+    assert document.locate(("a", "c", "1", "y")) == f"{file}, line 5"
+    assert document.locate(("a", "missing", "deeper")) == f"{file}, line 1"
+    assert document.locate(("missing",)) == document.locate(()) == str(file)
+
+
+def test_aliases_are_expanded(file: Path) -> None:
+    assert read(file, "a: &x {b: '1'}\nc: *x\n").values == {"a": {"b": "1"}, "c": {"b": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "m.yaml, line 3: file: has a twice, also on line 1"),
+        ("a:\n  b: 1\n  'b': 2\n", "m.yaml, line 3: file: has b twice, also on line 2"),
+        ("a: b\n? [x]\n: y\n", "m.yaml, line 2: file: must have text for every name"),
+        ("a: !!python/object:os.system x\n", "must not use the tag tag:yaml.org,2002:python/object:os.system"),
+        ("a: !secret x\n", "m.yaml, line 1: file: must not use the tag !secret"),
+        ("a: b\n\tc: d\n", "m.yaml, line 2: file: is not YAML: found character '\\\\t' that cannot start any token"),
+        ("a: [b\n", "m.yaml, line 2: file: is not YAML: "),
+        ("a: *x\n", "m.yaml, line 1: file: is not YAML: found undefined alias 'x'"),
+        ("a: b\n---\nc: d\n", "m.yaml, line 2: file: is not YAML: but found another document"),
+        ("a: b\nc: \x07\n", "m.yaml, line 2: file: has a character that YAML does not allow"),
+        (b"a: b\nc: \xff\n", "m.yaml, line 2: file: must be UTF-8 text"),
+    ],
+)
+def test_errors_are_one_line_with_their_location(file: Path, text: str | bytes, message: str) -> None:
+    error = error_text(file, text)
+    assert message.replace("\\\\t", "\\t") in error
+    assert error.isprintable()
+
+
+def test_size_is_bounded(file: Path) -> None:
+    assert error_text(file, "#" * (MAX_BYTES + 1)) == f"m.yaml: file: must not exceed {MAX_BYTES} bytes"
+    assert read(file, "#" * MAX_BYTES).values is None
+
+
+def test_aliases_that_multiply_values_are_rejected(file: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    assert "must not contain more than" in error_text(file, "\n".join(lines))
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "[" * 100 + "]" * 100, "[" * 20_000, "a:\n" + " - " * 5_000])
+def test_depth_is_bounded(file: Path, text: str) -> None:
+    assert "must not be nested deeper than 20" in error_text(file, text)
+
+
+def test_error_about_an_unreadable_file_names_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(SettingsError, match="file: cannot be read: ") as caught:
+            read_yaml(path)
+        assert str(path) in str(caught.value)
