@@ -38,6 +38,10 @@ class BufferBudget:
         counters.buffered_bytes += size
         return True
 
+    def hold(self, size: int) -> None:
+        """Count bytes that cannot be refused, also beyond the limit."""
+        self._counters.buffered_bytes += size
+
     def release(self, size: int) -> None:
         """Give reserved bytes back."""
         self._counters.buffered_bytes -= size

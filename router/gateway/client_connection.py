@@ -421,19 +421,20 @@ class ClientConnection(ClientStream):
     def _hold_input(self) -> None:
         """Count input that is not parsed yet against the budget of buffered bytes. Refuse it if the budget is spent.
 
-        Input that is parsed in the next turn does not count: it is there for a moment, and belongs to bodies, too.
+        A body that waits for a turn is not refused: the connection reads no more of it, and parses it soon.
         """
-        size = self._reader.unfinished_bytes
-        if not self._backlog.waiting:
-            size += len(self._backlog)
+        size = self._reader.unfinished_bytes + len(self._backlog)
         if size < _UNCOUNTED_INPUT_BYTES or self._state >= DISCARDING:
             size = 0
         more = size - self._held_input_bytes
-        if more > 0 and not self._context.buffers.reserve(more):
-            self._reject(responses.INPUT_NOT_BUFFERED)
-            return
+        buffers = self._context.buffers
+        if more > 0 and not buffers.reserve(more):
+            if self._reader.body_of is None or not self._backlog.waiting:
+                self._reject(responses.INPUT_NOT_BUFFERED)
+                return
+            buffers.hold(more)
         if more < 0:
-            self._context.buffers.release(-more)
+            buffers.release(-more)
         self._held_input_bytes = size
 
     def _parsing_state(self) -> int:

@@ -424,6 +424,41 @@ async def test_pipelined_requests_that_wait_count_against_the_budget(harness: Ga
     connection.discard_input()
 
 
+@pytest.mark.gateway(buffer_budget_bytes=50_000, request_buffer_bytes=0)
+async def test_body_that_waits_for_a_turn_counts_and_is_not_refused(harness: GatewayHarness) -> None:
+    counters = harness.gateway.counters
+    body = bytes(index % 251 for index in range(60_000))
+    replica = await harness.add_replica()
+    client = await harness.client()
+    peak = 0
+
+    def observe() -> None:
+        nonlocal peak
+        peak = max(peak, counters.buffered_bytes)
+        if peak <= 50_000:
+            asyncio.get_running_loop().call_soon(observe)
+
+    observe()
+    client.send(post_chunked(end=False) + chunks(body, 20) + b"0\r\n\r\n")
+    connection = await replica.accept()
+    assert (await connection.read_message()).body == body
+    assert peak > 50_000
+    connection.send(ok())
+    assert (await client.read_message()).status == 200
+    assert counters.buffered_bytes == 0
+
+
+@pytest.mark.gateway(buffer_budget_bytes=50_000)
+async def test_requests_that_wait_for_a_turn_are_refused_beyond_the_budget(harness: GatewayHarness) -> None:
+    client = await harness.client()
+    client.send(get(path="/") * 5000)
+    statuses = {(await client.read_message()).status}
+    while 503 not in statuses:
+        statuses.add((await client.read_message()).status)
+    assert statuses == {200, 503}
+    await harness.wait_until(lambda: not harness.gateway.counters.buffered_bytes, "free budget")
+
+
 # Responses of replicas.
 
 
