@@ -41,7 +41,8 @@ def check_local(path: Path, environ: Mapping[str, str]) -> tuple[list[str], list
     settings = load_settings(environ=environ, file=config.router)
     check_router(settings, errors)
     errors.raise_errors(config.router.locations)
-    warnings = key_warnings(config.services.values()) + _ignored_percentiles(config)
+    keys = {each.name: (each.primary_key, each.secondary_key) for each in config.services.values() if each.uses_keys}
+    warnings = key_warnings(keys) + _ignored_percentiles(config)
     return config_summary(config), warnings + asyncio.run(_unresponsive_addresses(config))
 
 

@@ -10,15 +10,18 @@ error. All faults of settings are reported, not only the first one.
 import argparse
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from router.auth.exported_keys import KEY_FIELDS, MAX_BYTES, parse_exported_keys
 from router.cli.early_signals import restore_default_handlers
 from router.cli.syntax import UsageError, make_parser, parse_arguments
 from router.cluster.local.config_file import is_router_file, load_router_file
 from router.cluster.local.key_store import KeyStore
+from router.cluster.local.key_warnings import key_warnings
 from router.cluster.local.known_services import KnownServices
 from router.cluster.local.summary import router_file_summary
 from router.cluster.local.token_key_file import TokenKeyFile
@@ -30,6 +33,7 @@ from router.config.router import (
     parse_router_values,
 )
 from router.config.schema import ArgumentError, SettingsError, UnknownServiceError
+from router.config.service import is_service_name
 from router.net.address import host_port, local_destination
 from router.net.listen import ListenErrors
 
@@ -223,8 +227,10 @@ def _show_keys(arguments: argparse.Namespace) -> int:
         keys = _key_store(arguments).stored_keys(arguments.service)
     if arguments.key is not None and arguments.key not in keys:
         raise ArgumentError("--key", arguments.key, f"service {arguments.service} has no such key")
-    if arguments.output == "json":
-        shown = {name: key for name, key in keys.items() if arguments.key in (None, name)}
+    shown = {name: key for name, key in keys.items() if arguments.key in (None, name)}
+    if arguments.output == "sdk":
+        print(json.dumps({KEY_FIELDS[name]: key for name, key in shown.items()}))
+    elif arguments.output == "json":
         print(json.dumps({"service": arguments.service, **shown}))
     elif arguments.key is not None:
         print(keys[arguments.key])
@@ -232,6 +238,48 @@ def _show_keys(arguments: argparse.Namespace) -> int:
         for name, key in keys.items():
             print(f"{name}: {key}")
     return EXIT_DONE
+
+
+def _import_keys(arguments: argparse.Namespace) -> int:
+    service = arguments.service
+    if not is_service_name(service):
+        raise ArgumentError("SERVICE", service, "must be the name of a service: NAME, or NAMESPACE/NAME")
+    if arguments.file == "-" and sys.stdin.isatty():
+        raise UsageError("FILE is missing (see azureml-fe keys import --help)")
+    content, where = _read_keys(arguments.file)
+    keys = parse_exported_keys(content, service, where)
+    for line in key_warnings({service: keys}):
+        _print_error(line)
+    if _uses_cluster(arguments):
+        from router.cluster.kubernetes.key_import import import_keys
+
+        secret, changed, is_used = import_keys(service, keys, _cluster_arguments(arguments), replace=arguments.replace)
+        stored_in = f"Secret {secret}"
+    else:
+        store = _key_store(arguments)
+        stored_in = str(store.path)
+        changed = store.store(service, *keys, replace=arguments.replace)
+        known = KnownServices(store.path.parent).names()
+        is_used = not known or service in known
+    if not is_used:
+        _print_error(f"there is no service {service} yet; it will have these keys")
+    if arguments.output == "json":
+        print(json.dumps({"service": service, "stored_in": stored_in, "changed": changed}))
+    else:
+        print(f"{service}: keys stored in {stored_in}" if changed else f"{service}: {stored_in} has these keys already")
+    return EXIT_DONE
+
+
+def _read_keys(file: str) -> tuple[bytes, str]:
+    """Return the content of a file or of standard input (`-`), and its name for errors. Warn if others can read it."""
+    if file == "-":
+        return sys.stdin.buffer.read(MAX_BYTES + 1), "standard input"
+    with open(file, "rb") as opened:  # may be a pipe, as of <(az ml ...)
+        status = os.fstat(opened.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            _print_error(f"{file} is readable by other users (mode {mode}); remove it when the keys are imported")
+        return opened.read(MAX_BYTES + 1), file
 
 
 def _prune_keys(arguments: argparse.Namespace) -> int:
@@ -351,6 +399,7 @@ HANDLERS: dict[str, Handler] = {
     "serve": _serve,
     "check": _check,
     "keys show": _show_keys,
+    "keys import": _import_keys,
     "keys regenerate": _regenerate_key,
     "keys prune": _prune_keys,
     "names list": _list_names,

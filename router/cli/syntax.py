@@ -136,16 +136,17 @@ def _add_check(commands: Any) -> None:
 def _add_keys(commands: Any) -> None:
     keys = commands.add_parser(
         "keys",
-        help="show and replace keys",
-        description="Show or replace the keys of a service of `azureml-fe local` or of a cluster.",
+        help="show, import and replace keys",
+        description="Show, import or replace the keys of a service of `azureml-fe local` or of a cluster.",
     )
     keys.set_defaults(topic=["keys"], parser=keys)
     actions = keys.add_subparsers(title="actions", metavar="ACTION")
     show = actions.add_parser("show", help="show a service's keys", description="Print the keys of SERVICE.")
     show.add_argument("--key", choices=("primary", "secondary"), help="print only this key")
     _add_service(show)
-    _add_output(show)
+    _add_output(show, more=("sdk",), text="sdk: JSON as from az ml online-endpoint get-credentials")
     show.set_defaults(command="keys show", parser=show)
+    _add_keys_import(actions)
     regenerate = actions.add_parser(
         "regenerate",
         help="replace one of a service's keys",
@@ -166,6 +167,23 @@ def _add_keys(commands: Any) -> None:
     _add_cluster_flags(prune)
     _add_output(prune)
     prune.set_defaults(command="keys prune", parser=prune)
+
+
+def _add_keys_import(actions: Any) -> None:
+    importing = actions.add_parser(
+        "import",
+        help="import the keys of a service of Azure ML",
+        description="Store the keys that the clients of SERVICE have, so that they need no others. FILE has both keys "
+        "in the form in which Azure ML's tools print them: service.get_keys() of the first SDK, az ml online-endpoint "
+        "get-credentials, or azureml-fe keys show. In a cluster, the keys are in a Secret. Keys are never printed.",
+    )
+    _add_service(importing)
+    importing.add_argument("file", nargs="?", default="-", metavar="FILE", help="default: -, standard input")
+    importing.add_argument(
+        "--replace", action="store_true", help="replace other keys of SERVICE, which then are invalid at once"
+    )
+    _add_output(importing)
+    importing.set_defaults(command="keys import", parser=importing)
 
 
 def _add_names(commands: Any) -> None:
@@ -203,7 +221,8 @@ def _add_token(commands: Any) -> None:
         "token",
         help="create a token",
         description="Print a token for SERVICE, signed with the key of `azureml-fe local` or of the router in a "
-        "cluster, as JSON: accessToken, refreshAfter and expiryOn (seconds since 1970), tokenType.",
+        "cluster, as JSON that Azure ML's SDKs read: accessToken, tokenType, and the times in seconds since 1970 as "
+        "refreshAfter and expiryOn, and as refreshAfterTimeUtc and expiryTimeUtc.",
     )
     token.add_argument("--ttl", metavar="SECONDS", help="lifetime; default: token_lifetime_seconds")
     token.add_argument(
@@ -303,8 +322,12 @@ def _add_help(commands: Any) -> None:
     parser.set_defaults(command="help", parser=parser)
 
 
-def _add_output(parser: argparse.ArgumentParser, default: str = "text") -> None:
-    parser.add_argument("--output", choices=("text", "json"), default=default, help=f"format; default: {default}")
+def _add_output(
+    parser: argparse.ArgumentParser, default: str = "text", *, more: Sequence[str] = (), text: str = ""
+) -> None:
+    """Add the flag for the format. `more` has further formats, and `text` their meaning."""
+    help_text = f"format; default: {default}" + (f"; {text}" if text else "")
+    parser.add_argument("--output", choices=("text", "json", *more), default=default, help=help_text)
 
 
 def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:

@@ -119,7 +119,7 @@ class UnknownServiceError(ArgumentError):
     """A command-line argument that names no service."""
 
     def __init__(self, service: str, known: Iterable[str], kind: str, where: str = "") -> None:
-        """`kind` describes the services in `known`, for example "services with generated keys"."""
+        """`kind` describes the services in `known`, for example "services with stored keys"."""
         names = sorted(known)
         similar = difflib.get_close_matches(service, names, n=1)
         self._text = f'no service "{service}"; ' + (f"did you mean {similar[0]}? " if similar else "")

@@ -152,7 +152,7 @@ def test_keys_of_an_unknown_service_are_an_error(router: Router) -> None:
         failed = azureml_fe("keys", *arguments, "--state-dir", str(router.state_dir))
         assert failed.returncode == 2
         assert failed.stderr.count("\n") == 1
-        assert "services with generated keys: echo, given, sdk" in failed.stderr
+        assert "services with stored keys: echo, given, sdk" in failed.stderr
     assert "unknown" not in (router.state_dir / "keys.json").read_text()
 
 

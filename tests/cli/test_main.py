@@ -340,6 +340,15 @@ def test_keys_are_printed_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert changed["primary"] != primary
 
 
+def test_keys_have_the_form_of_the_sdks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (primary, secondary) = KeyStore(tmp_path).keys_for(["iris"])["iris"]
+    flags = ["iris", "--state-dir", str(tmp_path), "--output", "sdk"]
+    assert main(["keys", "show", *flags]) == 0
+    assert json.loads(capsys.readouterr().out) == {"primaryKey": primary, "secondaryKey": secondary}
+    assert main(["keys", "show", "--key", "secondary", *flags]) == 0
+    assert json.loads(capsys.readouterr().out) == {"secondaryKey": secondary}
+
+
 @pytest.mark.parametrize("command", ["names list", "names release iris", "keys prune"])
 def test_command_for_a_cluster_needs_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command.split()) == 2

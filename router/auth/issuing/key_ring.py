@@ -76,19 +76,21 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A token with the times that Azure ML's SDK expects, in epoch seconds."""
+    """A token with the times that Azure ML's SDKs expect, in epoch seconds."""
 
     access_token: str = field(repr=False)
     refresh_after: int
     expiry_on: int
 
     def document(self) -> dict[str, object]:
-        """Return the token as a document with the field names of the SDK."""
+        """Return the token as a document that both SDKs read: each has its own names of the times."""
         return {
             "accessToken": self.access_token,
+            "tokenType": "Bearer",
             "refreshAfter": self.refresh_after,
             "expiryOn": self.expiry_on,
-            "tokenType": "Bearer",
+            "refreshAfterTimeUtc": self.refresh_after,
+            "expiryTimeUtc": self.expiry_on,
         }
 
 

@@ -119,7 +119,7 @@ class TokenAuthority:
         return keys.key_set(time.monotonic()).keys if keys is not None else ()
 
     async def issue(self, service: str, ttl: str | None) -> dict[str, object]:
-        """Return a token for a service in the format of the SDK. `ttl` is the requested lifetime in seconds.
+        """Return a token for a service in the format of the SDKs. `ttl` is the requested lifetime in seconds.
 
         Raises `SettingsError` for an invalid lifetime, and `SettingsError` or OSError when there are no signing keys.
         """

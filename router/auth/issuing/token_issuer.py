@@ -30,7 +30,7 @@ async def load_current_ring(store: RingStore, now: float, rotation_seconds: floa
 async def issue_token(
     store: RingStore, service: str, ttl: str | None, *, default_lifetime_seconds: int
 ) -> dict[str, object]:
-    """Return a token for a service as the command `token` prints it, in the format of the SDK.
+    """Return a token for a service as the command `token` prints it, in the format of the SDKs.
 
     Signing keys are made if there are none; only a router rotates them. Raises `SettingsError` for an invalid name,
     lifetime or stored ring, and OSError when the store cannot be used.

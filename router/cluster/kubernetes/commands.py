@@ -6,7 +6,6 @@ For commands only: each function blocks and runs an event loop of its own.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from router.cluster.kubernetes.access import NAMES_CONFIG_MAP, TOKEN_KEY_SECRET_
 from router.cluster.kubernetes.client import MERGE_PATCH, ApiClient, ApiError
 from router.cluster.kubernetes.config_map_store import read_content
 from router.cluster.kubernetes.credentials import load_credentials
-from router.cluster.kubernetes.key_secrets import KEY_FIELDS, new_key, secret_body
+from router.cluster.kubernetes.key_secrets import encode_keys, new_key, secret_body
 from router.cluster.kubernetes.name_claims import Claim, parse_claims
 from router.cluster.kubernetes.objects import SERVICE_LABEL, NamespacedName, name_of, named_after
 from router.cluster.kubernetes.parsing import parse_secret
@@ -116,6 +115,20 @@ async def open_client(kubeconfig: Path | None) -> AsyncIterator[tuple[ApiClient,
 
 
 async def _resolve(api: ApiClient, service: str, namespaces: Sequence[str], router: NamespacedName) -> ResolvedService:
+    registry, searched = await read_service(api, service, namespaces, router)
+    if service not in registry.resolved:
+        raise ArgumentError("SERVICE", service, why_unresolved(registry, searched))
+    return registry.resolved[service]
+
+
+async def read_service(
+    api: ApiClient, service: str, namespaces: Sequence[str], router: NamespacedName
+) -> tuple[ServiceRegistry, Sequence[str]]:
+    """Return a registry with the Deployments of one service, and the namespaces in which they were searched; "" is all
+    namespaces.
+
+    Raises `SettingsError` if the name is invalid, `ApiError` and `ApiUnreachable`.
+    """
     if not is_service_name(service):
         raise ArgumentError("SERVICE", service, "must be the name of a service: NAME, or NAMESPACE/NAME")
     namespace, has_namespace, label = service.rpartition("/")
@@ -125,17 +138,17 @@ async def _resolve(api: ApiClient, service: str, namespaces: Sequence[str], rout
     for deployment in await list_objects(api, DEPLOYMENTS, searched, f"{SERVICE_LABEL}={label}"):
         registry.on_deployment_changed(None, deployment)
     registry.refresh()
-    if service not in registry.resolved:
-        raise ArgumentError("SERVICE", service, _why_unresolved(registry, ", ".join(searched)))
-    return registry.resolved[service]
+    return registry, searched
 
 
-def _why_unresolved(registry: ServiceRegistry, searched: str) -> str:
+def why_unresolved(registry: ServiceRegistry, searched: Sequence[str]) -> str:
+    """Return the reason why a registry has no service, as a rule for its name."""
     if problems := registry.problems():
         return problems[0].message
     if registry.unclaimed:
         return "must be a name that the router has claimed; with service_names: namespace/name, it is NAMESPACE/NAME"
-    return f"must be the label {SERVICE_LABEL} of a Deployment with isazuremlapp=true in {searched or 'all namespaces'}"
+    namespaces = ", ".join(searched) or "all namespaces"
+    return f"must be the label {SERVICE_LABEL} of a Deployment with isazuremlapp=true in {namespaces}"
 
 
 async def read_claims(api: ApiClient, router: NamespacedName) -> dict[str, Claim] | None:
@@ -157,13 +170,19 @@ async def _resolve_with_keys(
     api: ApiClient, service: str, cluster: ClusterArguments, own_namespace: str
 ) -> ResolvedService:
     resolved = await _resolve(api, service, cluster.namespaces, cluster.router(own_namespace))
-    if not resolved.service.uses_keys:
-        problem = "must be a service with auth_enabled or token_auth_enabled; this one has no keys"
-        raise ArgumentError("SERVICE", service, problem)
+    check_uses_keys(resolved)
     return resolved
 
 
-def _secret_path(name: NamespacedName) -> str:
+def check_uses_keys(resolved: ResolvedService) -> None:
+    """Raise `SettingsError` if a service has no keys."""
+    if not resolved.service.uses_keys:
+        problem = "must be a service with auth_enabled or token_auth_enabled; this one has no keys"
+        raise ArgumentError("SERVICE", resolved.service.name, problem)
+
+
+def secret_path(name: NamespacedName) -> str:
+    """Return the path of a Secret at the API server."""
     return f"/api/v1/namespaces/{name.namespace}/secrets/{name.name}"
 
 
@@ -171,7 +190,7 @@ async def _show_keys(service: str, cluster: ClusterArguments) -> dict[str, str]:
     async with open_client(cluster.kubeconfig) as (api, own_namespace):
         name = (await _resolve_with_keys(api, service, cluster, own_namespace)).secret
         try:
-            secret = parse_secret(await api.request("GET", _secret_path(name)))
+            secret = parse_secret(await api.request("GET", secret_path(name)))
         except ApiError as error:
             if error.status == 404:
                 raise ArgumentError("SERVICE", service, f"has no keys yet: Secret {name.name} is missing") from None
@@ -184,15 +203,15 @@ async def _regenerate_key(service: str, which: str, cluster: ClusterArguments) -
     async with open_client(cluster.kubeconfig) as (api, own_namespace):
         name = (await _resolve_with_keys(api, service, cluster, own_namespace)).secret
         key = new_key()
-        data = {KEY_FIELDS[which]: base64.b64encode(key.encode()).decode()}
+        data = encode_keys({which: key})
         try:
-            await api.request("PATCH", _secret_path(name), body={"data": data}, content_type=MERGE_PATCH)
+            await api.request("PATCH", secret_path(name), body={"data": data}, content_type=MERGE_PATCH)
         except ApiError as error:
             if error.status != 404:
                 raise
             body: dict[str, Any] = secret_body(name, service)
             body["data"] |= data
-            await api.request("POST", _secret_path(name).rpartition("/")[0], body=body)
+            await api.request("POST", secret_path(name).rpartition("/")[0], body=body)
         return key
 
 
@@ -208,5 +227,5 @@ async def _prune_keys(namespaces: Sequence[str], kubeconfig: Path | None, *, del
             used |= {NamespacedName(deployment.namespace, name) for name in names}
         unused = sorted(name_of(secret) for secret in secrets if name_of(secret) not in used)
         for name in unused if delete else ():
-            await api.request("DELETE", _secret_path(name))
+            await api.request("DELETE", secret_path(name))
         return unused

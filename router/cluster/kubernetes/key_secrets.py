@@ -10,11 +10,13 @@ import base64
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from router.auth.exported_keys import KEY_FIELDS
 from router.cluster.kubernetes.client import ApiClient, ApiError, ApiUnreachable
 from router.cluster.kubernetes.event_recorder import EventRecorder
-from router.cluster.kubernetes.objects import SERVICE_LABEL, NamespacedName, name_of
+from router.cluster.kubernetes.objects import MODEL_LABEL, SERVICE_LABEL, NamespacedName, name_of
 from router.cluster.kubernetes.service_assembler import ResolvedService
 from router.cluster.kubernetes.service_registry import ServiceRegistry
 from router.telemetry.log import event as log_event
@@ -23,7 +25,6 @@ _log = logging.getLogger("router.cluster")
 
 KEY_BYTES = 32
 """Random bytes of a key: 256 bits, 43 characters in base64url."""
-KEY_FIELDS = {"primary": "primaryKey", "secondary": "secondaryKey"}
 
 _GRACE_SECONDS = 2.0
 """Wait before a missing Secret is created. A deployment tool may create it shortly after the Deployment."""
@@ -36,12 +37,23 @@ def new_key() -> str:
     return secrets.token_urlsafe(KEY_BYTES)
 
 
-def secret_body(name: NamespacedName, service: str) -> dict[str, object]:
+def encode_keys(keys: Mapping[str, str]) -> dict[str, str]:
+    """Return the `data` of a Secret with these keys by name: `primary`, `secondary`, or both."""
+    return {KEY_FIELDS[which]: base64.b64encode(key.encode()).decode() for which, key in keys.items()}
+
+
+def secret_body(name: NamespacedName, service: str) -> dict[str, Any]:
     """Return the body of a Secret with new keys for a service."""
-    data = {field: base64.b64encode(new_key().encode()).decode() for field in KEY_FIELDS.values()}
-    labels = {"isazuremlapp": "true", SERVICE_LABEL: service.rpartition("/")[2]}
-    metadata = {"namespace": name.namespace, "name": name.name, "labels": labels}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": data}
+    body = given_secret_body(name, {which: new_key() for which in KEY_FIELDS})
+    body["metadata"]["labels"][SERVICE_LABEL] = service.rpartition("/")[2]
+    return body
+
+
+def given_secret_body(name: NamespacedName, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the body of a Secret with given keys. It lacks the label with the service, by which `keys prune` finds
+    generated keys: given keys cannot be generated again."""
+    metadata = {"namespace": name.namespace, "name": name.name, "labels": {MODEL_LABEL: "true"}}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encode_keys(keys)}
 
 
 class SecretProvisioner:

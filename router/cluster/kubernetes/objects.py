@@ -15,6 +15,8 @@ from router.config.kubernetes_settings import ROUTER_NAME
 ANNOTATION_PREFIX = "azureml-fe/"
 WAITING_RELEASES_ANNOTATION = "azureml-fe/waiting-releases"
 DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
+MODEL_LABEL = "isazuremlapp"
+"""The router considers only objects with this label and the value `true`."""
 SERVICE_LABEL = "azuremlappname"
 _TEMPLATE_HASH_LABEL = "pod-template-hash"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from router.cluster.kubernetes.objects import SERVICE_LABEL, ApiObject, ConfigMap, Lease, Pod
+from router.cluster.kubernetes.objects import MODEL_LABEL, SERVICE_LABEL, ApiObject, ConfigMap, Lease, Pod
 from router.cluster.kubernetes.parsing import (
     PodParser,
     RawObject,
@@ -19,7 +19,7 @@ from router.cluster.kubernetes.parsing import (
 )
 from router.config.kubernetes_settings import RELEASE_CLAIM_NAME
 
-_MODEL_SELECTOR = "isazuremlapp=true"
+_MODEL_SELECTOR = f"{MODEL_LABEL}=true"
 
 T = TypeVar("T", bound=ApiObject)
 

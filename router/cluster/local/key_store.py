@@ -1,4 +1,5 @@
-"""Stores the keys that the router generates for services without keys in the configuration file.
+"""Stores the keys of services without keys in the configuration file: those that the router generates, and imported
+ones.
 
 Contains: the content of the keys file. Does not contain: the protection of the file (`private_file`), the check of
 clients' keys (`auth`), and keys in the configuration file, which are never stored.
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
+from router.auth.exported_keys import HasOtherKeysError
 from router.cluster.local.private_file import PrivateFile
 from router.config.schema import SettingsError, UnknownServiceError
 
@@ -24,7 +26,7 @@ _KeysByService = dict[str, dict[str, str]]
 
 
 class KeyStore:
-    """The generated keys of all services in one state directory.
+    """The stored keys of all services in one state directory.
 
     Every method raises `SettingsError` if the file is not a keys file or is owned by another user, and OSError if the
     state directory cannot be used.
@@ -57,8 +59,24 @@ class KeyStore:
             with self._file.locked():
                 services = self._read()
         if service not in services:
-            raise UnknownServiceError(service, services, "services with generated keys", str(self.path))
+            raise UnknownServiceError(service, services, "services with stored keys", str(self.path))
         return {name: services[service][name] for name in get_args(KeyName)}
+
+    def store(self, service: str, primary: str, secondary: str, *, replace: bool) -> bool:
+        """Make these the keys of a service. Return False if they are already.
+
+        Raises `SettingsError` if the service has other keys, unless `replace`.
+        """
+        keys = {"primary": primary, "secondary": secondary}
+        with self._file.locked():
+            services = self._read()
+            current = services.get(service)
+            if current == keys:
+                return False
+            if current is not None and not replace:
+                raise HasOtherKeysError(service, str(self.path))
+            self._write(services | {service: keys})
+        return True
 
     def regenerate(self, service: str, name: KeyName) -> str:
         """Replace one key of a service and return the new one. The other key stays valid."""

@@ -43,9 +43,12 @@ def test_token_is_valid_for_its_service_and_lifetime() -> None:
     assert denial(issued.access_token, KeyRing().renew(NOW, MONTH).public_keys(), NOW) == "unknown-key"
 
 
-def test_document_has_the_names_of_the_sdk() -> None:
+def test_document_has_the_names_of_both_sdks() -> None:
     document = KeyRing().renew(NOW, MONTH).issue("iris", 60, NOW).document()
-    assert list(document) == ["accessToken", "refreshAfter", "expiryOn", "tokenType"]
+    first = {"accessToken", "tokenType", "refreshAfter", "expiryOn"}
+    assert document.keys() == first | {"refreshAfterTimeUtc", "expiryTimeUtc"}
+    assert document["refreshAfterTimeUtc"] == document["refreshAfter"]
+    assert document["expiryTimeUtc"] == document["expiryOn"]
     assert document["tokenType"] == "Bearer"
     assert jwt.get_unverified_header(str(document["accessToken"]))["alg"] == "ES256"
 

@@ -49,10 +49,13 @@ def score(router: Router, token: str, service: str = "iris") -> Response:
     return router.score(service, Authorization=f"Bearer {token}")
 
 
-def test_command_prints_a_token_in_the_format_of_the_sdk(router: Router) -> None:
+def test_command_prints_a_token_in_the_format_of_both_sdks(router: Router) -> None:
     before = time.time()
     document = issue(router, "--ttl", "600")
-    assert list(document) == ["accessToken", "refreshAfter", "expiryOn", "tokenType"]
+    first = {"accessToken", "tokenType", "refreshAfter", "expiryOn"}
+    assert document.keys() == first | {"refreshAfterTimeUtc", "expiryTimeUtc"}
+    assert document["refreshAfterTimeUtc"] == document["refreshAfter"]
+    assert document["expiryTimeUtc"] == document["expiryOn"]
     assert before + 599 <= document["expiryOn"] <= time.time() + 600
     assert document["expiryOn"] - 600 < document["refreshAfter"] < document["expiryOn"]
     assert document["tokenType"] == "Bearer"

@@ -1,6 +1,7 @@
 """Routers as processes with an API server: models, keys, scaling, the election of the leader, and `check`."""
 
 import base64
+import json
 import socketserver
 import ssl
 import threading
@@ -106,6 +107,94 @@ def test_keys_of_deleted_models_are_pruned(cluster: Cluster, capsys: pytest.Capt
     for name in (KEYS_SECRET, "mine", "azureml-fe-keys-by-hand"):
         assert cluster.client.find("secrets", cluster.namespace, name), name
     assert main(["keys", "prune"]) == 2
+
+
+def test_imported_keys_are_accepted_and_others_stay_until_they_are_replaced(
+    cluster: Cluster, routers: RouterStarter, model_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router = routers.start()
+    flags = ["--kubeconfig", str(cluster.admin), "--namespace", cluster.namespace]
+    exported = tmp_path / "credentials.json"
+    exported.touch(0o600)
+
+    def run_import(primary: str, secondary: str, *more: str) -> tuple[int, str, str]:
+        exported.write_text(json.dumps({"primaryKey": primary, "secondaryKey": secondary}))
+        code = main(["keys", "import", "iris", str(exported), *flags, *more])
+        output = capsys.readouterr()
+        assert primary not in output.out + output.err
+        return code, output.out, output.err
+
+    def accepts(key: str) -> bool:
+        return router.score("iris", Authorization=f"Bearer {key}").status == 200
+
+    first, second, third = (f"azure-key-{number}-0123456789" for number in "123")
+    stored_in = f"Secret {cluster.namespace}/{KEYS_SECRET}"
+    stored = f"iris: keys stored in {stored_in}\n"
+    early = "azureml-fe: there is no service iris yet; it will have these keys\n"
+    assert run_import(first, second) == (0, stored, early)
+    deploy_model(cluster, model_port, auth_enabled="true")
+    wait_until(lambda: accepts(first) and accepts(second), "the imported keys to be accepted")
+    assert run_import(first, second) == (0, f"iris: {stored_in} has these keys already\n", "")
+    code, output, error = run_import(third, second)
+    assert (code, output) == (2, "")
+    assert error.startswith(f"azureml-fe: {stored_in}: SERVICE = 'iris': has other keys, which its clients may use;")
+    assert key_of_iris(cluster) == first
+    assert run_import(third, second, "--replace") == (0, stored, "")
+    wait_until(lambda: accepts(third) and not accepts(first), "the new key to be accepted")
+    assert not router.log_lines("keys created")
+    cluster.client.delete("deployments", cluster.namespace, "iris")
+    assert main(["keys", "prune", *flags]) == 0
+    assert capsys.readouterr().out == ""
+    assert not any(key in router.log for key in (first, second, third))
+
+
+def test_imported_keys_complete_a_secret_and_replace_generated_ones(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--kubeconfig", str(cluster.admin), "--namespace", cluster.namespace]
+    keys = tmp_path / "keys"
+    keys.write_text("first-key-0123456789\tsecond-key-0123456789\n")
+    cluster.create_deployment("iris", annotations={"azureml-fe/keys-secret": "mine"})
+    mine = {"metadata": {"name": "mine"}, "stringData": {"primaryKey": "first-key-0123456789", "other": "kept"}}
+    cluster.client.create("secrets", cluster.namespace, mine)
+    assert main(["keys", "import", "iris", str(keys), *flags]) == 0
+    secret = cluster.client.get("secrets", cluster.namespace, "mine")
+    values = {name: base64.b64decode(value).decode() for name, value in secret["data"].items()}
+    assert values == {"primaryKey": "first-key-0123456789", "secondaryKey": "second-key-0123456789", "other": "kept"}
+    assert secret["metadata"]["labels"]["isazuremlapp"] == "true"
+
+    cluster.create_deployment("resnet")
+    assert main(["keys", "regenerate", "resnet", "--key", "primary", *flags]) == 0
+    assert main(["keys", "import", "resnet", str(keys), *flags, "--replace", "--output", "json"]) == 0
+    cluster.client.delete("deployments", cluster.namespace, "resnet")
+    capsys.readouterr()
+    assert main(["keys", "prune", *flags]) == 0
+    assert capsys.readouterr().out == ""
+
+    cluster.create_deployment("open", annotations={"azureml-fe/auth-enabled": "false"})
+    assert main(["keys", "import", "open", str(keys), *flags]) == 2
+    assert "this one has no keys" in capsys.readouterr().err
+    assert main(["keys", "import", "mnist", str(keys), *flags[:2]]) == 2
+    assert "in all namespaces, or give --namespace NAME once" in capsys.readouterr().err
+
+
+def test_keys_are_imported_with_the_permissions_of_the_user(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first-key-0123456789\tsecond-key-0123456789\n")
+    cluster.create_deployment("iris")
+    cluster.create_service_account("reader")
+    rules = [("apps", "deployments", "list"), ("", "secrets", "get"), ("", "configmaps", "get")]
+    cluster.grant(
+        "reader", [{"apiGroups": [group], "resources": [name], "verbs": [verb]} for group, name, verb in rules]
+    )
+    kubeconfig = str(cluster.write_kubeconfig("reader"))
+    assert (
+        main(["keys", "import", "iris", str(keys), "--kubeconfig", kubeconfig, "--namespace", cluster.namespace]) == 1
+    )
+    assert "403" in capsys.readouterr().err
+    assert cluster.client.find("secrets", cluster.namespace, KEYS_SECRET) is None
 
 
 def test_leader_scales_by_the_load_of_another_router_and_writes_only_the_scale(

@@ -61,15 +61,29 @@ def test_regenerate_replaces_one_key_and_keeps_the_other(tmp_path: Path) -> None
     assert store.keys_for(["iris"])["iris"] == (new_primary, new_secondary)
 
 
+def test_given_keys_replace_others_only_on_request(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    others = store.keys_for(["resnet"])["resnet"]
+    assert store.store("iris", "first-key", "second-key", replace=False)
+    assert mode_of(store.path) == 0o600
+    assert store.keys_for(["iris", "resnet"]) == {"iris": ("first-key", "second-key"), "resnet": others}
+    assert not store.store("iris", "first-key", "second-key", replace=True)
+    assert not store.has_changed()
+    with pytest.raises(SettingsError, match="has other keys, which its clients may use; --replace") as caught:
+        store.store("iris", "first-key", "other-key", replace=False)
+    assert "other-key" not in str(caught.value)
+    assert store.keys_for(["iris"]) == {"iris": ("first-key", "second-key")}
+    assert store.store("iris", "first-key", "other-key", replace=True)
+    assert store.keys_for(["iris"]) == {"iris": ("first-key", "other-key")}
+
+
 def test_stored_keys_generates_none(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
-    with pytest.raises(SettingsError, match=r'keys.json: no service "\w+"; services with generated keys: none yet'):
+    with pytest.raises(SettingsError, match=r'keys.json: no service "\w+"; services with stored keys: none yet'):
         store.stored_keys("iris")
     primary, secondary = store.keys_for(["iris"])["iris"]
     assert store.stored_keys("iris") == {"primary": primary, "secondary": secondary}
-    with pytest.raises(
-        SettingsError, match=r'no service "iri"; did you mean iris\? services with generated keys: iris'
-    ):
+    with pytest.raises(SettingsError, match=r'no service "iri"; did you mean iris\? services with stored keys: iris'):
         store.stored_keys("iri")
 
 
