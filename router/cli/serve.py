@@ -206,7 +206,9 @@ class PodRouter:
 
     def _warnings(self) -> Iterator[str]:
         if self._settings.observes:
-            yield "mode = observe: this router neither serves nor scales models"
+            in_charge = len(self._cluster.services_in_charge)
+            exception = f", except {in_charge} whose annotation azureml-fe/mode is normal" if in_charge else ""
+            yield f"mode = observe: this router neither serves nor scales models{exception}"
         yield from self._cluster.connection_warnings()
 
     def _certificate_problems(self) -> Iterable[str]:

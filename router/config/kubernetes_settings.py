@@ -9,6 +9,8 @@ ROUTER_NAME = "azureml-fe"
 """The default of `router_name`."""
 RELEASE_CLAIM_NAME = f"{ROUTER_NAME}-release"
 """The Lease in each namespace with models that names the release which serves them. All releases use this name."""
+MODES = ("normal", "observe")
+"""The values of `mode`, of the router and of a service."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,9 @@ class KubernetesSettings:
     )
     mode: str = setting(
         "`normal`, or `observe`: follow the models and report what the router would do, but neither serve nor scale "
-        "them, in Kubernetes.",
+        "them, in Kubernetes. The annotation `azureml-fe/mode` overrides it for one service.",
         default="normal",
-        choices=("normal", "observe"),
+        choices=MODES,
     )
     service_names: str = setting(
         "Names of services in Kubernetes. With `name` it is the label azuremlappname of a Deployment, which only one "
@@ -80,7 +82,7 @@ class KubernetesSettings:
 
     @property
     def observes(self) -> bool:
-        """True if the router neither serves nor scales models."""
+        """True if the router neither serves nor scales models, except those whose annotation says so."""
         return self.mode == "observe"
 
     @property

@@ -29,9 +29,11 @@ _HOP_BY_HOP: Final = frozenset(
 )
 _FRAMING: Final = frozenset((b"connection", b"content-length", b"transfer-encoding", b"upgrade"))
 
-# The router makes these fields itself. From a client or a replica they would be mistaken for the router's own.
+# The router makes these fields itself, or only the router interprets them. From a client or a replica they would be
+# mistaken for the router's own.
 _REQUEST_CAPTURED: Final = _FRAMING | {
     b"authorization",
+    b"azureml-fe-test",
     b"expect",
     b"host",
     b"x-ms-client-request-id",

@@ -52,13 +52,15 @@ class _ScaledVersion:
         "reported_seconds",
         "scaling_suspended",
         "settled_replicas",
+        "standby",
         "started_at",
         "usage",
         "version",
     )  # fmt: skip
 
-    def __init__(self, version: Version, now: float, reported_seconds: Mapping[str, float]) -> None:
+    def __init__(self, version: Version, now: float, reported_seconds: Mapping[str, float], *, standby: bool) -> None:
         self.version = version
+        self.standby = standby  # this router only observes the service
         self.reconciler = ReplicaReconciler(version)
         self.usage: dict[str, UsageDelta] = {}  # by source, since interval_start
         self.interval_start = now
@@ -133,17 +135,23 @@ class ControlLoop:
         self._draining: set[VersionKey] = set()  # versions with a cordoned replica
 
     def set_services(self, services: Mapping[str, Service], now: float) -> None:
-        """Replace all services."""
+        """Replace all services. A version whose service is no longer on standby, or is now, is scaled as a new one."""
         versions = {
-            (service.name, version.name): version for service in services.values() for version in service.versions
+            (service.name, version.name): (version, service.standby)
+            for service in services.values()
+            for version in service.versions
         }
         for key in [key for key in self._scaled if key not in versions]:
             del self._scaled[key]
-        for key, version in versions.items():
+        for key, (version, standby) in versions.items():
             scaled = self._scaled.get(key)
             if scaled is None:
-                self._scaled[key] = _ScaledVersion(version, now, self._reported_seconds)
-            elif scaled.version is not version and scaled.version != version:  # the comparison of values is slow
+                self._scaled[key] = _ScaledVersion(version, now, self._reported_seconds, standby=standby)
+                continue
+            if scaled.standby is not standby:
+                scaled.standby = standby
+                scaled = self._restart(key, scaled, now)
+            if scaled.version is not version and scaled.version != version:  # the comparison of values is slow
                 scaled.version = version
                 scaled.reconciler.update(version)
                 scaled.due_at = min(scaled.due_at, now + scaled.refresh_seconds)
@@ -187,10 +195,13 @@ class ControlLoop:
             if key in requested:
                 self._scaled[key].reconciler.record_external_request(requested[key])
 
-    def _restart(self, key: VersionKey, scaled: _ScaledVersion, now: float) -> None:
-        restarted = self._scaled[key] = _ScaledVersion(scaled.version, now, self._reported_seconds)
+    def _restart(self, key: VersionKey, scaled: _ScaledVersion, now: float) -> _ScaledVersion:
+        restarted = self._scaled[key] = _ScaledVersion(
+            scaled.version, now, self._reported_seconds, standby=scaled.standby
+        )
         restarted.replicas, restarted.started_at = scaled.replicas, scaled.started_at
         restarted.decisions, restarted.scaling_suspended = scaled.decisions, scaled.scaling_suspended
+        return restarted
 
     def add_usage(self, source: str, seconds: float, reports: Mapping[VersionKey, UsageDelta]) -> None:
         """Add the usage of the last `seconds` that a source has reported. Versions missing in `reports` were idle."""

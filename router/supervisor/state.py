@@ -54,10 +54,9 @@ class ServingState:
         channels: WorkerChannels,
         publish_to_peers: Callable[[ClusterTable], None],
         on_decision: Callable[[ScalingStep], None],
-        observes: bool,
     ) -> None:
-        """`on_decision` is called when the control loop has changed the desired number of replicas. If `observes`, the
-        decisions have no other effect."""
+        """`on_decision` is called when the control loop has changed the desired number of replicas. For a service on
+        standby, the decisions have no other effect."""
         self.services: Mapping[str, Service] = {}
         self.versions: Mapping[VersionKey, Version] = {}
         self._cluster = cluster
@@ -69,7 +68,6 @@ class ServingState:
         self._channels = channels
         self._publish_to_peers = publish_to_peers
         self._on_decision = on_decision
-        self._observes = observes
         self._token_issuers: Mapping[str, Issuer] = {}
         self._replicas: dict[VersionKey, VersionReplicas] = {}
         self._version_of_replica: dict[str, VersionKey] = {}
@@ -99,6 +97,9 @@ class ServingState:
             for key, replicas in self._replicas.items()
             if key in self.versions or replicas.replicas
         }
+        for key, replicas in list(self._replicas.items()):
+            if replicas.cordoned and key in self.versions and self.services[key[0]].standby:
+                self.set_cordoned(key, ())
         self._reports.retain(self.versions)
         if update := _update_between(services_before, services):
             self._channels.broadcast(update)
@@ -223,13 +224,15 @@ class ServingState:
                 )  # fmt: skip
 
     def _apply(self, step: ScalingStep) -> None:
-        if not self._observes:
+        service = self.services.get(step.key[0])
+        is_applied = service is not None and not service.standby
+        if is_applied:
             self._carry_out(step)
         if step.direction and step.decision is not None:
             self._on_decision(step)
             event(
                 _audit, logging.INFO, "scaling decision", service=step.key[0], version=step.key[1],
-                desired=step.decision.desired, reason=step.decision.reason, applied=not self._observes,
+                desired=step.decision.desired, reason=step.decision.reason, applied=is_applied,
             )  # fmt: skip
 
     def _carry_out(self, step: ScalingStep) -> None:

@@ -128,7 +128,7 @@ class Supervisor:
         self.serving = ServingState(
             cluster, loop=self._loop, reports=reports, peer_reports=peer_reports,
             ledger_dispatcher=self._ledger_dispatcher, tokens=tokens, channels=self._channels,
-            on_decision=_decision_recorder(self.activity), observes=settings.observes,
+            on_decision=_decision_recorder(self.activity),
             publish_to_peers=_publisher(self._ledger_dispatcher, publishes=joined is None and not in_cluster),
         )  # fmt: skip
         self._leadership = Leadership(

@@ -330,6 +330,30 @@ async def test_requests_for_a_service_on_standby_are_refused_whatever_they_send(
     assert (await harness.response_to(post(b"{}"))).body == b"[1]"
 
 
+async def test_tests_are_served_for_a_service_on_standby_if_their_key_is_valid(harness: GatewayHarness) -> None:
+    replica = await harness.add_replica()
+    harness.set_standby("iris", standby=True)
+    replica.auto_respond(ok(b"[1]"))
+    for header in ("azureml-fe-test: true", "Azureml-Fe-Test:  true "):
+        assert (await harness.response_to(post(b"{}", header))).body == b"[1]"
+    response = await harness.response_to(post(b"{}", "azureml-fe-test: true", key=None))
+    assert (response.status, response["azureml-fe-error"]) == (401, "unauthorized")
+    for value in ("false", "1", ""):
+        response = await harness.response_to(post(b"{}", f"azureml-fe-test: {value}"))
+        assert (response.status, response["azureml-fe-error"]) == (503, "standby")
+
+
+async def test_header_of_tests_is_not_forwarded_and_has_no_effect_otherwise(harness: GatewayHarness) -> None:
+    replica = await harness.add_replica()
+    client = await harness.client()
+    client.send(post(b"{}", "azureml-fe-test: true"))
+    connection = await replica.accept()
+    message = await connection.read_message()
+    assert "azureml-fe-test" not in message
+    connection.send(ok(b"[1]"))
+    assert (await client.read_message()).body == b"[1]"
+
+
 async def test_request_in_flight_continues_when_its_service_is_on_standby(harness: GatewayHarness) -> None:
     replica = await harness.add_replica()
     client = await harness.client()

@@ -512,3 +512,17 @@ def test_version_with_a_cordoned_replica_is_always_due() -> None:
     harness.set_replicas("b")
     harness.run(0.0)
     assert harness.loop.due_versions(harness.now + 0.1) == []
+
+
+def test_version_is_scaled_as_a_new_one_when_its_service_is_no_longer_on_standby() -> None:
+    harness = Harness("a", "b", "c", autoscale_scale_down_seconds=60.0)
+    standby = {name: replace(service, standby=True) for name, service in services().items()}
+    harness.loop.set_services(standby, harness.now)
+    step = harness.step(after=2.0)
+    assert step is not None
+    assert Cordon(("a", "b")) in step.actions  # which the caller does not apply
+    harness.loop.set_services(services(autoscale_scale_down_seconds=60.0), harness.now)
+    assert harness.loop.decision(IRIS) is None
+    step = harness.step(after=2.0)
+    assert step is not None
+    assert step.actions == (SetReplicas(3),)  # until a whole window has been observed

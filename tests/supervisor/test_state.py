@@ -1,5 +1,6 @@
 """The serving state: replicas, cordons and slots of each version as one value, shared by all its users."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,3 +111,10 @@ def test_all_readers_share_one_value() -> None:
     assert update.replicas is current  # type: ignore[union-attr]
     set_services(serving, scoring_timeout_ms=1234)
     assert serving.replicas(IRIS) is current
+
+
+def test_cordons_end_when_the_service_is_on_standby() -> None:
+    serving = serving_state("a", "b")
+    serving.set_cordoned(IRIS, {"a"})
+    serving.set_services({name: replace(service, standby=True) for name, service in serving.services.items()})
+    assert serving.cordons() == {}

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from router.cluster.kubernetes.objects import ANNOTATION_PREFIX, Labels
+from router.config.kubernetes_settings import MODES
 from router.config.schema import Setting, SettingKind, SettingsError, parse_value
 from router.config.service import parse_service
 from router.config.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
@@ -25,9 +26,24 @@ _DNS_LABEL: dict[str, Any] = {
 
 DEPLOYMENT_SETTINGS: tuple[Setting, ...] = (
     Setting(
+        name="mode",
+        kind=SettingKind.TEXT,
+        description="`normal`, or `observe`: the router follows the service of this Deployment, but neither scales it "
+        "nor serves requests, except tests (header `azureml-fe-test: true`).",
+        default_text="`mode` of the router",
+        choices=MODES,
+    ),
+    Setting(
+        name="service",
+        kind=SettingKind.TEXT,
+        description="Name of the service of this Deployment, if it is not the value of its label `azuremlappname`.",
+        default_text="its label `azuremlappname`",
+        **_DNS_LABEL,
+    ),
+    Setting(
         name="version",
         kind=SettingKind.TEXT,
-        description="Name of the version of this Deployment. Its label `azuremlappname` names the service.",
+        description="Name of the version of this Deployment.",
         default=DEFAULT_VERSION_NAME,
         **_DNS_LABEL,
     ),
@@ -81,6 +97,7 @@ class ParsedAnnotations:
 
     version: str = DEFAULT_VERSION_NAME
     port: int = 5001
+    mode: str | None = None
     keys_secret: str | None = None
     scaling_paused_until: datetime | None = None
     service_settings: Mapping[str, str] = field(default_factory=dict)
@@ -120,6 +137,7 @@ def parse_annotations(service: str, annotations: Labels) -> tuple[ParsedAnnotati
                 raise _unknown(annotation)
             if name in _DEPLOYMENT_SETTINGS:
                 own[name] = _parse_own(_DEPLOYMENT_SETTINGS[name], text)
+                own.pop("service", None)  # the assembler's caller has selected the Deployments by it
             else:
                 _check_is_allowed(name, annotation)
                 shared[name] = text
@@ -143,6 +161,7 @@ def format_annotations(parsed: ParsedAnnotations) -> dict[str, str]:
     own = {
         "version": parsed.version,
         "port": str(parsed.port),
+        "mode": parsed.mode,
         "keys_secret": parsed.keys_secret,
         "scaling_paused_until": parsed.scaling_paused_until.isoformat() if parsed.scaling_paused_until else None,
     }

@@ -90,7 +90,7 @@ class KubernetesCluster:
         """
         namespaces: the namespaces of the models, all if empty
         router: the namespace of this router and its name (`router_name`)
-        observes: the router neither scales nor serves the models
+        observes: the router neither scales nor serves the models, except those whose annotation says so
         pause_seconds: how long the router does not scale a Deployment that a competing controller scales
         join: connects to the other routers; awaited before anything is reported
         defaults: see `parse_service`
@@ -126,7 +126,7 @@ class KubernetesCluster:
             on_content=self._on_stored_settings,
         )
         self._names = NameClaimer(
-            api, router, self._registry, may_write=self._may_scale, on_change=self._schedule_report
+            api, router, self._registry, may_write=self._may_claim_names, on_change=self._schedule_report
         )
         self._listener: ClusterListener | None = None
         self._report_timer: asyncio.TimerHandle | None = None
@@ -136,6 +136,7 @@ class KubernetesCluster:
         self._suspended: dict[VersionKey, str] = {}
         self._paused: set[VersionKey] = set()  # of these, those whose annotation pauses scaling
         self._on_standby: set[VersionKey] = set()  # of these, those that another release scales
+        self._in_charge: set[VersionKey] = set()  # those that this router serves, unless it observes them
         self._hpa_of: dict[VersionKey, Hpa] = {}
         self._changed_deployments: set[NamespacedName] = set()
         served = tuple(namespaces) or ("",)
@@ -251,8 +252,10 @@ class KubernetesCluster:
         self._keys = {name_of(version.deployment): key for key, version in self._versions.items()}
         # A Deployment becomes a version without a change of its own when its name is claimed.
         self._changed_deployments |= keys_before.keys() ^ self._keys.keys()
+        self._claims.set_wanted(self._registry.wanted_namespaces())
         if changes.services:
             listener.services_changed(self._registry.services)
+        self._update_charge()
         for key, replicas in changes.replicas.items():
             listener.replicas_changed(key, replicas)
         self._observe_replica_counts()
@@ -261,6 +264,19 @@ class KubernetesCluster:
             self._post_problems()
 
     # Scaling.
+
+    def _update_charge(self) -> None:
+        """Update which versions this router scales. It begins with the present number of replicas."""
+        before = self._in_charge
+        self._in_charge = {key for key in self._versions if not self._registry.resolved[key[0]].service.standby}
+        for key in before ^ self._in_charge:
+            state = self._writer.state_of(self._name_of(key)) if key in self._versions else None
+            if state is None:
+                continue
+            if key in self._in_charge:
+                self._report_external_count(key, state.current)
+            else:
+                state.clear_desired()
 
     def _observe_replica_counts(self) -> None:
         changed, self._changed_deployments = self._changed_deployments, set()
@@ -283,7 +299,7 @@ class KubernetesCluster:
         if key is None or state is None:
             return
         self._report_external_count(key, write.after)
-        if key in self._suspended or not self._may_scale():
+        if key in self._suspended or key not in self._in_charge or not self._elector.leads():
             return
         if write.manager == self._api.field_manager and not write.undone_writes:
             return  # probably by the pod that led before
@@ -346,13 +362,20 @@ class KubernetesCluster:
 
     def scale(self, key: VersionKey, replicas: int, remove: Collection[str] = ()) -> None:
         """See `Cluster`. Does nothing while another router leads, while scaling of the version is suspended, or if this
-        router observes."""
+        router only observes its service."""
         version = self._versions.get(key)
-        if version is not None and key not in self._suspended and self._may_scale():
+        is_suspended = key in self._suspended or key not in self._in_charge
+        if version is not None and not is_suspended and self._elector.leads():
             self._writer.set_desired(self._name_of(key), version.deployment.uid, replicas, tuple(remove))
 
-    def _may_scale(self) -> bool:
-        return self._elector.leads() and not self._claims.observes
+    def _may_claim_names(self) -> bool:
+        """A router that observes all services makes no claims, not even the ConfigMap for them."""
+        return self._elector.leads() and (not self._claims.observes or bool(self._registry.wanted_namespaces()))
+
+    @property
+    def services_in_charge(self) -> Collection[str]:
+        """The services that this router serves and scales, if it leads."""
+        return {service for service, _ in self._in_charge}
 
     def report_ejection(self, key: VersionKey, replica_id: str, reason: str) -> None:
         """See `Cluster`. Posts an Event; that of another router about the same is updated."""

@@ -88,6 +88,8 @@ async def _check(
         routers = {own} if own_namespace else {own, *map(parse_release, release_claims.holders())}
         registry.set_stored_settings(await _stored_settings(api, routers))
         replicas = registry.refresh().replicas
+        if own_namespace is not None:
+            release_claims.set_wanted(registry.wanted_namespaces())
         summary: list[str] = []
         for name, resolved in sorted(registry.resolved.items()):
             summary += _summary(resolved, replicas)

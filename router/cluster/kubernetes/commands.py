@@ -135,8 +135,9 @@ async def read_service(
     searched = (namespace,) if has_namespace else tuple(namespaces) or ("",)
     claims = await read_claims(api, router)
     registry = ServiceRegistry(names_have_namespace=bool(has_namespace), claims=claims)
-    for deployment in await list_objects(api, DEPLOYMENTS, searched, f"{SERVICE_LABEL}={label}"):
-        registry.on_deployment_changed(None, deployment)
+    for deployment in await list_objects(api, DEPLOYMENTS, searched):
+        if deployment.service == label:  # which an annotation may have instead of a label
+            registry.on_deployment_changed(None, deployment)
     registry.refresh()
     return registry, searched
 

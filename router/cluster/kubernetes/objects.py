@@ -18,6 +18,8 @@ DELETION_COST_ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 MODEL_LABEL = "isazuremlapp"
 """The router considers only objects with this label and the value `true`."""
 SERVICE_LABEL = "azuremlappname"
+SERVICE_ANNOTATION = f"{ANNOTATION_PREFIX}service"
+"""The name of a Deployment's service, if the label has another one."""
 _TEMPLATE_HASH_LABEL = "pod-template-hash"
 
 Labels = tuple[tuple[str, str], ...]
@@ -88,6 +90,9 @@ class Deployment:
     created_at: str
     deleting: bool
     service: str
+    app: str
+    """The label `azuremlappname`, which its pods have, too. It is the name of the service unless an annotation has
+    another one."""
     annotations: Labels
     """The annotations with `ANNOTATION_PREFIX`, without the prefix."""
     replicas: int
@@ -117,7 +122,8 @@ class Pod:
     namespace: str
     name: str
     uid: str
-    service: str
+    app: str
+    """The label `azuremlappname`."""
     labels: Labels
     controller: str
     """The name of the object that created the pod, usually a ReplicaSet."""

@@ -17,6 +17,7 @@ import orjson
 from router.cluster.kubernetes.objects import (
     ANNOTATION_PREFIX,
     DELETION_COST_ANNOTATION,
+    SERVICE_ANNOTATION,
     SERVICE_LABEL,
     WAITING_RELEASES_ANNOTATION,
     ConfigMap,
@@ -55,6 +56,7 @@ def parse_deployment(raw: RawObject) -> Deployment:
     selector = mapping_in(spec, "selector")
     replicas = spec.get("replicas", 1)
     annotations = mapping_in(metadata, "annotations")
+    app = text_in(mapping_in(metadata, "labels"), SERVICE_LABEL)
     return Deployment(
         namespace=text_in(metadata, "namespace"),
         name=text_in(metadata, "name"),
@@ -62,7 +64,8 @@ def parse_deployment(raw: RawObject) -> Deployment:
         resource_version=text_in(metadata, "resourceVersion"),
         created_at=text_in(metadata, "creationTimestamp"),
         deleting="deletionTimestamp" in metadata,
-        service=text_in(mapping_in(metadata, "labels"), SERVICE_LABEL),
+        service=text_in(annotations, SERVICE_ANNOTATION) or app,
+        app=app,
         annotations=tuple(
             sorted(
                 (name.removeprefix(ANNOTATION_PREFIX), str(value))
@@ -122,7 +125,7 @@ class PodParser:
             namespace=self._intern(text_in(metadata, "namespace")),
             name=text_in(metadata, "name"),
             uid=text_in(metadata, "uid"),
-            service=self._intern(text_in(labels, SERVICE_LABEL)),
+            app=self._intern(text_in(labels, SERVICE_LABEL)),
             labels=self._intern_labels(_labels(labels)),
             controller=self._intern(text_in(controllers[0], "name")) if controllers else "",
             ip=text_in(status, "podIP"),

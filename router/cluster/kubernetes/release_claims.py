@@ -12,12 +12,13 @@ models of the namespace. For any other release they are on standby.
 - Without a claim each release serves: a claim that cannot be written must not take services away.
 - A waiting release adds itself to an annotation of the claim, and renews its entry, so that the holder can report it.
   The holder removes entries that were not renewed. Clocks of releases are not compared.
-- A release with `mode: observe` neither holds a claim nor waits for one.
+- A release with `mode: observe` neither holds a claim nor waits for one, except for a namespace with a service whose
+  annotation puts it in charge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -96,11 +97,19 @@ class ReleaseClaims:
     def __init__(self, release: str, *, observes: bool = False) -> None:
         self.release = release
         self.observes = observes
+        self._wanted: frozenset[str] = frozenset()
         self._claims: dict[str, ReleaseClaim] = {}  # by namespace
         self._waiting: dict[str, dict[str, _Entry]] = {}  # by namespace and release
         self._next_write_at: dict[str, float] = {}  # by namespace
 
+    def _observes_in(self, namespace: str) -> bool:
+        return self.observes and namespace not in self._wanted
+
     # Observations.
+
+    def set_wanted(self, namespaces: Iterable[str]) -> None:
+        """Set the namespaces with services that this release serves and scales although it observes all others."""
+        self._wanted = frozenset(namespaces)
 
     def on_claim_changed(self, before: ReleaseClaim | None, after: ReleaseClaim | None, now: float) -> None:
         """Record that a claim was added, changed or removed."""
@@ -136,7 +145,7 @@ class ReleaseClaims:
         """Yield each conflict of two releases, by namespace."""
         for namespace, claim in sorted(self._claims.items()):
             waiting = set(self._present(namespace, now))
-            if not self.observes:
+            if not self._observes_in(namespace):
                 waiting.add(self.release)
             for release in sorted(waiting - {claim.holder}) if claim.holder else ():
                 yield ReleaseConflict(namespace, claim.holder, release)
@@ -164,10 +173,12 @@ class ReleaseClaims:
     def _due_write(self, namespace: str, now: float, time_text: str) -> ClaimWrite | None:
         claim = self._claims.get(namespace)
         if claim is None:
-            return None if self.observes else ClaimWrite(namespace, "", self.release, {}, is_acquired=True)
+            if self._observes_in(namespace):
+                return None
+            return ClaimWrite(namespace, "", self.release, {}, is_acquired=True)
         others = self._present(namespace, now)
         entries = self._waiting[namespace]
-        if self.observes:
+        if self._observes_in(namespace):
             holder = "" if claim.holder == self.release else claim.holder
             is_present = self.release in entries
         elif claim.holder in ("", self.release):

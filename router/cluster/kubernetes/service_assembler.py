@@ -6,6 +6,7 @@ Rules for conflicts and errors:
 - If Deployments disagree on a setting of the service, the value of the oldest applies.
 - If a Deployment has invalid annotations, its last valid settings stay in effect. If it has never had any, its valid
   annotations apply. If one of the invalid annotations is about scaling then, the router does not scale the Deployment.
+  If it is the mode, the router observes the service.
 
 Each violation is a `Problem` of a Deployment.
 """
@@ -75,6 +76,8 @@ class ResolvedService:
     service: Service
     versions: tuple[ResolvedVersion, ...]
     secret: NamespacedName
+    mode: str | None
+    """The annotation `azureml-fe/mode` of the oldest Deployment that has one; None if none has."""
     problems: tuple[Problem, ...]
     valid_annotations: Mapping[str, ParsedAnnotations]
     """The annotations of the Deployments without problems, by uid."""
@@ -111,6 +114,7 @@ class ServiceAssembler:
         self._defaults = defaults
         self._problems: list[Problem] = []
         self._unscalable: set[str] = set()  # uids of Deployments whose scaling settings have never been valid
+        self._without_mode: set[str] = set()  # uids of Deployments whose mode has never been valid
 
     def assemble(self) -> ResolvedService:
         """Return the service, without its keys."""
@@ -139,9 +143,18 @@ class ServiceAssembler:
                 for version, (deployment, parsed) in candidates.items()
             ),
             NamespacedName(namespace, secret or KEYS_SECRET_PREFIX + self._label),
+            self._mode(candidates.values()),
             tuple(self._problems),
             {c.deployment.uid: c.annotations for c in candidates.values() if c.deployment.uid not in with_problems},
         )
+
+    def _mode(self, candidates: Iterable[_Candidate]) -> str | None:
+        for deployment, parsed in candidates:
+            if deployment.uid in self._without_mode:
+                return "observe"
+            if parsed.mode is not None:
+                return parsed.mode
+        return None
 
     def _check_grace_period(self, deployment: Deployment, version: Version, annotations: ParsedAnnotations) -> None:
         """Report a grace period that is shorter than an annotation permits requests to last.
@@ -195,6 +208,8 @@ class ServiceAssembler:
             self._report(deployment, SETTINGS_REFUSED, f"{error}; {effect}")
             if last is None and is_scaling_setting(setting_name(error.setting)):
                 self._unscalable.add(deployment.uid)
+            if last is None and setting_name(error.setting) == "mode":
+                self._without_mode.add(deployment.uid)
         return valid_ones if last is None else last
 
     def _parse_service(self, candidates: dict[str, _Candidate]) -> Service:

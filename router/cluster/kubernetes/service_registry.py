@@ -1,6 +1,7 @@
 """Derives services, versions and replicas from Deployments, pods and Secrets. No I/O, no clock.
 
-    Deployment  label azuremlappname: the service; annotations azureml-fe/*: the version and settings
+    Deployment  label azuremlappname: the service, unless the annotation azureml-fe/service names it; annotations
+                azureml-fe/*: the version and settings
     pods        the replicas: pods that the Deployment's selector matches; a replica is ready when its pod is
     Secret      the keys primaryKey and secondaryKey
 
@@ -9,7 +10,8 @@ Deployments form a service.
 
 A service is in one namespace, the one that has claimed its name (`name_claims`). A Deployment of another namespace gets
 no requests and no keys, and neither does one whose name has not been claimed yet. If there are no claims at all, as in
-the first minute after an upgrade, the namespace of the oldest Deployment has the name.
+the first minute after an upgrade, the namespace of the oldest Deployment has the name. The name of a service that is
+only observed is not claimed: its oldest Deployment is followed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from typing import NamedTuple, TypeVar
 
 from router.cluster.kubernetes.last_valid_settings import LastValidSettings
 from router.cluster.kubernetes.name_claims import Claim, claimed_name
-from router.cluster.kubernetes.objects import SERVICE_LABEL, Deployment, NamespacedName, Pod, Secret, name_of
+from router.cluster.kubernetes.objects import (
+    SERVICE_ANNOTATION,
+    SERVICE_LABEL,
+    Deployment,
+    NamespacedName,
+    Pod,
+    Secret,
+    name_of,
+)
 from router.cluster.kubernetes.service_assembler import (
     SETTINGS_REFUSED,
     Problem,
@@ -34,6 +44,7 @@ from router.config.service import parse_service
 from router.model.services import Replica, ReplicaState, Service, VersionKey
 
 T = TypeVar("T")
+_NO_VERSION: VersionKey = ("", "")
 
 
 class Changes(NamedTuple):
@@ -57,8 +68,8 @@ class ServiceRegistry:
     ) -> None:
         """For `defaults` see `parse_service`, for `claims` see `set_claims`.
 
-        If `observes`, all services are on standby. If `names_have_namespace`, the name of a service is
-        `namespace/name`.
+        If `observes`, services without an annotation about their mode are on standby. If `names_have_namespace`, the
+        name of a service is `namespace/name`.
         """
         self._defaults = defaults or {}
         self._observes = observes
@@ -66,8 +77,10 @@ class ServiceRegistry:
         self._names_have_namespace = names_have_namespace
         self._claims = claims
         self._unclaimed: dict[str, Deployment] = {}  # by service: its oldest Deployment
+        self._wanted: dict[str, str] = {}  # by service that is not only observed: its namespace
         self._deployments: dict[str, dict[NamespacedName, Deployment]] = {}  # by service
-        self._pods: dict[str, dict[NamespacedName, Pod]] = {}  # by service
+        self._pods: dict[str, dict[NamespacedName, Pod]] = {}  # by app, see `_app_of`
+        self._services_of_app: dict[str, dict[NamespacedName, str]] = {}  # by app and Deployment
         self._secrets: dict[NamespacedName, Secret] = {}
         self._last_valid = LastValidSettings()
         self._invalid: dict[str, tuple[Deployment, ...]] = {}  # by service: those whose annotations are invalid
@@ -86,18 +99,22 @@ class ServiceRegistry:
         self._stale_services |= {self._service_of(each) for each in (before, after) if each is not None}
         if before is not None and (after is None or after.service != before.service):
             _remove(self._deployments, self._service_of(before), name_of(before))
+        if before is not None and (after is None or after.app != before.app):
+            _remove(self._services_of_app, self._app_of(before), name_of(before))
         if after is not None:
             self._deployments.setdefault(self._service_of(after), {})[name_of(after)] = after
+            self._services_of_app.setdefault(self._app_of(after), {})[name_of(after)] = self._service_of(after)
         if before is not None and (after is None or after.uid != before.uid):
             self._last_valid.forget(before.uid)
 
     def on_pod_changed(self, before: Pod | None, after: Pod | None) -> None:
         """Record that a pod was added, changed or removed."""
-        self._services_with_stale_replicas |= {self._service_of(each) for each in (before, after) if each is not None}
-        if before is not None and (after is None or after.service != before.service):
-            _remove(self._pods, self._service_of(before), name_of(before))
+        for app in {self._app_of(each) for each in (before, after) if each is not None}:
+            self._services_with_stale_replicas |= {app, *self._services_of_app.get(app, {}).values()}
+        if before is not None and (after is None or after.app != before.app):
+            _remove(self._pods, self._app_of(before), name_of(before))
         if after is not None:
-            self._pods.setdefault(self._service_of(after), {})[name_of(after)] = after
+            self._pods.setdefault(self._app_of(after), {})[name_of(after)] = after
         if before is not None and (after is None or after.uid != before.uid):
             self._version_of_pod.pop(before.uid, None)
 
@@ -113,9 +130,14 @@ class ServiceRegistry:
             self._secrets[name] = after
         self._stale_services |= self._services_of_secret.get(name, set())
 
-    def _service_of(self, labeled: Deployment | Pod) -> str:
-        """Return the name of the service that an object belongs to by its label."""
-        return f"{labeled.namespace}/{labeled.service}" if self._names_have_namespace else labeled.service
+    def _service_of(self, deployment: Deployment) -> str:
+        """Return the name of the service that a Deployment belongs to."""
+        return f"{deployment.namespace}/{deployment.service}" if self._names_have_namespace else deployment.service
+
+    def _app_of(self, labeled: Deployment | Pod) -> str:
+        """Return what a Deployment and its pods have in common: the label, in the form of names of services. It is the
+        name of their service unless the Deployment's annotation has another one."""
+        return f"{labeled.namespace}/{labeled.app}" if self._names_have_namespace else labeled.app
 
     def set_other_holders(self, holders: Mapping[str, str]) -> None:
         """Set the namespaces whose models another release of the router serves: their services are on standby."""
@@ -186,6 +208,10 @@ class ServiceRegistry:
         """Return the namespaces that have Deployments."""
         return {name.namespace for deployments in self._deployments.values() for name in deployments}
 
+    def wanted_namespaces(self) -> set[str]:
+        """Return the namespaces with services that this router does not only observe."""
+        return set(self._wanted.values())
+
     @property
     def resolved(self) -> Mapping[str, ResolvedService]:
         """All services by name, with their Deployments."""
@@ -209,7 +235,7 @@ class ServiceRegistry:
 
     def pods_of(self, version: ResolvedVersion) -> list[Pod]:
         """Return the pods of a version."""
-        pods = self._pods.get(version.key[0], {}).values()
+        pods = self._pods.get(self._app_of(version.deployment), {}).values()
         return [pod for pod in pods if self._version_of_pod.get(pod.uid) == version.key]
 
     def has_secret(self, name: NamespacedName) -> bool:
@@ -232,6 +258,7 @@ class ServiceRegistry:
         self._name_problems.pop(name, None)
         self._invalid.pop(name, None)
         self._unclaimed.pop(name, None)
+        self._wanted.pop(name, None)
         deployments = sorted((each for each in self._deployments.get(name, {}).values() if not each.deleting), key=_age)
         if not deployments:
             return None
@@ -239,35 +266,31 @@ class ServiceRegistry:
         try:
             parse_service(oldest.service, {})
         except SettingsError as error:
-            message = f"label {SERVICE_LABEL} = {oldest.service!r}: {error.problem}; this Deployment gets no requests"
+            source = f"label {SERVICE_LABEL}" if oldest.service == oldest.app else SERVICE_ANNOTATION
+            message = f"{source} = {oldest.service!r}: {error.problem}; this Deployment gets no requests"
             self._name_problems[name] = tuple(problem_of(each, "ServiceNameRefused", message) for each in deployments)
             return None
-        owner = self._owner(name, oldest)
-        if owner is None:
-            return None
+        claim = self._claims.get(claimed_name(name)) if self._claims is not None else None
+        owner = claim or Claim(oldest.namespace, oldest.created_at)
         own = [each for each in deployments if each.namespace == owner.namespace]
+        resolved = ServiceAssembler(name, own, self._last_valid.of(own), self._defaults).assemble() if own else None
+        is_observed = resolved is None or (resolved.mode == "observe" if resolved.mode is not None else self._observes)
+        if not is_observed:
+            self._wanted[name] = owner.namespace
+        if claim is None and not is_observed:
+            self._unclaimed[name] = oldest
+            if self._claims is not None:
+                return None
         message = self._name_taken(name, owner)
         self._name_problems[name] = tuple(
             problem_of(each, "ServiceNameTaken", message) for each in deployments if each.namespace != owner.namespace
         )
-        if not own:
+        if resolved is None:
             return None
-        resolved = ServiceAssembler(name, own, self._last_valid.of(own), self._defaults).assemble()
         self._record_validity(name, own, resolved)
-        if self._observes or own[0].namespace in self._other_holders:
+        if is_observed or own[0].namespace in self._other_holders:
             resolved = replace(resolved, service=replace(resolved.service, standby=True))
         return self._with_keys(resolved, own[0])
-
-    def _owner(self, service: str, oldest: Deployment) -> Claim | None:
-        """Return the claim on a service's name. If there are no claims at all, or if the router observes and so makes
-        none, it is that of the oldest Deployment."""
-        claim = self._claims.get(claimed_name(service)) if self._claims is not None else None
-        if claim is not None:
-            return claim
-        if not self._observes:
-            self._unclaimed[service] = oldest
-        is_served = self._claims is None or self._observes
-        return Claim(oldest.namespace, oldest.created_at) if is_served else None
 
     def _name_taken(self, service: str, owner: Claim) -> str:
         name = claimed_name(service)
@@ -328,13 +351,16 @@ class ServiceRegistry:
         resolved = self._resolved.get(service)
         versions = resolved.versions if resolved is not None else ()
         replicas: dict[VersionKey, list[Replica]] = {version.key: [] for version in versions}
-        for pod in self._pods.get(service, {}).values():
+        apps = {service, *(self._app_of(version.deployment) for version in versions)}
+        for pod in (pod for app in sorted(apps) for pod in self._pods.get(app, {}).values()):
             version = _version_of(pod, versions)
             if version is not None:
                 self._version_of_pod[pod.uid] = version.key
                 if not pod.terminated and (pod.ip or not pod.deleting):
                     replicas[version.key].append(Replica(pod.uid, pod.ip, version.port, _state(pod)))
-            elif (key := self._version_of_pod.get(pod.uid)) is not None and pod.ip and not pod.terminated:
+            elif (
+                (key := self._version_of_pod.get(pod.uid, _NO_VERSION))[0] == service and pod.ip and not pod.terminated
+            ):
                 # The pod's Deployment was removed or no longer selects it. It gets no more requests.
                 port = next((r.port for r in self._reported.get(key, ()) if r.id == pod.uid), 0)
                 replicas.setdefault(key, []).append(Replica(pod.uid, pod.ip, port, ReplicaState.DRAINING))

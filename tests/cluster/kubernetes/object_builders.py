@@ -11,10 +11,10 @@ from router.cluster.kubernetes.parsing import PodParser, parse_deployment, parse
 Raw = dict[str, Any]
 
 
-def raw_deployment(name: str = "iris", service: str | None = None, *, age: int = 1, **annotations: str) -> Raw:
-    """`annotations` have setting names. `age` is in days."""
+def raw_deployment(name: str = "iris", app: str | None = None, /, *, age: int = 1, **annotations: str) -> Raw:
+    """`annotations` have setting names. `app` is the label. `age` is in days."""
     version = annotations.get("version", "default")
-    labels = {"azuremlappname": service or name, "isazuremlapp": "true"}
+    labels = {"azuremlappname": app or name, "isazuremlapp": "true"}
     return {
         "metadata": {
             "name": name,
@@ -28,12 +28,12 @@ def raw_deployment(name: str = "iris", service: str | None = None, *, age: int =
                 **{f"azureml-fe/{key.replace('_', '-')}": value for key, value in annotations.items()},
             },
         },
-        "spec": {"replicas": 1, "selector": {"matchLabels": {"azuremlappname": service or name, "version": version}}},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"azuremlappname": app or name, "version": version}}},
     }
 
 
-def deployment(name: str = "iris", service: str | None = None, *, age: int = 1, **annotations: str) -> Deployment:
-    return parse_deployment(raw_deployment(name, service, age=age, **annotations))
+def deployment(name: str = "iris", app: str | None = None, /, *, age: int = 1, **annotations: str) -> Deployment:
+    return parse_deployment(raw_deployment(name, app, age=age, **annotations))
 
 
 def raw_pod(

@@ -177,6 +177,22 @@ def test_observing_release_writes_nothing_without_a_claim() -> None:
     assert store.run(0.0, 100) == 0
 
 
+def test_observing_release_claims_the_namespaces_that_it_wants() -> None:
+    observer, other = ReleaseClaims(A, observes=True), ReleaseClaims(B)
+    store = ClaimStore(observer)
+    observer.set_wanted({"models"})
+    store.tick(0.0)
+    assert store.claim is not None
+    assert store.claim.holder == A
+    store.add(other, 1.0)
+    store.tick(1.0)
+    assert other.other_holders() == {"models": A}
+    assert [conflict.waiting for conflict in observer.conflicts(1.0)] == [B]
+    observer.set_wanted(())
+    store.run(1.0, RETRY_SECONDS + 1)
+    assert store.claim.holder == B
+
+
 def test_deleted_claim_goes_to_the_first_release_that_writes_it() -> None:
     first, second = ReleaseClaims(A), ReleaseClaims(B)
     store = ClaimStore(first, second)

@@ -364,12 +364,85 @@ def test_all_services_of_an_observing_router_are_on_standby() -> None:
     assert registry.services["iris"].standby
 
 
+def standby_of(*deployments: Deployment, observes: bool) -> bool:
+    registry = ServiceRegistry(observes=observes)
+    for each in deployments:
+        registry.on_deployment_changed(None, each)
+    registry.refresh()
+    return registry.services["iris"].standby
+
+
+def test_annotation_overrides_the_mode_of_the_router() -> None:
+    assert standby_of(deployment(mode="observe"), observes=False)
+    assert not standby_of(deployment(mode="normal"), observes=True)
+
+
+@pytest.mark.parametrize("older_mode", ["normal", "observe"])
+def test_oldest_deployment_with_a_mode_decides_for_its_service(older_mode: str) -> None:
+    """A new version without an annotation must not take the service away from its clients."""
+    blue = deployment("iris-blue", "iris", age=3, version="blue")
+    green = deployment("iris-green", "iris", age=2, version="green", mode=older_mode)
+    red = deployment("iris-red", "iris", age=1, version="red", mode="normal" if older_mode == "observe" else "observe")
+    assert standby_of(blue, green, red, observes=older_mode == "normal") is (older_mode == "observe")
+
+
+def test_mode_that_was_never_valid_is_observe_and_another_one_keeps_the_last_valid_mode() -> None:
+    assert standby_of(deployment(mode="obsreve"), observes=False)
+    cluster = Cluster(deployment(mode="normal"))
+    cluster.registry._observes = True
+    cluster.change(deployment(mode="normal"), deployment(mode="nrmal"))
+    assert not cluster.iris.standby
+    (problem,) = cluster.problems
+    assert "azureml-fe/mode = 'nrmal': must be one of normal, observe; the previous settings stay in effect" in problem
+
+
+def test_observed_service_claims_no_name_and_wants_no_namespace() -> None:
+    registry = ServiceRegistry(observes=True, claims={})
+    registry.on_deployment_changed(None, deployment(mode="normal"))
+    registry.on_deployment_changed(None, deployment("resnet"))
+    registry.refresh()
+    assert (set(registry.unclaimed), registry.wanted_namespaces()) == ({"iris"}, {"models"})
+    assert set(registry.services) == {"resnet"}  # iris is served when its claim is stored
+    registry.on_deployment_changed(deployment(mode="normal"), deployment(mode="observe"))
+    registry.refresh()
+    assert (set(registry.unclaimed), registry.wanted_namespaces()) == (set(), set())
+    assert set(registry.services) == {"iris", "resnet"}
+
+
+def test_annotation_names_the_service_of_deployments_with_other_labels() -> None:
+    """As in v2 of Azure ML, where each Deployment of an endpoint has another `azuremlappname`."""
+    blue = deployment("blue-iris", age=2, service="iris", version="blue")
+    green = deployment("green-iris", service="iris", version="green")
+    cluster = Cluster(
+        blue, green, pod("blue-1", "blue-iris", version="blue"), pod("green-1", "green-iris", version="green")
+    )
+    assert [version.name for version in cluster.iris.versions] == ["blue", "green"]
+    blue_pods, green_pods = ("iris", "blue"), ("iris", "green")
+    assert cluster.last.replicas == {blue_pods: (ready("blue-1"),), green_pods: (ready("green-1"),)}
+    second = pod("green-2", "green-iris", version="green")
+    cluster.add(second)
+    assert cluster.last.replicas == {green_pods: (ready("green-1"), ready("green-2"))}
+    assert [each.name for each in cluster.registry.pods_of(cluster.registry.resolved["iris"].versions[1])] == [
+        "green-1", "green-2",
+    ]  # fmt: skip
+    # Without the annotation it is a service of its own again.
+    cluster.change(green, deployment("green-iris", version="green"))
+    assert set(cluster.registry.services) == {"iris", "green-iris"}
+    assert cluster.last.replicas == {green_pods: (), ("green-iris", "green"): (ready("green-1"), ready("green-2"))}
+
+
+def test_invalid_name_in_the_annotation_is_reported() -> None:
+    cluster = Cluster(deployment(service="Iris"))
+    assert cluster.registry.services == {}
+    assert "iris ServiceNameRefused: azureml-fe/service = 'Iris': must be 1 to 63 of a-z" in cluster.problems[0]
+
+
 def test_nothing_is_kept_of_services_that_were_removed() -> None:
     registry = ServiceRegistry()
     sizes = set()
     for number in range(1000, 1010):
         service = f"iris-{number}"
-        made, replica = deployment(service), replace(pod(), service=service)
+        made, replica = deployment(service), replace(pod(), app=service)
         registry.on_deployment_changed(None, made)
         registry.on_pod_changed(None, replica)
         registry.refresh()
