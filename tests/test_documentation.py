@@ -30,6 +30,7 @@ PAGES = (
     "docs/clients.md",
     "docs/local.md",
     "docs/kubernetes.md",
+    "docs/migrate.md",
     "docs/architecture.md",
     "docs/design.md",
     "docs/settings.md",
@@ -50,6 +51,7 @@ NOT_RUN = {
     "docs/clients.md": {"csharp", "js"},  # needs .NET; needs a service with WebSockets
     "docs/local.md": {"sh", "yaml"},  # needs Docker; test_example_files_are_valid reads the files
     "docs/kubernetes.md": {"sh"},  # needs a registry and a cluster; tests/kubernetes does the same
+    "docs/migrate.md": {"python", "sh"},  # needs a workspace; needs a cluster
     "docs/operations.md": {"kusto", "sh"},  # needs Azure; needs a cluster
 }
 """Languages of the blocks of code that no test runs, with the reason. Blocks marked `run` are run by
