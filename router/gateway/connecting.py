@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from time import monotonic
 from typing import cast
 
 from router.config.router import RouterSettings
@@ -23,10 +22,10 @@ async def open_replica_connection(
     port: int,
     settings: RouterSettings,
     connection: ReplicaConnection,
-    on_connected: Callable[[ReplicaStream, float], None],
+    on_connected: Callable[[ReplicaStream], None],
     on_failed: Callable[[BaseException], None],
 ) -> None:
-    """Open `connection` within `connect_timeout_ms`, then call `on_connected` with it and the time, or `on_failed`."""
+    """Open `connection` within `connect_timeout_ms`, then call `on_connected` with it, or `on_failed`."""
     protocol = cast(asyncio.Protocol, connection)
     failure: BaseException | None = None
     try:
@@ -42,4 +41,4 @@ async def open_replica_connection(
         set_keepalive(sock, settings.tcp_keepalive_seconds, settings.replica_tcp_user_timeout_seconds)
     except OSError:
         pass  # it was closed meanwhile, which the connection itself detects
-    on_connected(connection, monotonic())
+    on_connected(connection)

@@ -116,13 +116,14 @@ class ReplicaPool:
     ) -> None:
         """Open a connection, then call `on_connected` or `on_failed`.
 
-        `on_connected` returns False if the connection is not needed any more: it becomes idle.
+        `on_connected` returns False if the connection is not needed any more. It is closed: a server with one thread
+        that has accepted it would wait for a request, and serve no other connection.
         """
 
-        def connected(stream: ReplicaStream, now: float) -> None:
+        def connected(stream: ReplicaStream) -> None:
             self._suspension.reset()
             if not on_connected(self, stream):
-                self.put(stream, now)
+                stream.close_idle()
 
         def failed(error: BaseException) -> None:
             on_failed(self, error)

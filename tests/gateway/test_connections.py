@@ -1,10 +1,12 @@
 """Client connections: keep-alive and pipelining. Replica connections: pool, stale and refused connections, retries."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from router.gateway import pool
+from router.gateway.connecting import open_replica_connection
 from router.gateway.routes import RETRY_FLOOR
 from tests.gateway.harness import GatewayHarness, ScriptedReplica
 from tests.gateway.http_connection import Connection, get, ok, ok_chunked, post, post_chunked, run_loop
@@ -653,3 +655,27 @@ async def test_drain_aborts_requests_after_its_timeout(harness: GatewayHarness) 
     assert await harness.gateway.drain(0.02, 0.02, accept_queued=True) is False
     await client.wait_closed()
     await connection.wait_closed()
+
+
+async def test_connection_that_is_not_needed_any_more_is_closed(
+    harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica with one thread would wait for a request on it, and serve no other worker."""
+    left = asyncio.Event()
+
+    async def open_later(*arguments: Any) -> None:
+        await left.wait()
+        await open_replica_connection(*arguments)
+
+    monkeypatch.setattr(pool, "open_replica_connection", open_later)
+    replica = await harness.add_replica()
+    client = await harness.client()
+    client.send(post())
+    await harness.wait_until(lambda: harness.in_flight() == 1, "slot")
+    client.reset()
+    await harness.wait_until(lambda: not harness.gateway.clients.count, "end of the client's connection")
+    left.set()
+    connection = await replica.accept()
+    await connection.wait_closed()
+    assert connection.received == b""
+    connection.close()

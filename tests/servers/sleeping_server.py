@@ -1,12 +1,15 @@
 """A model server with one thread, which goes on with a request although its client has left.
 
-`python -m tests.servers.sleeping_server --port N`: `POST /score` sleeps for as many seconds as the body says, and
-responds with the port.
+`python -m tests.servers.sleeping_server --port N`: `POST /score` sleeps for the seconds in the body. It
+responds with all times that this server has slept, as a JSON array.
 """
 
 import argparse
+import json
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+
+slept: list[float] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -16,8 +19,11 @@ class Handler(BaseHTTPRequestHandler):
         self._respond(b"ready")
 
     def do_POST(self) -> None:
-        time.sleep(float(self.rfile.read(int(self.headers["Content-Length"]))))
-        self._respond(str(self.server.server_port).encode())  # type: ignore[attr-defined]
+        seconds = float(self.rfile.read(int(self.headers["Content-Length"])))
+        if seconds:
+            slept.append(seconds)
+        time.sleep(seconds)
+        self._respond(json.dumps(slept).encode())
 
     def _respond(self, body: bytes) -> None:
         self.send_response(200)
