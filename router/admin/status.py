@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
 
 from router import __version__
@@ -55,6 +55,9 @@ class VersionStatus(TypedDict):
     autoscaled: bool
     reason: str | None
     states: dict[str, int]
+    description: str
+    tags: Mapping[str, str]
+    properties: Mapping[str, str]
     replicas: list[dict[str, Any]]
 
 
@@ -222,6 +225,9 @@ def _version_status(overview: Overview, key: VersionKey, version: Version, share
         "autoscaled": version.autoscale_enabled,
         "reason": None if decision is None else decision.reason,
         "states": dict(metrics.replicas_by_state),
+        "description": version.description,
+        "tags": version.tags,
+        "properties": version.properties,
         "replicas": list(_replicas(overview, key, version, in_flight, abandoned)),
     }
 

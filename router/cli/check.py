@@ -1,4 +1,5 @@
-"""`azureml-fe check FILE`: checks a configuration file, and the programs, certificates and addresses in it.
+"""`azureml-fe check FILE...`: checks a configuration file, or files of Azure ML, and the programs, certificates and
+addresses in them.
 
 Does not contain: the rules of the file (`cluster.local.config_file`). It starts no replica and changes nothing.
 """
@@ -8,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-from router.cluster.local.config_file import LocalConfig, load_local_config
+from router.cluster.local.config_file import LocalConfig
 from router.cluster.local.key_warnings import key_warnings
 from router.cluster.local.probe import probe
 from router.cluster.local.program import check_program_runs, check_server_installed
+from router.cluster.local.service_files import ServiceFiles
 from router.cluster.local.summary import config_summary
 from router.config.router import RouterSettings, load_settings
 from router.config.schema import ErrorCollector
@@ -25,14 +26,14 @@ from router.telemetry.spans import make_exporter
 from router.workers.listeners import check_client_listeners
 
 
-def check_local(path: Path, environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return two lists of lines: a summary of the file; and warnings about keys and about addresses of replicas that do
-    not respond now.
+def check_local(files: ServiceFiles, environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return two lists of lines: a summary of the files; and warnings about keys, about addresses of replicas that do
+    not respond now, and about keys of Azure ML's files that have no effect.
 
-    A warning is not an error of the file. Raises SettingsError for all faults that would prevent the router or a
+    A warning is not an error of the files. Raises SettingsError for all faults that would prevent the router or a
     replica from running. Faults of programs and certificates are looked for only if the file itself has none.
     """
-    config = load_local_config(path, environ=environ)
+    config = files.load(environ=environ)
     errors = ErrorCollector()
     for key, launch in config.launches.items():
         with errors.collect():
@@ -42,7 +43,7 @@ def check_local(path: Path, environ: Mapping[str, str]) -> tuple[list[str], list
     check_router(settings, errors)
     errors.raise_errors(config.router.locations)
     keys = {each.name: (each.primary_key, each.secondary_key) for each in config.services.values() if each.uses_keys}
-    warnings = key_warnings(keys) + _ignored_percentiles(config)
+    warnings = [*config.losses, *key_warnings(keys), *_ignored_percentiles(config)]
     return config_summary(config), warnings + asyncio.run(_unresponsive_addresses(config))
 
 

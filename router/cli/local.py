@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TextIO
 
 import uvloop
@@ -28,7 +27,8 @@ from router.cli.run import bind_peer_listener
 from router.cli.trial import Trial, trial_of
 from router.cluster.local import example_path
 from router.cluster.local.cluster import LocalCluster
-from router.cluster.local.config_file import LocalConfig, check_local_settings, load_local_config
+from router.cluster.local.config_file import LocalConfig, check_local_settings
+from router.cluster.local.service_files import FileIdentity, ServiceFiles
 from router.config.router import RouterSettings, environment_name, load_settings
 from router.config.schema import ErrorCollector, SettingsError
 from router.model.services import Service
@@ -42,10 +42,8 @@ _log = logging.getLogger("router.cli")
 RETRY_SECONDS = 1.0
 """Time between two attempts to apply a changed file, if the error is not one of the file."""
 
-_FileIdentity = tuple[int, int, int] | None  # None if there is no file
 
-
-def run_local(path: Path | None, flags: Mapping[str, object], peers: Sequence[PeerAddress] = ()) -> int:
+def run_local(files: ServiceFiles | None, flags: Mapping[str, object], peers: Sequence[PeerAddress] = ()) -> int:
     """Run a router until a signal arrives. Return the exit code.
 
     With `peers`, the router joins the routers that listen at these addresses: all serve the same services and share
@@ -58,9 +56,9 @@ def run_local(path: Path | None, flags: Mapping[str, object], peers: Sequence[Pe
         port = settings.peer_port if _is_set("peer_port", flags) else 0
         peer_socket = bind_peer_listener(settings.host, port)
         return uvloop.run(JoiningRouter(peers, settings, peer_socket, sys.stderr).run())
-    path = path or example_path()
-    identity = _file_identity(path)
-    config = load_local_config(path, environ=os.environ, flags=flags)
+    files = files or ServiceFiles([example_path()])
+    identity = files.identity()
+    config = files.load(environ=os.environ, flags=flags)
     settings = load_settings(environ=os.environ, file=config.router, flags=flags)
     log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
     try:
@@ -72,7 +70,7 @@ def run_local(path: Path | None, flags: Mapping[str, object], peers: Sequence[Pe
     errors = ErrorCollector()
     with errors.collect():
         check_client_listeners(settings)
-        router = LocalRouter(path, identity, config, settings, flags, peer_socket, sys.stderr)
+        router = LocalRouter(files, identity, config, settings, flags, peer_socket, sys.stderr)
     errors.raise_errors(config.router.locations)
     return uvloop.run(router.run())
 
@@ -82,18 +80,18 @@ class LocalRouter:
 
     def __init__(
         self,
-        path: Path,
-        identity: _FileIdentity,
+        files: ServiceFiles,
+        identity: FileIdentity,
         config: LocalConfig,
         settings: RouterSettings,
         flags: Mapping[str, object],
         peer_socket: socket.socket,
         out: TextIO,
     ) -> None:
-        """`identity` is that of the file when `config` was loaded. Raises the errors of `ForegroundRouter`."""
+        """`identity` is that of the files when `config` was loaded. Raises the errors of `ForegroundRouter`."""
         self._settings = settings
         self._flags = flags
-        self._path = path
+        self._files = files
         self._applied = self._last_polled = identity
         self._retry_at = math.inf
         self._last_error = ""
@@ -126,8 +124,13 @@ class LocalRouter:
         router.supervisor.set_token_issuers(self._config.token_issuers)
         await router.supervisor.start()
         await router.supervisor.join(router.mesh)
-        router.console.show_serving(f"{self._path}", self._path, self._settings)
+        router.console.show_serving(str(self._files), self._files.paths[0], self._settings)
         router.show_join_command()
+        self._warn_of_losses()
+
+    def _warn_of_losses(self) -> None:
+        for loss in self._config.losses:
+            log.event(_log, logging.WARNING, "key without effect", text=loss, key=loss)
 
     async def _drain_replica(self, replica_id: str, timeout_seconds: float) -> bool:
         return await self._router.supervisor.serving.wait_until_drained(replica_id, timeout_seconds)
@@ -148,7 +151,7 @@ class LocalRouter:
 
     async def _poll_file(self) -> None:
         """Reload a changed file after two polls without a further change, since it may be incomplete before."""
-        before, self._last_polled = self._last_polled, _file_identity(self._path)
+        before, self._last_polled = self._last_polled, self._files.identity()
         if before == self._last_polled != self._applied:
             self._applied = before
             self._last_error = ""
@@ -164,7 +167,7 @@ class LocalRouter:
         """
         gc.disable()
         try:
-            return load_local_config(self._path, environ=os.environ, flags=self._flags)
+            return self._files.load(environ=os.environ, flags=self._flags)
         finally:
             gc.enable()
 
@@ -194,7 +197,8 @@ class LocalRouter:
         self._last_error = ""
         supervisor.set_token_issuers(config.token_issuers)
         supervisor.activity.record_config_applied()
-        log.event(_log, logging.INFO, "changed file applied", file=str(self._path))
+        log.event(_log, logging.INFO, "changed file applied", file=str(self._files))
+        self._warn_of_losses()
         log_config = LogConfig(settings.log_level, settings.access_log)
         if log_config != self._log_config:
             self._log_config = log_config
@@ -207,12 +211,3 @@ class LocalRouter:
 def _is_set(name: str, *sources: Mapping[str, object]) -> bool:
     """True if a router setting is set in one of `sources` or in the environment, even to its default."""
     return any(name in source for source in sources) or environment_name(name) in os.environ
-
-
-def _file_identity(path: Path) -> _FileIdentity:
-    """Return a value that changes when the file is written or replaced, or when a symbolic link in its path changes."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size

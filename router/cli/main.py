@@ -23,6 +23,7 @@ from router.cluster.local.config_file import is_router_file, load_router_file
 from router.cluster.local.key_store import KeyStore
 from router.cluster.local.key_warnings import key_warnings
 from router.cluster.local.known_services import KnownServices
+from router.cluster.local.service_files import ServiceFiles
 from router.cluster.local.summary import router_file_summary
 from router.cluster.local.token_key_file import TokenKeyFile
 from router.config.router import (
@@ -107,25 +108,29 @@ def _local(arguments: argparse.Namespace) -> int:
 
     from router.cli.local import run_local
 
-    if arguments.peers and arguments.file is not None:
-        raise ArgumentError("FILE", str(arguments.file), "not allowed with --peer; the services are those of the peers")
-    return run_local(arguments.file, flags, arguments.peers)
+    if arguments.peers and arguments.files:
+        problem = "not allowed with --peer; the services are those of the peers"
+        raise ArgumentError("FILE", str(arguments.files[0]), problem)
+    if arguments.name is not None and not arguments.files:
+        raise ArgumentError("--name", arguments.name, "allowed only for files of Azure ML")
+    files = ServiceFiles(arguments.files, arguments.name) if arguments.files else None
+    return run_local(files, flags, arguments.peers)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     if _uses_cluster(arguments):
         return _check_cluster(arguments)
-    if arguments.file is None:
+    if not arguments.files:
         raise UsageError("FILE or --cluster is missing (see azureml-fe check --help)")
     try:
-        if is_router_file(arguments.file):
-            from_file, issuers = load_router_file(arguments.file)
+        if len(arguments.files) == 1 and is_router_file(arguments.files[0]):
+            from_file, issuers = load_router_file(arguments.files[0])
             load_settings(environ=os.environ, file=from_file)  # checks the rules between settings
             lines, warnings = router_file_summary(from_file, issuers), list[str]()
         else:
             from router.cli.check import check_local
 
-            lines, warnings = check_local(arguments.file, os.environ)
+            lines, warnings = check_local(ServiceFiles(arguments.files, arguments.name), os.environ)
     except SettingsError as error:
         if arguments.output == "text":
             raise
@@ -147,8 +152,8 @@ def _error_document(error: SettingsError) -> dict[str, Any]:
 
 
 def _check_cluster(arguments: argparse.Namespace) -> int:
-    if arguments.file is not None:
-        raise ArgumentError("FILE", str(arguments.file), "not allowed with --cluster")
+    if arguments.files:
+        raise ArgumentError("FILE", str(arguments.files[0]), "not allowed with --cluster")
 
     from router.cluster.kubernetes.cluster_check import check_cluster
 
@@ -171,6 +176,27 @@ def _check_cluster(arguments: argparse.Namespace) -> int:
     for line in errors:
         _print_error(line)
     return EXIT_USAGE if errors else EXIT_DONE
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from router.cli.convert import run_convert
+
+    report = run_convert(
+        arguments.files,
+        arguments.target,
+        out=arguments.out,
+        name=arguments.name,
+        image=arguments.image,
+        overwrite=arguments.force,
+    )
+    if arguments.output == "json":
+        print(json.dumps(report.as_dict()))
+    else:
+        for line in report.lines():
+            print(line)
+        for loss in report.losses:
+            _print_error(f"not converted: {loss}")
+    return EXIT_FAILED if report.losses and not arguments.accept_losses else EXIT_DONE
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -405,6 +431,7 @@ HANDLERS: dict[str, Handler] = {
     "names list": _list_names,
     "names release": _release_name,
     "token": _token,
+    "convert": _convert,
     "plan": _plan,
     "top": _top,
     "schema": _schema,

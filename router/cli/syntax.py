@@ -78,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_keys(commands)
     _add_names(commands)
     _add_token(commands)
+    _add_convert(commands)
     _add_plan(commands)
     _add_top(commands)
     _add_schema(commands)
@@ -92,7 +93,14 @@ def _add_local(commands: Any) -> None:
         help="serve models on this machine",
         description="Start the replicas of the services in FILE on this machine, and route requests to them.",
     )
-    local.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the services; default: the shipped example")
+    local.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="the services, or files of Azure ML; default: the shipped example",
+    )
+    _add_name(local)
     local.add_argument(
         "--peer",
         dest="peers",
@@ -126,7 +134,14 @@ def _add_check(commands: Any) -> None:
         description="Validate FILE, or the settings in a cluster, and print a summary. Nothing is started or changed. "
         "Addresses in FILE that do not respond are listed on standard error, but are no error.",
     )
-    check.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the services, or the settings of `serve`")
+    check.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="the services, or the settings of `serve`, or files of Azure ML",
+    )
+    _add_name(check)
     _add_cluster_flags(check)
     _add_router(check)
     _add_output(check)
@@ -243,6 +258,42 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state-dir", default=argparse.SUPPRESS, help="the state directory of `azureml-fe local`")
     _add_cluster_flags(parser)
     _add_router(parser)
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="convert deployment files of Azure ML",
+        description="Convert FILEs of Azure ML to a file of `azureml-fe local`, or to objects of Kubernetes: "
+        "deploymentconfig.json with inferenceconfig.json (v1), or endpoint.yml with its deployment.yml files (v2). "
+        "What has no counterpart is listed on standard error, with the reason. Exit code: 0 if all was converted, 1 if "
+        "not, 2 if a FILE cannot be used. Keys and environment variables are only in the written file, which only you "
+        "can read.",
+    )
+    convert.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    convert.add_argument("--to", dest="target", choices=("local", "kubernetes"), required=True, help="the target")
+    convert.add_argument(
+        "--out", type=Path, metavar="PATH", help="the file to write; default: services.yaml or manifests.yaml"
+    )
+    convert.add_argument("--force", action="store_true", help="replace an existing file")
+    _add_name(convert)
+    convert.add_argument(
+        "--image",
+        metavar="IMAGE",
+        help="for --to kubernetes: the image of the model server, with the packages of the entry script; it listens on "
+        "port 5001 and runs the script that AZUREML_ENTRY_SCRIPT names",
+    )
+    convert.add_argument("--accept-losses", action="store_true", help="exit with 0 although keys were not converted")
+    _add_output(convert)
+    convert.set_defaults(command="convert", parser=convert)
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--name",
+        metavar="SERVICE",
+        help="for files of Azure ML: the name of the service; default: the endpoint's, or for v1 that of the directory",
+    )
 
 
 def _add_plan(commands: Any) -> None:

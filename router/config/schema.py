@@ -10,6 +10,7 @@ and plain YAML scalars. Text is parsed by the grammar of this module, because `i
 """
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -142,6 +143,7 @@ class SettingKind(StrEnum):
     NUMBERS = "numbers"
     """A list of numbers; parsed to floats. A single number is a list of one."""
     MAPPING = "mapping"
+    """A mapping of text to text. As a single text it is a JSON object."""
     FRACTION = "fraction"
     """`on`, `off` or a number from 0 to 1; parsed to a float from 0 to 1."""
 
@@ -294,6 +296,11 @@ def _parse_numbers(raw: object) -> tuple[float, ...] | None:
 
 
 def _parse_mapping(raw: object) -> dict[str, str] | None:
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError):
+            return None
     if isinstance(raw, Mapping) and all(isinstance(text, str) for item in raw.items() for text in item):
         return dict(raw)
     return None

@@ -24,6 +24,8 @@ OBJECTIVES = ("latency", "cost")
 _ORIGIN = r"\*|[a-z][a-z0-9+.-]*://[^\s/,A-Z*]+"
 _KEY = r"[\x21-\x7e]{1,256}"
 _KEY_TEXT = "1 to 256 visible ASCII characters without spaces"
+_LABEL = r".{1,256}"
+_LABEL_TEXT = "names of up to 256 characters"
 
 SERVICE_SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -400,6 +402,33 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Make this version the default version of its service.",
         default=False,
         default_text="true for the first version",
+    ),
+    Setting(
+        "description",
+        SettingKind.TEXT,
+        "Text about this version for people. The status document has it, and the router does not use it.",
+        default="",
+        default_text="none",
+        pattern=r"(?s:.{0,5000})",
+        pattern_text="text of up to 5000 characters",
+    ),
+    Setting(
+        "tags",
+        SettingKind.MAPPING,
+        "Tags of this version. The status document has them, and the router does not use them.",
+        default={},
+        default_text="none",
+        pattern=_LABEL,
+        pattern_text=_LABEL_TEXT,
+    ),
+    Setting(
+        "properties",
+        SettingKind.MAPPING,
+        "Properties of this version, which Azure ML does not allow to change later. The router treats them as tags.",
+        default={},
+        default_text="none",
+        pattern=_LABEL,
+        pattern_text=_LABEL_TEXT,
     ),
 )
 

@@ -1,7 +1,7 @@
 """The error for a setting that does not exist, with a suggestion.
 
 The suggestion comes from the whole vocabulary: the settings that are allowed in this place, those of other places, and
-the names that Azure ML's `deploymentconfig.json` has for them. No I/O.
+the names that Azure ML's files have for them (`dialects`). No I/O.
 """
 
 import difflib
@@ -9,23 +9,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
+from router.config.dialects import leaf_names
 from router.config.schema import SettingsError
 
-_DEPLOYMENT_CONFIG_NAMES = {
-    "autoscaleEnabled": "autoscale_enabled",
-    "minReplicas": "autoscale_min_replicas",
-    "maxReplicas": "autoscale_max_replicas",
-    "refreshPeriodInSeconds": "autoscale_refresh_seconds",
-    "targetUtilization": "autoscale_target_utilization",
-    "maxConcurrentRequestsPerContainer": "replica_max_concurrent_requests",
-    "maxQueueWaitMs": "max_request_wait_time",
-    "aadAuthEnabled": "token_auth_enabled",
-    "cpu": "cpu_cores",
-    "cpuLimit": "cpu_cores_limit",
-    "memoryInGB": "memory_gb",
-    "memoryInGBLimit": "memory_gb_limit",
-}
-"""Names in `deploymentconfig.json` that differ from those of the SDK by more than their spelling."""
+_AZUREML_NAMES = leaf_names()
+"""Settings by the names that they have in files of Azure ML, such as `maxQueueWaitMs` and `max_queue_wait_ms`."""
 
 _MIN_SIMILARITY = 0.6
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
@@ -40,18 +28,18 @@ def unknown_setting(
     The error omits the value: that of a misspelt `primary_key` is a key.
     """
     known = set(known)
-    suggestion = _DEPLOYMENT_CONFIG_NAMES.get(name, "")
+    suggestion = _AZUREML_NAMES.get(name, "")
     if suggestion not in known:
-        suggestion = _most_similar(name, known, exactly=True) or ""
+        suggestion = most_similar(name, known, exactly=True) or ""
     if not suggestion:
         if name in elsewhere:
             return SettingsError(name, None, f"no such setting here; it belongs to {elsewhere[name]}", where)
-        suggestion = _most_similar(name, known) or ""
+        suggestion = most_similar(name, known) or ""
     hint = f"; did you mean {suggestion}?" if suggestion else ""
     return SettingsError(name, None, f"no such setting{hint}", where)
 
 
-def _most_similar(name: str, known: Collection[str], *, exactly: bool = False) -> str | None:
+def most_similar(name: str, known: Collection[str], *, exactly: bool = False) -> str | None:
     """Return the known name with the same words in another spelling. Unless `exactly`, also the shortest one that has
     all words of `name`, or the one with the most similar letters."""
     words = _words(name)

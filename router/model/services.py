@@ -4,6 +4,7 @@ Contains: what a service is, and how traffic is split among its versions (`Servi
 the parser of settings (`config.service`), how replicas are started, and state that changes with each request.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -98,6 +99,9 @@ class Version:
     readiness_failure_threshold: int
     traffic_percentile: int
     is_default: bool
+    description: str
+    tags: Mapping[str, str]
+    properties: Mapping[str, str]
 
     @property
     def abandoned_timeout_ms(self) -> int:

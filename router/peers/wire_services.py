@@ -24,6 +24,7 @@ from router.peers.wire_values import (
     as_rows,
     as_text,
     as_texts,
+    as_texts_by_name,
     malformed,
     optional,
 )
@@ -106,6 +107,7 @@ _CHECKS: dict[object, Callable[[object], object]] = {
     float | None: optional(as_number),
     str | None: optional(as_text),
     tuple[str, ...]: as_texts,
+    Mapping[str, str]: as_texts_by_name,
     tuple[Version, ...]: _versions,
     tuple[tuple[str, str], ...]: _pairs,
 }

@@ -65,6 +65,11 @@ def as_counts_by_name(value: object) -> dict[str, int]:
     return {name: as_count(each) for name, each in as_object(value).items()}
 
 
+def as_texts_by_name(value: object) -> dict[str, str]:
+    """Return an object whose values are strings."""
+    return {name: as_text(each) for name, each in as_object(value).items()}
+
+
 def as_counts(value: object) -> tuple[int, ...]:
     """Return an array of non-negative integers."""
     return tuple([as_count(each) for each in as_array(value)])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from router.cli.local import RETRY_SECONDS, LocalRouter
+from router.cluster.local.service_files import ServiceFiles
 from router.config.schema import SettingsError
 from tests.processes import all_ended, wait_until
 from tests.routers import Router, StartRouter, echo_service, open_echo_service
@@ -95,9 +96,9 @@ def test_no_garbage_is_collected_while_a_file_is_parsed(monkeypatch: pytest.Monk
         enabled.append(gc.isenabled())
         raise SettingsError("services", None, "must be a mapping")
 
-    monkeypatch.setattr("router.cli.local.load_local_config", load)
+    monkeypatch.setattr("router.cluster.local.service_files.load_local_config", load)
     router = LocalRouter.__new__(LocalRouter)
-    router._path, router._flags = Path("models.yaml"), {}
+    router._files, router._flags = ServiceFiles([Path("models.yaml")]), {}
     with pytest.raises(SettingsError):
         router._load()
     assert (enabled, gc.isenabled()) == ([False], True)

@@ -14,6 +14,7 @@ from router import __version__
 from router.cli.main import main
 from router.cluster.local.key_store import KeyStore
 from router.cluster.local.known_services import KnownServices
+from router.cluster.local.service_files import ServiceFiles
 from router.config.declaration import declared_settings
 from router.config.kubernetes_settings import KubernetesSettings
 from router.config.router import ROUTER_SETTINGS, flag_name
@@ -22,7 +23,7 @@ from router.telemetry.build_info import hot_path
 
 Peers = Sequence[tuple[str, int]]
 Calls = list[tuple[Path | None, Mapping[str, object], Peers]]
-Local = Callable[[Path | None, Mapping[str, object], Peers], int]
+Local = Callable[[ServiceFiles | None, Mapping[str, object], Peers], int]
 
 KUBERNETES = {setting.name for setting in declared_settings(KubernetesSettings)}
 
@@ -56,8 +57,8 @@ def replace_run_local(monkeypatch: pytest.MonkeyPatch, run_local: Local) -> None
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls: Calls = []
 
-    def run_local(path: Path | None, flags: Mapping[str, object], peers: Peers) -> int:
-        calls.append((path, flags, peers))
+    def run_local(files: ServiceFiles | None, flags: Mapping[str, object], peers: Peers) -> int:
+        calls.append((None if files is None else files.paths[0], flags, peers))
         return 0
 
     replace_run_local(monkeypatch, run_local)
@@ -114,7 +115,7 @@ def test_exit_code_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch, code: int
 def test_settings_error_of_the_run_is_invalid_usage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_local(path: Path | None, flags: Mapping[str, object], peers: Peers) -> int:
+    def run_local(files: ServiceFiles | None, flags: Mapping[str, object], peers: Peers) -> int:
         raise SettingsError("port", 80, "must be different", "here")
 
     replace_run_local(monkeypatch, run_local)
@@ -125,7 +126,7 @@ def test_settings_error_of_the_run_is_invalid_usage(
 def test_system_error_of_the_run_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_local(path: Path | None, flags: Mapping[str, object], peers: Peers) -> int:
+    def run_local(files: ServiceFiles | None, flags: Mapping[str, object], peers: Peers) -> int:
         raise OSError(98, "Address already in use\nreally")
 
     replace_run_local(monkeypatch, run_local)
@@ -143,7 +144,7 @@ def test_system_error_of_the_run_is_a_failure(
         (["completion", "fish"], "argument SHELL: invalid choice: 'fish'"),
         (["check"], "FILE or --cluster is missing (see azureml-fe check --help)"),
         (["check", "m.yaml", "--cluster"], "FILE = 'm.yaml': not allowed with --cluster"),
-        (["local", "a", "b"], "unexpected argument 'b' (see azureml-fe local --help)"),
+        (["local", "--name", "iris"], "--name = 'iris': allowed only for files of Azure ML"),
         (["local", "--por", "1"], "unknown flag --por; did you mean --port? (see azureml-fe local --help)"),
         (["local", "--admin-hots=1"], "unknown flag --admin-hots; did you mean --admin-hosts? (see azureml-fe local"),
         (["keys", "show", "iris", "--state"], "did you mean --state-dir? (see azureml-fe keys show --help)"),

@@ -98,6 +98,9 @@ def test_defaults_are_those_of_the_sdk() -> None:
             cancellation="unknown",
             abandoned_request_timeout_ms=None,
             half_close=None,
+            description="",
+            tags={},
+            properties={},
         ),
     )
 

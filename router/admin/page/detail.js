@@ -70,7 +70,7 @@ class Detail {
     const columns = [["Version"], ["Traffic", "n"], ["Requests/s", "n"], ["In flight", "n"], ["Waiting", "n"], ["Utilization", "n"], ["Target", "n"],
       ["Replicas", "n"], ["Allowed", "n"], ["Scaling", "text"]];
     const of = (part, all) => all === null || part === all ? part : `${part} of ${all}`;
-    return table(columns, this.service.versions.map(version => [version.name, version.traffic_percent + " %",
+    return table(columns, this.service.versions.map(version => [versionCell(version), version.traffic_percent + " %",
       number(version.requests_per_second), of(version.in_flight, version.slots), version.queued, load(version.utilization),
       percent(version.target), of(version.states.ready, version.desired),
       version.autoscaled ? `${version.minimum}–${version.maximum}` : "fixed",
@@ -134,6 +134,13 @@ class Detail {
       part("Slowest of the last 10 minutes", listed.slow, "None in this time."));
     return status && status.peers.length ? [box, h("div", "muted small", "Of the requests that this router handled.")] : [box];
   }
+}
+
+// The name of a version, with what its owner says about it.
+function versionCell(version) {
+  const pairs = Object.entries({ ...version.tags, ...version.properties }).map(([name, value]) => `${name}: ${value}`);
+  const about = [...version.description ? [version.description] : [], ...pairs];
+  return about.length ? h("div", "", version.name, h("div", "muted small", about.join(" · "))) : version.name;
 }
 
 function replicaStateCell(replica) {

@@ -24,6 +24,9 @@ _DNS_LABEL: dict[str, Any] = {
     "pattern_text": "1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit",
 }
 
+DEFAULT_PORT = 5001
+"""The port of Azure's inference server."""
+
 DEPLOYMENT_SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="mode",
@@ -51,7 +54,7 @@ DEPLOYMENT_SETTINGS: tuple[Setting, ...] = (
         name="port",
         kind=SettingKind.INT,
         description="Port at which the pods accept requests.",
-        default=5001,
+        default=DEFAULT_PORT,
         minimum=1,
         maximum=65535,
     ),
@@ -96,7 +99,7 @@ class ParsedAnnotations:
     """The valid annotations of a Deployment. The keys of the two mappings are setting names."""
 
     version: str = DEFAULT_VERSION_NAME
-    port: int = 5001
+    port: int = DEFAULT_PORT
     mode: str | None = None
     keys_secret: str | None = None
     scaling_paused_until: datetime | None = None

@@ -21,12 +21,12 @@ from router.cluster.local.launch import (
     parse_command,
     parse_entry_script,
 )
-from router.cluster.local.yaml_document import YamlDocument, read_yaml
 from router.config.router import FILE_SETTINGS, RouterSection, RouterSettings, load_settings, parse_router_values
 from router.config.schema import ErrorCollector, SettingsError, parse_value
 from router.config.service import SettingPath, describe_location, parse_service
 from router.config.service_settings import COMPATIBILITY_DEFAULTS
 from router.config.unknown import unknown_setting
+from router.config.yaml_document import Document, read_yaml
 from router.model.services import DEFAULT_VERSION_NAME, Service, VersionKey
 
 _SECTIONS = ("services", "router", "token_issuers")
@@ -42,20 +42,31 @@ class LocalConfig:
     launches: Mapping[VersionKey, LaunchSettings]
     router: RouterSection
     token_issuers: Mapping[str, Issuer]
+    losses: tuple[str, ...] = ()
+    """Keys of Azure ML's files that have no counterpart here, each with the reason."""
 
 
 def load_local_config(
     path: Path, *, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
 ) -> LocalConfig:
-    """Return the validated content of the file at `path`.
+    """Return the validated content of the file at `path`, which is not one of Azure ML.
 
     `environ` and `flags` matter for the router's setting `compatibility` only, which selects the defaults of services.
     Raises `SettingsError` for all errors, each with file, line and setting.
     """
-    document = read_yaml(path)
+    return parse_local_config(read_yaml(path), _directory_of(path), environ=environ, flags=flags)
+
+
+def parse_local_config(
+    document: Document,
+    directory: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> LocalConfig:
+    """Return the validated content of a document, whose paths are relative to `directory`; see `load_local_config`."""
     errors = ErrorCollector()
     sections = _sections(document, _SECTIONS, errors)
-    directory = _directory_of(path)
     router = RouterSection({}, {})
     compatibility = "v1"
     with errors.collect():
@@ -113,7 +124,7 @@ def load_router_file(path: Path) -> tuple[RouterSection, dict[str, Issuer]]:
     return router, issuers
 
 
-def _sections(document: YamlDocument, known: tuple[str, ...], errors: ErrorCollector) -> dict[str, Any]:
+def _sections(document: Document, known: tuple[str, ...], errors: ErrorCollector) -> dict[str, Any]:
     sections = document.values if isinstance(document.values, dict) else {}
     for name in sections:
         if name not in known:
@@ -126,7 +137,7 @@ def _directory_of(path: Path) -> Path:
     return Path(os.path.abspath(path)).parent
 
 
-def _read_router_section(document: YamlDocument, raw: object, directory: Path) -> RouterSection:
+def _read_router_section(document: Document, raw: object, directory: Path) -> RouterSection:
     if raw is not None and not isinstance(raw, dict):
         raise SettingsError("router", None, _MUST_MAP_SETTINGS, document.locate(("router",)))
     locations = {name: f"{document.locate(('router', name))}: router" for name in raw or {}}
@@ -137,7 +148,7 @@ def _read_router_section(document: YamlDocument, raw: object, directory: Path) -
     return RouterSection(values, locations)
 
 
-def _read_issuers(document: YamlDocument, raw: object, directory: Path) -> dict[str, Issuer]:
+def _read_issuers(document: Document, raw: object, directory: Path) -> dict[str, Issuer]:
     return parse_issuers(
         raw,
         lambda path: document.locate(("token_issuers", *path)),
@@ -146,7 +157,7 @@ def _read_issuers(document: YamlDocument, raw: object, directory: Path) -> dict[
 
 
 def _check_issuer_services(
-    document: YamlDocument, issuers: Mapping[str, Issuer], services: object, errors: ErrorCollector
+    document: Document, issuers: Mapping[str, Issuer], services: object, errors: ErrorCollector
 ) -> None:
     """Collect an error for each service that an issuer names and the file does not have."""
     names = list(services) if isinstance(services, dict) else []
@@ -174,7 +185,7 @@ _NO_SERVICE_LEVEL = _Level({}, ())
 class _ServiceReader:
     """Reads one service, and the launch settings of its versions. A version inherits launch settings of its service."""
 
-    document: YamlDocument
+    document: Document
     directory: Path
     name: str
     defaults: Mapping[str, object]

@@ -7,9 +7,11 @@ grammar would make `0123` a number, `on` a bool, and the version name `no` a fal
 constructed. The size, the depth, and the number of values after the expansion of aliases are bounded.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 
@@ -23,6 +25,19 @@ MAX_DEPTH = 20
 
 _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
+
+
+class Document(Protocol):
+    """Values with their locations."""
+
+    @property
+    def values(self) -> object:
+        """Text, None, lists, and mappings with text keys."""
+        ...
+
+    def locate(self, path: SettingPath) -> str:
+        """Return the location of the value at `path`, or of the nearest one that contains it: `models.yaml, line 7`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +58,42 @@ class YamlDocument:
 
 def read_yaml(path: Path) -> YamlDocument:
     """Return the document in the file at `path`. Raises `SettingsError` if it cannot be read or is not accepted."""
+    return _to_document(str(path), _read_text(path))
+
+
+def read_json(path: Path) -> YamlDocument:
+    """Return the JSON document in the file at `path`, with its scalars as text, as in YAML. Raises `SettingsError`."""
+    file, text = str(path), _read_text(path)
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError("file", None, f"is not JSON: {error.msg}", _location(file, error.lineno)) from error
+    except RecursionError as error:
+        raise SettingsError("file", None, f"must not be nested deeper than {MAX_DEPTH}", file) from error
+    # Apart from tabs, which JSON allows only between its tokens, JSON is YAML.
+    return _to_document(file, text.replace("\t", " "))
+
+
+def dump_yaml(value: object) -> str:
+    """Return a YAML document with this value, whose keys keep their order."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes equal values in full, not as aliases, and texts of several lines as they are."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _read_text(path: Path) -> str:
     file = str(path)
     try:
         content = read_regular_file(path, MAX_BYTES + 1)
@@ -51,10 +102,13 @@ def read_yaml(path: Path) -> YamlDocument:
     if len(content) > MAX_BYTES:
         raise SettingsError("file", None, f"must not exceed {MAX_BYTES} bytes", file)
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise SettingsError("file", None, "must be UTF-8 text", _location(file, line)) from error
+
+
+def _to_document(file: str, text: str) -> YamlDocument:
     converter = _Converter(file, {}, MAX_VALUES)
     root = _compose(file, text)
     values = None if root is None else converter.convert(root, ())

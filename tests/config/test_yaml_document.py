@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from router.cluster.local.yaml_document import MAX_BYTES, YamlDocument, read_yaml
 from router.config.schema import SettingsError
+from router.config.yaml_document import MAX_BYTES, YamlDocument, read_yaml
 
 
 @pytest.fixture
