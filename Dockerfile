@@ -1,7 +1,8 @@
 # The router's image. The second stage has neither the sources nor the compiler.
 #   docker build -t azureml-fe .                                       the router, with its hot path compiled
 #   docker build -t azureml-fe --build-arg COMPILE=0 .                 everything interpreted
-#   docker build -t azureml-fe --build-arg EXTRAS='[otel]' .           with traces over OTLP
+#   docker build -t azureml-fe --build-arg EXTRAS='[otel]' .           with traces and pushed metrics over OTLP
+#   docker build -t azureml-fe --build-arg EXTRAS='[azure-monitor]' .  with Application Insights
 #   docker build -t azureml-fe --build-arg EXTRAS='[example]' .        with the server for entry scripts
 #   docker build -t azureml-fe --build-arg BASE=python@sha256:... .    with a base image that does not change
 

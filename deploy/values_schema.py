@@ -24,6 +24,7 @@ MANAGED = frozenset(
         "namespaces", "router_name", "pod_name", "pod_namespace", "pod_ip", "peer_secret_file", "kubeconfig",
         "generate_keys", "cluster_purpose", "shutdown_delay_seconds", "drain_seconds",
         "tls_cert_file", "tls_key_file", "tls_client_ca_file", "allow_insecure_connections",
+        "app_insights_connection_string_file",
         "peer_tls_cert_file", "peer_tls_key_file", "peer_tls_ca_file",
     }
 )  # fmt: skip

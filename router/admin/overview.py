@@ -24,6 +24,7 @@ from router.scaling.loop import ControlLoop
 from router.telemetry import log
 from router.telemetry.catalogue import Sample
 from router.telemetry.metrics import VersionMetrics
+from router.telemetry.spans import ReplicaEndpoint
 from router.telemetry.totals import CounterTotals
 from router.workers.pool import WorkerPool
 from router.workers.reports import Reports
@@ -158,9 +159,10 @@ class Overview:
             return []
         return [*mesh.unreachable(), *(host_port(*address) for address in mesh.unidentified())]
 
-    def replica_address(self, service: str, version: str, replica_id: str) -> tuple[str, int] | None:
-        """Return the host and port of a replica; None if it was removed. Any thread may call this."""
+    def replica_endpoint(self, service: str, version: str, replica_id: str) -> ReplicaEndpoint | None:
+        """Return the endpoint of a replica; None if it was removed. Any thread may call this."""
+        settings = self.serving.versions.get((service, version))
         for replica in self.serving.replicas((service, version)).replicas:
-            if replica.id == replica_id:
-                return replica.host, replica.port
+            if settings is not None and replica.id == replica_id:
+                return ReplicaEndpoint(replica.host, replica.port, settings.scoring_path)
         return None

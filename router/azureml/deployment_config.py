@@ -26,7 +26,6 @@ _TARGET: tuple[KeyPath, ...] = tuple(
 )
 _LOSSES: dict[KeyPath, str] = {
     ("dataCollection",): "the router does not collect data of models",
-    ("appInsightsEnabled",): "the router does not send requests to Application Insights; `traces` exports spans",
     ("blobfuseEnabled",): "models are in the image or in a volume, which the Deployment mounts",
     ("sslEnabled",): "HTTPS is a setting of the router, not of a service: tls_cert_file, or sslSecret of the chart",
     ("sslCertPemFile",): "the certificate is a setting of the router: tls_cert_file, or sslSecret of the chart",

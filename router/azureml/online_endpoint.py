@@ -48,7 +48,6 @@ _ENDPOINT_LOSSES: dict[KeyPath, str] = {
     ("public_network_access",): "the router's Service decides who reaches it: inferenceRouterServiceType of the chart",
 }
 _DEPLOYMENT_LOSSES: dict[KeyPath, str] = {
-    ("app_insights_enabled",): "the router does not send requests to Application Insights; `traces` exports spans",
     ("data_collector",): "the router does not collect data of models",
     ("egress_public_network_access",): "a NetworkPolicy limits what pods reach",
     ("private_network_connection",): "a NetworkPolicy limits what pods reach",

@@ -17,12 +17,12 @@ from router.cluster.local.program import check_program_runs, check_server_instal
 from router.cluster.local.service_files import ServiceFiles
 from router.cluster.local.summary import config_summary
 from router.config.router import RouterSettings, load_settings
-from router.config.schema import ErrorCollector
+from router.config.schema import ErrorCollector, SettingsError
 from router.net.address import host_port
 from router.net.certificate_files import server_certificate_files
 from router.net.certificate_reloader import CertificateReloader
 from router.peers.tls import peer_tls
-from router.telemetry.spans import make_exporter
+from router.telemetry.exporters import ExportTargets, span_exporter
 from router.workers.listeners import check_client_listeners
 
 
@@ -40,15 +40,16 @@ def check_local(files: ServiceFiles, environ: Mapping[str, str]) -> tuple[list[s
             check_server_installed(key, launch)
             check_program_runs(key, launch)
     settings = load_settings(environ=environ, file=config.router)
-    check_router(settings, errors)
+    check_router(settings, environ, errors)
     errors.raise_errors(config.router.locations)
     keys = {each.name: (each.primary_key, each.secondary_key) for each in config.services.values() if each.uses_keys}
     warnings = [*config.losses, *key_warnings(keys), *_ignored_percentiles(config)]
+    warnings += _app_insights_warnings(config, ExportTargets(settings, environ))
     return config_summary(config), warnings + asyncio.run(_unresponsive_addresses(config))
 
 
-def check_router(settings: RouterSettings, errors: ErrorCollector) -> None:
-    """Check what the settings of the router name: listeners, certificates, the exporter of traces. Collects errors."""
+def check_router(settings: RouterSettings, environ: Mapping[str, str], errors: ErrorCollector) -> None:
+    """Check what the settings of the router name: listeners, certificates, exporters. Collects errors."""
     now = time.time()
     with errors.collect():
         check_client_listeners(settings)
@@ -58,8 +59,7 @@ def check_router(settings: RouterSettings, errors: ErrorCollector) -> None:
     with errors.collect():
         peer_tls(settings, now)
     with errors.collect():
-        if settings.traces != "off":
-            make_exporter(settings.traces, settings.otlp_endpoint).shutdown()
+        ExportTargets(settings, environ).check()
 
 
 def _ignored_percentiles(config: LocalConfig) -> list[str]:
@@ -70,6 +70,16 @@ def _ignored_percentiles(config: LocalConfig) -> list[str]:
         for service in config.services.values()
         if service.default_version.traffic_percentile
     ]
+
+
+def _app_insights_warnings(config: LocalConfig, targets: ExportTargets) -> list[str]:
+    """Return a line if versions use Application Insights, and it cannot get their requests."""
+    if any(version.enable_app_insights for service in config.services.values() for version in service.versions):
+        try:
+            span_exporter(targets.app_insights).shutdown()
+        except SettingsError as error:
+            return [f"Application Insights gets no requests: {error}"]
+    return []
 
 
 async def _unresponsive_addresses(config: LocalConfig) -> list[str]:

@@ -40,6 +40,7 @@ SETTING_NAMES = (
     ),
     _row("max_request_wait_time", "maxQueueWaitMs", "request_settings/max_queue_wait_ms"),
     _row("scoring_timeout_ms", "scoringTimeoutMs", "request_settings/request_timeout_ms"),
+    _row("enable_app_insights", "appInsightsEnabled", "app_insights_enabled"),
     _row("auth_enabled", "authEnabled", "auth_mode"),
     _row("token_auth_enabled", "tokenAuthEnabled aadAuthEnabled"),
     _row("primary_key", "keys/primaryKey"),

@@ -236,6 +236,13 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         default=0.0,
     ),
     Setting(
+        "enable_app_insights",
+        SettingKind.BOOL,
+        "Send the requests of this version, and the router's requests to its replicas as dependencies, to Application "
+        "Insights. Needs the extra azure-monitor and a connection string, see app_insights_connection_string_file.",
+        default=False,
+    ),
+    Setting(
         "replica_drain_seconds",
         SettingKind.FLOAT,
         "Extension. Maximum time for a replica to finish its requests before it is removed. Then the router aborts "

@@ -1,14 +1,14 @@
-"""Settings of logs and traces."""
+"""Settings of logs, traces and pushed metrics."""
 
 from dataclasses import dataclass
 
-from router.config.declaration import setting
+from router.config.declaration import file_setting, setting
 from router.config.schema import SettingKind
 
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetrySettings:
-    """Settings of logs and traces. `access_log` is the fraction of requests that are logged."""
+    """Settings of logs, traces and pushed metrics. `access_log` is the fraction of requests that are logged."""
 
     log_level: str = setting(
         "Minimum severity of logged messages.",
@@ -30,7 +30,7 @@ class TelemetrySettings:
     )
     traces: str = setting(
         "Exporter of request spans. `otlp` needs the extra `otel`; `azure-monitor` needs the extra `azure-monitor` and "
-        "the environment variable APPLICATIONINSIGHTS_CONNECTION_STRING.",
+        "a connection string, see app_insights_connection_string_file.",
         default="off",
         choices=("off", "otlp", "azure-monitor"),
     )
@@ -45,6 +45,27 @@ class TelemetrySettings:
         "client's decision.",
         kind=SettingKind.FRACTION,
         default=0.01,
+    )
+    metrics_push: str = setting(
+        "Exporter to which each router pod pushes the metrics of /metrics. `otlp` needs the extra `otel`; "
+        "`azure-monitor` needs the extra `azure-monitor` and a connection string, see "
+        "app_insights_connection_string_file.",
+        default="off",
+        choices=("off", "otlp", "azure-monitor"),
+    )
+    metrics_push_seconds: float = setting(
+        "Time between two pushes of metrics.", unit="s", default=60.0, minimum=1, maximum=3600
+    )
+    app_insights_connection_string_file: str | None = file_setting(
+        "File with the connection string of Application Insights. It is read when the router starts.",
+        default_text="the environment variable APPLICATIONINSIGHTS_CONNECTION_STRING has the connection string",
+    )
+    app_insights_sample_ratio: float = setting(
+        "Fraction of the requests of versions with enable_app_insights that are sent to Application Insights. Whole "
+        "traces are chosen, the same ones as by Microsoft's libraries.",
+        kind=SettingKind.FRACTION,
+        default=1.0,
+        default_text="on",
     )
     server_timing: bool = setting(
         "Add the header Server-Timing to responses. It has the duration of each step.", default=True

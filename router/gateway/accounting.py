@@ -5,7 +5,7 @@ from __future__ import annotations
 from router.gateway.context import GatewayContext
 from router.gateway.request import Request
 from router.telemetry.counters import NO_VERSION
-from router.telemetry.tracing import TracedRequest
+from router.telemetry.tracing import TracedRequest, Tracer
 
 
 def record(context: GatewayContext, request: Request, now: float) -> None:
@@ -29,14 +29,23 @@ def record(context: GatewayContext, request: Request, now: float) -> None:
         counters.response_bytes += request.response_bytes
     else:
         _record_unrouted(context, request, now)
-    tracer = context.tracer
-    if tracer is not None and request.service is not None:
-        trace = getattr(request, "trace", None) or tracer.new_context(request.captured.get(b"traceparent"))
-        if trace.sampled:
-            tracer.record(TracedRequest(trace, request.method.decode(), request.journal_entry(now)))
+    if context.tracer is not None:
+        _trace(context.tracer, request, now)
     log = context.access_log
     if log.rate and log.should_log():
         log.add(request.access_record(now, context.wall_clock()))
+
+
+def _trace(tracer: Tracer, request: Request, now: float) -> None:
+    service, version = request.service, request.version
+    if service is None:  # any client can cause such requests
+        return
+    trace = request.trace
+    if trace is None and not request.sent_at:  # it was not sent to a replica
+        uses_app_insights = service.uses_app_insights if version is None else version.settings.enable_app_insights
+        trace = tracer.context_for(request.captured.get(b"traceparent"), app_insights=uses_app_insights)
+    if trace is not None and (trace.sampled or trace.app_insights):
+        tracer.record(TracedRequest(trace, request.method.decode(), request.journal_entry(now)))
 
 
 def _record_unrouted(context: GatewayContext, request: Request, now: float) -> None:

@@ -45,7 +45,6 @@ class GatewayContext:
         outbox: LedgerOutbox,
         authentication: Authentication,
         access_log: AccessLog,
-        tracer: Tracer | None,
         wall_clock: Callable[[], float],
     ) -> None:
         """`wall_clock` returns seconds since the epoch."""
@@ -55,7 +54,7 @@ class GatewayContext:
         self.outbox = outbox
         self.authentication = authentication
         self.access_log = access_log
-        self.tracer = tracer
+        self.tracer: Tracer | None = None  # while requests may be traced
         self.wall_clock = wall_clock
         self.ids = RequestIds()
         self.trusted_proxies = TrustedProxies(settings.trusted_proxies)

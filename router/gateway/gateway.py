@@ -82,9 +82,13 @@ class Gateway:
             outbox=self._outbox,
             authentication=self.authentication,
             access_log=access_log,
-            tracer=Tracer(settings.trace_sample_ratio) if settings.traces != "off" else None,
             wall_clock=time.time,
         )
+        self.tracer = Tracer(
+            settings.trace_sample_ratio if settings.traces != "off" else None,
+            app_insights_ratio=settings.app_insights_sample_ratio,
+        )
+        self._set_tracer()
         self.clients = ClientRegistry(
             self.counters, settings.max_client_connections, settings.max_connections_per_client_address
         )
@@ -113,10 +117,6 @@ class Gateway:
         return self.context.journal
 
     @property
-    def tracer(self) -> Tracer | None:
-        return self.context.tracer
-
-    @property
     def access_log(self) -> AccessLog:
         return self.context.access_log
 
@@ -142,8 +142,16 @@ class Gateway:
         self.routes.set_services(routes)
         self.authentication.retain(frozenset(s.name for s in services.values() if s.token_auth_enabled))
         self.counters.retain(keys)
+        self._set_tracer()
         for waiter in removed_waiters:
             waiter.on_version_removed(now)
+
+    def _set_tracer(self) -> None:
+        """Give the tracer to requests if some may be traced. Without it they pay nothing for traces."""
+        is_used = self.tracer.exports_traces or any(
+            version.settings.enable_app_insights for version in self.routes.versions.values()
+        )
+        self.context.tracer = self.tracer if is_used else None
 
     def _apply_service(self, service: Service) -> ServiceRoute:
         for version in service.versions:

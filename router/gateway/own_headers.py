@@ -35,10 +35,14 @@ def add_request_lines(request: Request, client: ClientStream, tracer: Tracer | N
     if b"connection" in captured and (named := fields_named_by(captured[b"connection"])):
         lines = without_fields(lines, named)
     if tracer is not None:
-        request.trace = context = tracer.new_context(captured.get(b"traceparent"))
-        # `tracestate` belongs to the client's trace, not to a trace that starts here.
-        lines = without_fields(lines, TRACEPARENT if context.parent else TRACE_FIELDS)
-        lines.append(b"traceparent: " + context.traceparent())
+        version = request.version
+        assert version is not None
+        context = tracer.context_for(captured.get(b"traceparent"), app_insights=version.settings.enable_app_insights)
+        if context is not None:
+            request.trace = context
+            # `tracestate` belongs to the client's trace, not to a trace that starts here.
+            lines = without_fields(lines, TRACEPARENT if context.parent else TRACE_FIELDS)
+            lines.append(b"traceparent: " + context.traceparent())
     if service.forward_authorization and b"authorization" in captured:
         lines.append(b"Authorization: " + captured[b"authorization"])
     if client.is_trusted_proxy:

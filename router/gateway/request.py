@@ -111,7 +111,7 @@ class Request:
         self.connected_at: float
         self.queue_position: int
         self.replicas_at_arrival: tuple[ReplicaAtArrival, ...]
-        self.trace: TraceContext  # while traces are on
+        self.trace: TraceContext | None = None  # if it is traced, set when it is sent to a replica
 
     def journal_entry(self, now: float) -> Entry:
         """Return the entry of the request in the journal."""

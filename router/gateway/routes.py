@@ -353,6 +353,7 @@ class ServiceRoute:
         "path",
         "removed_fields",
         "standby",
+        "uses_app_insights",
         "versions",
     )
 
@@ -382,6 +383,8 @@ class ServiceRoute:
         self.standby = service.standby
         self.is_special = self.standby or self.origins is not None or self.key_headers is not None
         """True if `admission` has to check more than the method and Authorization."""
+        self.uses_app_insights = service.default_version.enable_app_insights
+        """For requests that were refused before a version was chosen: True if Application Insights gets them."""
         self.versions = versions
         self._shares = [
             (versions[version.name.encode()], share) for version, share in service.traffic_shares() if share

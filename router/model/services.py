@@ -77,6 +77,7 @@ class Version:
     scoring_path: str
     tunnel_idle_timeout_seconds: float
     max_stream_seconds: float
+    enable_app_insights: bool
     outlier_detection: bool
     outlier_consecutive_failures: int
     outlier_consecutive_timeouts: int

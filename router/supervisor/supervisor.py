@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from router.admin.activity import Activity
 from router.admin.log_config import LogConfig, LogConfigRoutes
 from router.admin.metrics import metrics_snapshot
+from router.admin.metrics_pusher import MetricsPusher
 from router.admin.overload import OverloadMonitor
 from router.admin.overview import Overview
 from router.admin.routes import StatusRoutes
@@ -54,6 +56,7 @@ from router.supervisor.readiness import ClusterStatus, Readiness
 from router.supervisor.state import ServingState
 from router.supervisor.worker_events import WorkerEvents
 from router.telemetry import log
+from router.telemetry.exporters import ExportTargets
 from router.telemetry.log import event
 from router.telemetry.metrics import VersionMetrics
 from router.telemetry.totals import CounterTotals
@@ -160,6 +163,9 @@ class Supervisor:
         )  # fmt: skip
 
         # The admin port, and messages of peers, which may request explanations.
+        self._metrics_pusher = MetricsPusher(
+            lambda: metrics_snapshot(self.overview), settings.metrics_push_seconds, time.monotonic()
+        )
         self._readiness = Readiness(status, self._workers, self._self_scaling, self._certificates)
         self.overview = Overview(
             self.serving, loop=self._loop, counters=counters, reports=reports, peer_reports=peer_reports,
@@ -167,12 +173,13 @@ class Supervisor:
             activity=self.activity, mode=settings.mode, timeline=self._recorder.timeline, probes=status.probes,
             scoring_url=self.scoring_url,
             samples=[
+                self._metrics_pusher.samples,
                 self._self_scaling.samples, tokens.samples, *(each.samples for each in self._certificates),
                 status.samples,
             ],
             problems=[
                 self._readiness.unmet_conditions, self._readiness.warnings, self.certificate_problems,
-                status.problems, self._overload.problems,
+                status.problems, self._overload.problems, self.activity.traces.problems,
             ],
         )  # fmt: skip
         self._admin = AdminServer(
@@ -200,8 +207,8 @@ class Supervisor:
         """Open the listeners, follow the cluster and start the workers. Call `stop` afterwards, even if this fails or
         is cancelled.
 
-        Raises OSError with the name of the setting if an address cannot be bound, `SettingsError` if traces cannot be
-        exported, and the exceptions of `cluster.start`.
+        Raises OSError with the name of the setting if an address cannot be bound, `SettingsError` if traces or metrics
+        cannot be exported, and the exceptions of `cluster.start`.
         """
         settings, errors = self._settings, ListenErrorCollector()
         with errors.collect():
@@ -209,11 +216,11 @@ class Supervisor:
         with errors.collect():
             await self._admin.start()
         errors.raise_errors()
-        if settings.traces != "off":
-            self.activity.traces.start(
-                settings.traces, settings.otlp_endpoint, self._ledger_dispatcher.own_id,
-                settings.scoring_prefix + "{service}", self.overview.replica_address,
-            )  # fmt: skip
+        targets, pod = ExportTargets(settings, os.environ), self._ledger_dispatcher.own_id
+        self.activity.traces.start(
+            targets, pod, settings.scoring_prefix, self.overview.replica_endpoint, settings.app_insights_sample_ratio
+        )
+        self._metrics_pusher.start(targets.metrics, pod)
         self._tokens.start()
         await self._cluster.start(self._cluster_events)
         await self._workers.resize(self._self_scaling.initial_workers())
@@ -246,6 +253,7 @@ class Supervisor:
             cleanup.push_async_callback(self._admin.stop)
             cleanup.callback(self._status.close)
             cleanup.push_async_callback(asyncio.to_thread, self.activity.traces.stop)
+            cleanup.push_async_callback(self._metrics_pusher.stop)
             cleanup.push_async_callback(self._stop_cluster)
             # Ticks run until the workers have stopped: they report the remaining requests to peers, and a peer that
             # drains a replica waits for these reports.
@@ -305,6 +313,7 @@ class Supervisor:
         self._recorder.tick(now)
         self._overload.tick(now)
         self._poll_certificates()
+        self._metrics_pusher.tick(now)
         leads = self._leadership.leads
         self._self_scaling.tick(now, leads=leads)
         if leads and not self._readiness.stopping:

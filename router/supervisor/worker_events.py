@@ -104,7 +104,8 @@ class WorkerEvents:
             self._ledger_dispatcher.on_lease_requests(name, message.key, message.messages)
 
     def _on_traces(self, name: str, message: Traces) -> None:
-        self._activity.traces.add(name, message.traced, message.dropped, time.time() - time.monotonic())
+        dropped = message.dropped, message.app_insights_dropped
+        self._activity.traces.add(name, message.traced, dropped, time.time() - time.monotonic())
 
     def _on_unknown_token_key(self, _: str, message: UnknownTokenKey) -> None:
         self._tokens.on_unknown_key(message.issuer)

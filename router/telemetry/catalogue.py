@@ -209,7 +209,11 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
                    ("process",)),
         MetricSpec("access_log_lines_dropped", _COUNTER, "Access log lines that could not be written."),
         MetricSpec("log_lines_dropped", _COUNTER, "Lines of the application log that could not be written."),
-        MetricSpec("spans_dropped", _COUNTER, "Spans of traces that could not be exported."),
+        MetricSpec("spans_dropped", _COUNTER, "Requests whose spans could not be exported (`traces`)."),
+        MetricSpec("app_insights_requests_dropped", _COUNTER, "Requests of versions with `enable_app_insights` that "
+                   "were not sent to Application Insights."),
+        MetricSpec("metrics_pushes", _COUNTER, "Pushes of metrics (`metrics_push`). One that must wait for the "
+                   "last one is left out, and counts as `failed`.", ("result",)),
         MetricSpec("config_errors", _COUNTER, "Settings that were rejected."),
         MetricSpec("config_last_reload_success", _GAUGE, "1 if the latest settings are in effect."),
     ),

@@ -8,6 +8,7 @@ metrics `process_*` and chooses the format. Tests parse the text with the parser
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -15,6 +16,23 @@ from prometheus_client.utils import floatToGoString
 
 from router.telemetry.catalogue import PREFIX, MetricKind, MetricSpec, Sample
 from router.telemetry.histogram import HistogramSnapshot
+
+
+class ProcessValue(NamedTuple):
+    """One of the metrics `process_*`, which have no labels."""
+
+    name: str
+    is_counter: bool
+    help: str
+    value: float
+
+
+def process_values() -> Iterator[ProcessValue]:
+    """Yield the metrics `process_*` of this process."""
+    for family in ProcessCollector(registry=None).collect():
+        for sample in family.samples:
+            yield ProcessValue(sample.name, family.type == "counter", family.documentation, sample.value)
+
 
 Exemplars = Mapping[int, tuple[str, float, float]]
 """Bucket index -> trace id, value, and time in seconds since the epoch."""

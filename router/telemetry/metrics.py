@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from router.model.services import ReplicaState, VersionKey
 from router.telemetry.catalogue import METRICS, MetricKind, MetricSpec, Sample, validate_sample
@@ -68,15 +69,34 @@ def render_metrics(snapshot: MetricsSnapshot, accept: str) -> tuple[bytes, str]:
 
 
 def _lines(snapshot: MetricsSnapshot, format_: ExpositionFormat) -> Iterator[str]:
-    by_metric = {"build": [Sample("build", 1, (snapshot.router_version, snapshot.hot_path))]}
-    for sample in _samples(snapshot):
-        by_metric.setdefault(sample.metric, []).append(sample)
+    by_metric = samples_by_metric(snapshot)
     for spec in METRICS.values():
         yield from format_.metric_header(spec)
         if spec.kind is MetricKind.HISTOGRAM:
-            yield from _histogram_lines(spec, snapshot, format_)
+            histogram = HistogramLines(spec, histogram_bounds(spec), format_)
+            for series in histogram_series(spec, snapshot):
+                yield from histogram.lines(*series)
         else:
             yield from sample_lines(spec, by_metric.get(spec.name, ()))
+
+
+def samples_by_metric(snapshot: MetricsSnapshot) -> dict[str, list[Sample]]:
+    """Return the samples of all metrics but histograms, by the names in the catalogue.
+
+    Raises ValueError for a sample that does not match the catalogue.
+    """
+    by_metric = {"build": [Sample("build", 1, (snapshot.router_version, snapshot.hot_path))]}
+    for sample in _samples(snapshot):
+        by_metric.setdefault(sample.metric, []).append(sample)
+    return by_metric
+
+
+class HistogramSeries(NamedTuple):
+    """One histogram of a metric."""
+
+    label_values: Sequence[str]
+    histogram: HistogramSnapshot
+    exemplars: Exemplars
 
 
 _VERSION_HISTOGRAMS: dict[str, tuple[tuple[float, ...], Callable[[VersionSnapshot], HistogramSnapshot]]] = {
@@ -88,18 +108,22 @@ _VERSION_HISTOGRAMS: dict[str, tuple[tuple[float, ...], Callable[[VersionSnapsho
 }
 
 
-def _histogram_lines(spec: MetricSpec, snapshot: MetricsSnapshot, format_: ExpositionFormat) -> Iterator[str]:
+def histogram_bounds(spec: MetricSpec) -> tuple[float, ...]:
+    """Return the upper bounds of a histogram metric, without +Inf."""
+    return _VERSION_HISTOGRAMS[spec.name][0] if spec.name in _VERSION_HISTOGRAMS else LAG_BOUNDS
+
+
+def histogram_series(spec: MetricSpec, snapshot: MetricsSnapshot) -> Iterator[HistogramSeries]:
+    """Yield the histograms of a metric."""
     if spec.name in _VERSION_HISTOGRAMS:
-        bounds, histogram_of = _VERSION_HISTOGRAMS[spec.name]
-        histogram = HistogramLines(spec, bounds, format_)
+        histogram_of = _VERSION_HISTOGRAMS[spec.name][1]
         for key, version in _versions(snapshot.counters):
             if key[1] != NO_VERSION:  # responses sent before a version was chosen are not timed
                 exemplars = snapshot.exemplars.get(key, {}) if spec.name == "request_duration_seconds" else {}
-                yield from histogram.lines(key, histogram_of(version), exemplars)
+                yield HistogramSeries(key, histogram_of(version), exemplars)
     else:
-        histogram = HistogramLines(spec, LAG_BOUNDS, format_)
         for process, lag in snapshot.lag.items():
-            yield from histogram.lines((process,), lag, {})
+            yield HistogramSeries((process,), lag, {})
 
 
 # Counters and gauges.

@@ -1,26 +1,28 @@
 """Traces, the supervisor's part: builds spans from the traced requests of workers, and exports them.
 
-Needs the extra `otel`. The exporter is OpenTelemetry's for OTLP over HTTP or Azure Monitor's; both have the same
-interface. Names and attributes follow OpenTelemetry's semantic conventions for HTTP; the router's own attributes begin
-with `azureml_fe.`. Only the export thread waits for the network. If it is too slow, requests are dropped and counted.
+Needs the extra `otel` or `azure-monitor`. Names and attributes follow OpenTelemetry's semantic conventions for HTTP;
+the router's own attributes begin with `azureml_fe.`. Only the export thread waits for the network. If it is too slow,
+requests are dropped and counted.
 
     server span  POST /api/v1/service/{service}      from the request's head to the last byte of the response
       queue                                          if the request waited for a slot
       connect                                        if a connection had to be opened
       client span  POST                              from the first byte sent to the replica to the last from it
+
+`app_insights` has the form in which Application Insights gets requests.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from router import __version__
 from router.config.schema import SettingsError
+from router.telemetry.export_thread import ExportThread
+from router.telemetry.exporters import ExportTarget, span_exporter
 from router.telemetry.log import event
 from router.telemetry.tracing import TracedRequest
 
@@ -30,98 +32,113 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("router.telemetry")
 
-_MAX_PENDING_BATCHES = 64
-_STOP_SECONDS = 2.0  # for the last export when the router stops
+MAX_PENDING = 20_000
+"""Maximum number of requests that wait for their export, about 20 MB."""
+
+_BATCH = 200  # requests in an export, about 350 KB
+_MIN_SECONDS = 1.0  # from one export to the next, if it is smaller
 _WARNING_SECONDS = 60.0  # between two log lines about failed exports
 
-ReplicaAddressLookup = Callable[[str, str, str], tuple[str, int] | None]
-"""Returns the host and port of a replica, given service, version and replica id; None if it was removed."""
+
+class ReplicaEndpoint(NamedTuple):
+    """Where a replica is reached."""
+
+    host: str
+    port: int
+    scoring_path: str
 
 
-def make_exporter(kind: str, endpoint: str) -> SpanExporter:
-    """Return the exporter for `otlp` or `azure-monitor`.
-
-    Raises SettingsError if its extra is not installed or its connection string is missing or invalid.
-    """
-    try:
-        if kind == "azure-monitor":
-            from azure.monitor.opentelemetry.exporter import AzureMonitorTraceExporter
-
-            try:
-                azure: SpanExporter = AzureMonitorTraceExporter()  # reads APPLICATIONINSIGHTS_CONNECTION_STRING
-            except ValueError as error:
-                raise SettingsError(
-                    "traces", kind, "needs the environment variable APPLICATIONINSIGHTS_CONNECTION_STRING"
-                ) from error
-            return azure
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError as error:
-        extra = "azure-monitor" if kind == "azure-monitor" else "otel"
-        raise SettingsError("traces", kind, f"needs the extra: in the checkout: pip install '.[{extra}]'") from error
-    return OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces")
+ReplicaLookup = Callable[[str, str, str], ReplicaEndpoint | None]
+"""Returns the endpoint of a replica, given service, version and replica id; None if it was removed."""
 
 
-class SpanExportThread:
-    """A thread that builds the spans of traced requests and exports them."""
+class SpanSource(Protocol):
+    """Builds the spans of requests."""
 
-    def __init__(self, exporter: SpanExporter, pod: str, route: str, replica_address: ReplicaAddressLookup) -> None:
-        """`pod` and `route`: see `SpanBuilder`."""
-        self._exporter = exporter
-        self._builder = SpanBuilder(pod, route, replica_address)
-        self._batches: queue.Queue[tuple[float, Sequence[TracedRequest]] | None] = queue.Queue(_MAX_PENDING_BATCHES)
-        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+    def spans(self, request: TracedRequest, clock_offset: float) -> Iterator[ReadableSpan]:
+        """Yield the spans of one request; `clock_offset`: the epoch's clock minus the monotonic clock, in seconds."""
+
+
+class SpanExport:
+    """Exports the spans of traced requests in a thread."""
+
+    def __init__(self, target: ExportTarget, make_source: Callable[[], SpanSource]) -> None:
+        """Nothing is imported before `prepare`, or before the first export in the thread."""
+        self._target = target
+        self._make_source = make_source
+        self._tools: tuple[SpanExporter, SpanSource] | None = None
+        self._thread: ExportThread[tuple[float, TracedRequest]] = ExportThread(
+            target.setting, self._export, self._close, capacity=MAX_PENDING, batch=_BATCH, min_seconds=_MIN_SECONDS
+        )
         self._warned_at = -_WARNING_SECONDS
-        self.dropped = 0
-        """Requests whose spans could not be exported."""
+        self._failed = 0
+        self._rejected = 0
+        self.problem: SettingsError | None = None
+        """Why nothing can be exported, once it was tried."""
+
+    def prepare(self) -> None:
+        """Make the exporter. Raises SettingsError if that is not possible."""
+        self._tools = span_exporter(self._target), self._make_source()
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def dropped(self) -> int:
+        """Number of requests whose spans could not be exported."""
+        return self._failed + self._rejected  # each is counted in one thread
+
     def submit(self, requests: Sequence[TracedRequest], clock_offset: float) -> None:
         """Queue requests for export without waiting; `clock_offset`: the epoch's clock minus the monotonic clock."""
-        try:
-            self._batches.put_nowait((clock_offset, requests))
-        except queue.Full:
-            self.dropped += len(requests)
+        self._rejected += self._thread.submit((clock_offset, request) for request in requests)
 
     def stop(self) -> None:
         """Export the queued requests and end the thread. Gives up after a few seconds."""
-        if self._thread.is_alive():
-            try:
-                self._batches.put(None, timeout=_STOP_SECONDS)
-            except queue.Full:
-                return
-            self._thread.join(_STOP_SECONDS)
+        self._thread.stop()
 
-    def _run(self) -> None:
-        while (batch := self._batches.get()) is not None:
-            clock_offset, requests = batch
+    def _export(self, batch: Sequence[tuple[float, TracedRequest]]) -> Iterator[None]:
+        if self.problem is None:
             try:
-                spans = [span for request in requests for span in self._builder.spans(request, clock_offset)]
-                if self._exporter.export(spans).name != "SUCCESS":
-                    raise RuntimeError("the exporter reported a failure")
+                if self._tools is None:
+                    self.prepare()
+                assert self._tools is not None
+                exporter, source = self._tools
+                spans = [span for clock_offset, request in batch for span in source.spans(request, clock_offset)]
+                is_exported = exporter.export(spans).name == "SUCCESS"
+                reason = self._target.log.take()
+            except SettingsError as error:
+                is_exported, reason, self.problem = False, str(error), error
             except Exception as error:  # noqa: BLE001  (exporters may raise anything, and serving must not be affected)
-                self.dropped += len(requests)
-                self._warn(error)
-        self._exporter.shutdown()
+                is_exported, reason = False, self._target.log.printable(f"{type(error).__name__}: {error}")
+            if not is_exported:
+                self._warn(reason)
+        else:
+            is_exported = False
+        if not is_exported:
+            self._failed += len(batch)
+        yield
 
-    def _warn(self, error: Exception) -> None:
+    def _close(self) -> None:
+        if self._tools is not None:
+            self._tools[0].shutdown()
+
+    def _warn(self, reason: str) -> None:
         now = time.monotonic()
         if now - self._warned_at >= _WARNING_SECONDS:
             self._warned_at = now
-            event(_log, logging.WARNING, "cannot export spans", error=f"{type(error).__name__}: {error}")
+            event(_log, logging.WARNING, "cannot export spans", setting=self._target.setting, error=reason or "refused")
 
 
 class SpanBuilder:
-    """Builds the spans of a request."""
+    """Builds the spans of a request for collectors of traces."""
 
-    def __init__(self, pod: str, route: str, replica_address: ReplicaAddressLookup) -> None:
+    def __init__(self, pod: str, route: str, replica: ReplicaLookup) -> None:
         """`pod`: id of this router pod. `route`: path of all services, with `{service}` for the name."""
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        self._replica_address = replica_address
+        self._replica = replica
         self._route = route
         self._resource = Resource.create(
             {"service.name": "azureml-fe", "service.version": __version__, "service.instance.id": pod}
@@ -130,20 +147,8 @@ class SpanBuilder:
 
     def spans(self, request: TracedRequest, clock_offset: float) -> Iterator[ReadableSpan]:
         """Yield the spans of one request; `clock_offset`: the epoch's clock minus the monotonic clock, in seconds."""
-        from opentelemetry.trace import SpanKind
-
-        context, method, entry = request
-        yield self._span(
-            name=f"{method} {self._route}",
-            kind=SpanKind.SERVER,
-            trace_id=context.trace_id,
-            span_id=context.server_span,
-            parent=context.parent,
-            start=clock_offset + entry.started_at,
-            end=clock_offset + entry.ended_at,
-            attributes=self._server_attributes(request),
-            failed=entry.status >= 500,
-        )
+        entry = request.entry
+        yield self._server_span(request, clock_offset, self._server_attributes(request))
         if entry.body_seconds:
             started_at = clock_offset + entry.authenticated_at
             yield self._internal_span("body", request, 3, started_at, started_at + entry.body_seconds)
@@ -155,15 +160,37 @@ class SpanBuilder:
         connected_at = clock_offset + entry.connected_at
         if entry.connected_at > entry.slot_acquired_at:
             yield self._internal_span("connect", request, 2, clock_offset + entry.slot_acquired_at, connected_at)
-        yield self._span(
+        yield self._client_span(request, clock_offset, self._client_attributes(request))
+
+    def _server_span(self, request: TracedRequest, clock_offset: float, attributes: dict[str, Any]) -> ReadableSpan:
+        from opentelemetry.trace import SpanKind
+
+        context, method, entry = request
+        return self._span(
+            name=f"{method} {attributes['http.route']}",
+            kind=SpanKind.SERVER,
+            trace_id=context.trace_id,
+            span_id=context.server_span,
+            parent=context.parent,
+            start=clock_offset + entry.started_at,
+            end=clock_offset + entry.ended_at,
+            attributes=attributes,
+            failed=entry.status >= 500,
+        )
+
+    def _client_span(self, request: TracedRequest, clock_offset: float, attributes: dict[str, Any]) -> ReadableSpan:
+        from opentelemetry.trace import SpanKind
+
+        context, method, entry = request
+        return self._span(
             name=method,
             kind=SpanKind.CLIENT,
             trace_id=context.trace_id,
             span_id=context.client_span,
             parent=context.server_span,
-            start=connected_at,
+            start=clock_offset + entry.connected_at,
             end=clock_offset + entry.ended_at,
-            attributes=self._client_attributes(request),
+            attributes=attributes,
             failed=entry.status >= 400 or not entry.response_started_at,
         )
 
@@ -189,9 +216,9 @@ class SpanBuilder:
     def _client_attributes(self, request: TracedRequest) -> dict[str, Any]:
         entry = request.entry
         attributes: dict[str, Any] = {"http.request.method": request.method, "azureml_fe.replica": entry.replica}
-        address = self._replica_address(entry.service, entry.version, entry.replica)
-        if address is not None:
-            attributes |= {"server.address": address[0], "server.port": address[1]}
+        endpoint = self._replica(entry.service, entry.version, entry.replica)
+        if endpoint is not None:
+            attributes |= {"server.address": endpoint.host, "server.port": endpoint.port}
         if entry.retries:
             attributes["http.request.resend_count"] = entry.retries
         if entry.response_started_at:

@@ -238,5 +238,6 @@ class GatewayControl:
             )
         )
         self._reported_at = now
-        if gateway.tracer is not None and (traced := gateway.tracer.drain()):
-            self._channel.send(Traces(traced, gateway.tracer.dropped))
+        tracer = gateway.tracer
+        if traced := tracer.drain():
+            self._channel.send(Traces(traced, tracer.dropped, tracer.app_insights_dropped))

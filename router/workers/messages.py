@@ -159,7 +159,9 @@ class Traces(NamedTuple):
     """Sampled requests that have ended."""
 
     traced: Sequence[TracedRequest]
-    dropped: int  # number of sampled requests that the worker has dropped since its start because its buffer was full
+    # Numbers of sampled requests that the worker has dropped since its start because its buffer was full.
+    dropped: int  # for the exporter of traces
+    app_insights_dropped: int
 
 
 class UnknownTokenKey(NamedTuple):

@@ -1,81 +1,20 @@
 """Spans that a collector receives over the real protocol."""
 
-import gzip
 import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from router.config.schema import SettingsError
-from router.telemetry.spans import SpanExportThread, make_exporter
+from router.telemetry.spans import ReplicaEndpoint, SpanBuilder, SpanExport
 from router.telemetry.tracing import TracedRequest, Tracer
 from tests.processes import Response, send_request, wait_until
 from tests.routers import StartRouter, open_echo_service
+from tests.telemetry.collector import Collector
+from tests.telemetry.export_targets import export_target
 from tests.telemetry.test_journal import entry
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-class Collector:
-    """An OTLP collector that keeps what it receives."""
-
-    def __init__(self) -> None:
-        self.bodies: list[tuple[str, bytes]] = []
-        self.status = 200
-        self.response = b""
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("Content-Encoding") == "gzip":
-                    body = gzip.decompress(body)
-                collector.bodies.append((self.path, body))
-                response = collector.response
-                self.send_response(collector.status)
-                self.send_header("Content-Type", "application/json" if response else "application/x-protobuf")
-                self.send_header("Content-Length", str(len(response)))
-                self.end_headers()
-                self.wfile.write(response)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def exports(self) -> list[ExportTraceServiceRequest]:
-        assert {path for path, _ in self.bodies} <= {"/v1/traces"}
-        return [ExportTraceServiceRequest.FromString(body) for _, body in self.bodies]
-
-    @property
-    def spans(self) -> list[Span]:
-        return [
-            span
-            for export in self.exports
-            for resource in export.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    yield collector
-    collector.close()
 
 
 def attributes(span: Span) -> dict[str, Any]:
@@ -115,7 +54,7 @@ def test_spans_of_a_request_continue_the_client_trace(start: StartRouter, collec
         assert before <= span.start_time_unix_nano / 1e9 <= span.end_time_unix_nano / 1e9 <= time.time()
         assert span.status.code == Status.STATUS_CODE_UNSET
     resource = {
-        each.key: each.value.string_value for each in collector.exports[0].resource_spans[0].resource.attributes
+        each.key: each.value.string_value for each in collector.trace_exports[0].resource_spans[0].resource.attributes
     }
     assert resource["service.name"] == "azureml-fe"
 
@@ -159,33 +98,21 @@ def test_trace_headers_are_forwarded_while_traces_are_off(start: StartRouter) ->
     assert trace_fields(send_request(router.port, "/api/v1/service/iris/headers", b"[1]")) == {}
 
 
-def test_azure_monitor_without_connection_string_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("APPLICATIONINSIGHTS_CONNECTION_STRING", raising=False)
-    with pytest.raises(SettingsError, match="APPLICATIONINSIGHTS_CONNECTION_STRING"):
-        make_exporter("azure-monitor", "")
-
-
-def test_azure_monitor_gets_the_same_spans(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The exporter's own telemetry and settings, whose threads and sockets would outlive the test.
-    for feature in ("STATSBEAT_DISABLED_ALL", "SDKSTATS_DISABLED", "CONTROLPLANE_DISABLED"):
-        monkeypatch.setenv(f"APPLICATIONINSIGHTS_{feature}", "True")
-    monkeypatch.setenv(
-        "APPLICATIONINSIGHTS_CONNECTION_STRING",
-        f"InstrumentationKey=00000000-0000-0000-0000-000000000001;IngestionEndpoint={collector.url}/",
+def test_azure_monitor_gets_the_same_spans(collector: Collector) -> None:
+    target = export_target("traces", "azure-monitor", collector.connection_string)
+    export = SpanExport(
+        target,
+        lambda: SpanBuilder("pod-1", "/score/{service}", lambda *_: ReplicaEndpoint("10.0.0.1", 5001, "/score")),
     )
-    collector.response = b'{"itemsReceived": 2, "itemsAccepted": 2, "errors": []}'
-    export = SpanExportThread(
-        make_exporter("azure-monitor", ""), "pod-1", "/score/{service}", lambda *_: ("10.0.0.1", 5001)
-    )
+    export.prepare()
     export.start()
     context = Tracer(0.0).new_context(f"00-{TRACE}-{PARENT}-01".encode())
     export.submit([TracedRequest(context, "POST", entry(1, queued_seconds=0.0))], 1.7e9)
     export.stop()
     assert export.dropped == 0
-    # The exporter may also send its own telemetry.
-    path, body = next((path, body) for path, body in collector.bodies if b"RequestData" in body)
-    assert path.endswith("/track")
-    items = {item["data"]["baseType"]: item for item in json.loads(body)}
-    assert set(items) == {"RequestData", "RemoteDependencyData"}
-    assert items["RequestData"]["tags"]["ai.operation.id"] == TRACE
-    assert items["RequestData"]["data"]["baseData"]["name"] == "POST /score/{service}"
+    (request,) = collector.items("RequestData")
+    (dependency,) = collector.items("RemoteDependencyData")
+    assert request["tags"]["ai.operation.id"] == dependency["tags"]["ai.operation.id"] == TRACE
+    assert request["data"]["baseData"]["name"] == "POST /score/{service}"
+    assert dependency["data"]["baseData"]["target"] == "10.0.0.1:5001"
+    assert len(collector.bodies) == 1  # no telemetry about the exporter itself

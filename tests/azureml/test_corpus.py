@@ -120,3 +120,11 @@ def test_results_are_valid(case: str, tmp_path: Path) -> None:
             for setting in ("num_replicas", "autoscale_max_replicas", "scoring_timeout_ms", "max_request_wait_time",
                             "tags", "scoring_path", "traffic_percentile", "is_default"):  # fmt: skip
                 assert getattr(version, setting) == getattr(other, setting), setting
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"), [("v1-diabetes", True), ("v1-pipelines", False), ("v2-kubernetes", True)]
+)
+def test_application_insights_stays_on(case: str, expected: bool, tmp_path: Path) -> None:
+    (service,) = check_settings(convert_files(files_of(case, tmp_path)))
+    assert any(version.enable_app_insights for version in service.versions) == expected

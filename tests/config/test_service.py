@@ -70,6 +70,7 @@ def test_defaults_are_those_of_the_sdk() -> None:
             request_buffering=True,
             retry_on_reset=False,
             rewrite_location=True,
+            enable_app_insights=False,
             scoring_path="/score",
             tunnel_idle_timeout_seconds=0.0,
             max_stream_seconds=0.0,

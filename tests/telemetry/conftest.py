@@ -1,4 +1,4 @@
-"""Ends the threads that tests of the logs start."""
+"""Ends the threads that tests of the logs start; fixtures of the tests of exports."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 
 from router.telemetry.line_writer import LineWriter
 from tests.processes import TIMEOUT_SECONDS
+from tests.telemetry.collector import collector  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

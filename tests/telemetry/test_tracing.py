@@ -1,13 +1,23 @@
 """W3C trace context: parsing, continuing a trace, sampling."""
 
 import random
-from typing import Any
 
 import pytest
+from azure.monitor.opentelemetry.exporter import ApplicationInsightsSampler
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace.sampling import Decision
 
-from router.telemetry.tracing import MAX_PENDING, TraceContext, TracedRequest, Tracer, is_traceparent, parse_traceparent
+from router.telemetry.tracing import (
+    MAX_PENDING,
+    TraceContext,
+    TracedRequest,
+    Tracer,
+    app_insights_score,
+    is_traceparent,
+    parse_traceparent,
+)
+from tests.telemetry.test_journal import entry
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -70,7 +80,49 @@ def test_client_sampling_decision_is_followed() -> None:
 
 def test_pending_requests_are_bounded_and_drops_are_counted() -> None:
     tracer = Tracer(1.0)
-    request: Any = TracedRequest(TraceContext(TRACE, "", PARENT, PARENT, True), "POST", None)  # type: ignore[arg-type]
+    request = TracedRequest(TraceContext(TRACE, "", PARENT, PARENT, True), "POST", entry(1))
     for _ in range(MAX_PENDING + 5):
         tracer.record(request)
     assert (len(tracer.drain()), tracer.dropped, tracer.drain()) == (MAX_PENDING, 5, [])
+
+
+def test_requests_dropped_for_each_export_are_counted() -> None:
+    tracer = Tracer(1.0)
+    for _ in range(MAX_PENDING):
+        tracer.record(TracedRequest(TraceContext(TRACE, "", PARENT, PARENT, True), "POST", entry(1)))
+    for sampled, app_insights in ((True, True), (False, True), (False, True), (False, False)):
+        context = TraceContext(TRACE, "", PARENT, PARENT, sampled, app_insights)
+        tracer.record(TracedRequest(context, "POST", entry(1)))
+    assert (tracer.dropped, tracer.app_insights_dropped) == (1, 3)
+
+
+def test_request_is_traced_for_traces_or_for_application_insights() -> None:
+    header = f"00-{TRACE}-{PARENT}-00".encode()
+    assert Tracer(None).context_for(header, app_insights=False) is None
+    context = Tracer(None).context_for(header, app_insights=True)
+    assert context is not None
+    assert (context.trace_id, context.parent, context.sampled, context.app_insights) == (TRACE, PARENT, False, True)
+    assert context.traceparent().endswith(b"-01")
+    context = Tracer(1.0).context_for(header, app_insights=False)
+    assert context is not None
+    assert (context.sampled, context.app_insights) == (False, False)
+    assert Tracer(None, app_insights_ratio=0.0).context_for(header, app_insights=True) is None
+    context = Tracer(1.0, app_insights_ratio=0.0).context_for(header, app_insights=True)
+    assert context is not None
+    assert not context.app_insights
+
+
+def test_application_insights_samples_the_same_traces_as_its_own_sampler() -> None:
+    rng = random.Random(1)
+    sampler = ApplicationInsightsSampler(0.25)
+    tracer = Tracer(None, app_insights_ratio=0.25)
+    sampled = 0
+    for number in [0, 1, *(rng.getrandbits(128) for _ in range(2_000))]:
+        trace = f"{number:032x}"
+        expected = sampler.should_sample(None, number, "").decision is Decision.RECORD_AND_SAMPLE
+        if number:  # an id of zeros is not valid
+            context = tracer.context_for(f"00-{trace}-{PARENT}-00".encode(), app_insights=True)
+            assert (context is not None) == expected
+        assert app_insights_score(trace) == sampler._get_DJB2_sample_score(trace)
+        sampled += expected
+    assert 400 < sampled < 600

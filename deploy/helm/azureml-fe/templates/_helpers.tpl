@@ -193,6 +193,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $derived = set $derived "tls_key_file" "/etc/azureml-fe/tls/key.pem" -}}
 {{- end -}}
 {{- if .Values.sslClientCaSecret }}{{ $derived = set $derived "tls_client_ca_file" "/etc/azureml-fe/client-ca/ca.pem" }}{{ end -}}
+{{- if .Values.appInsightsSecret -}}
+{{- $derived = set $derived "app_insights_connection_string_file" "/etc/azureml-fe/app-insights/connection-string" -}}
+{{- end -}}
 {{- if .Values.peers.tlsSecret -}}
 {{- $derived = set $derived "peer_tls_cert_file" "/etc/azureml-fe/peers-tls/tls.crt" -}}
 {{- $derived = set $derived "peer_tls_key_file" "/etc/azureml-fe/peers-tls/tls.key" -}}
@@ -203,7 +206,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- range $name, $value := .Values.router -}}
 {{- /* YAML 1.1 parses `off` as false. */ -}}
-{{- if and (kindIs "bool" $value) (has $name (list "peer_tls" "traces")) }}{{ $switchedOff = set $switchedOff $name "off" }}{{ end -}}
+{{- if and (kindIs "bool" $value) (has $name (list "metrics_push" "peer_tls" "traces")) }}{{ $switchedOff = set $switchedOff $name "off" }}{{ end -}}
 {{- end -}}
 router:
   {{- $adminHosts := dict "admin_hosts" (include "azureml-fe.adminHosts" .) }}
