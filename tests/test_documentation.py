@@ -51,11 +51,11 @@ NOT_RUN = {
     "docs/clients.md": {"csharp", "js"},  # needs .NET; needs a service with WebSockets
     "docs/local.md": {"sh", "yaml"},  # needs Docker; test_example_files_are_valid reads the files
     "docs/kubernetes.md": {"sh"},  # needs a registry and a cluster; tests/kubernetes does the same
-    "docs/migrate.md": {"python", "sh"},  # needs a workspace; needs a cluster
+    "docs/migrate.md": {"sh"},  # needs a workspace and a cluster
     "docs/operations.md": {"kusto", "sh"},  # needs Azure; needs a cluster
 }
 """Languages of the blocks of code that no test runs, with the reason. Blocks marked `run` are run by
-`tests/cli/test_documented_examples.py`."""
+`tests/cli/test_documented_examples.py` and `tests/sdk/test_sdks.py`."""
 
 
 def blocks(language: str, text: str) -> list[str]:

@@ -3,6 +3,7 @@
     client_v1.py MANAGEMENT_URL SERVICE ACTION
 
 ACTION is `run` with the body on standard input, `keys`, which prints service.get_keys() as a user would, or `token`.
+With `program` it runs the program on standard input, whose workspace it is.
 """
 
 import json
@@ -24,6 +25,10 @@ def workspace(url: str) -> Workspace:
 
 def main() -> None:
     url, name, action = sys.argv[1:]
+    if action == "program":
+        Workspace.from_config = lambda: workspace(url)
+        exec(sys.stdin.read())
+        return
     service = Webservice(workspace(url), name)
     if action == "keys":
         print(service.get_keys())

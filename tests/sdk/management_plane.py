@@ -24,7 +24,7 @@ from tests.certificates import issue
 Document = dict[str, Any]
 AUTH_MODES = {"key": "Key", "aml_token": "AMLToken", "aad_token": "AADToken"}
 
-_SERVICES = re.compile(r"/modelmanagement/[\w.]+(/subscriptions/.+/workspaces/workspace)/services/([\w-]+)(/\w+)?")
+_SERVICES = re.compile(r"/modelmanagement/[\w.]+(/subscriptions/.+/workspaces/workspace)/services(?:/([\w-]+)(/\w+)?)?")
 _ENDPOINTS = re.compile(r"(/subscriptions/.+/workspaces/workspace)/onlineEndpoints/([\w-]+)(/\w+)?")
 
 
@@ -111,6 +111,8 @@ class ManagementPlane:
             return {"keys": self.public_keys}
         for pattern in (_SERVICES, _ENDPOINTS):
             match = pattern.fullmatch(path)
+            if match is not None and match[2] is None:
+                return {"value": [endpoint.service(name) for name, endpoint in self.endpoints.items()]}
             if match is None or (endpoint := self.endpoints.get(match[2])) is None:
                 continue
             action = (match[3] or "").lower()

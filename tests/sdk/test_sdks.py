@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ from typing import Any
 import jwt
 import pytest
 
+from router.cli.main import main
 from router.cluster.local.key_store import KeyStore
 from tests.auth.signing import key_pair, public_jwk
 from tests.processes import wait_until
@@ -23,6 +26,7 @@ from tests.routers import ROOT, Router, StartRouter, echo_service, router_enviro
 from tests.sdk.management_plane import Endpoint, ManagementPlane, running_management_plane
 
 DIRECTORY = Path(__file__).parent
+MIGRATION = ROOT / "docs/migrate.md"
 SDK_PYTHON = DIRECTORY / ".venv/bin/python"
 
 pytestmark = pytest.mark.skipif(
@@ -97,12 +101,16 @@ def endpoint_of(router: Router, name: str, prefix: str, **options: Any) -> Endpo
     )
 
 
-def run_sdk(plane: ManagementPlane, version: int, *arguments: str, body: str = "", **variables: str) -> str:
+def run_sdk(
+    plane: ManagementPlane, version: int, *arguments: str, body: str = "", directory: Path = ROOT, **variables: str
+) -> str:
     """Run the program of an SDK, without the user's credentials and home, and return its output."""
     url = f"{plane.url}/discovery" if version == 1 else plane.url
     environ = {"PATH": os.environ["PATH"], "REQUESTS_CA_BUNDLE": str(plane.ca_file), "HOME": str(plane.ca_file.parent)}
     command = [str(SDK_PYTHON), "-W", "ignore", str(DIRECTORY / f"client_v{version}.py"), url, *arguments]
-    done = subprocess.run(command, env=environ | variables, input=body, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=directory, env=environ | variables, input=body, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -215,3 +223,20 @@ def test_first_sdk_reads_the_times_of_a_token(plane: ManagementPlane, router: Ro
     plane.endpoints = {"tokens": endpoint_of(router, "tokens", V1, auth_mode="aml_token")}
     token = json.loads(run_sdk(plane, 1, "tokens", "token"))
     assert token == {"seconds": 900.0, "type": "Bearer"}  # a quarter of token_lifetime_seconds
+
+
+def test_documented_program_saves_the_keys_of_a_workspace(
+    plane: ManagementPlane, router: Router, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plane.endpoints = {
+        "keyed": endpoint_of(router, "keyed", V1),
+        "open": endpoint_of(router, "open", V1, auth_mode=None),
+        "tokens": endpoint_of(router, "tokens", V1, auth_mode="aml_token"),
+        "ab": endpoint_of(router, "ab", V1, versions=VERSIONS),
+    }
+    (program,) = re.findall(r"^ *```python run\n(.*?)^ *```", MIGRATION.read_text(), re.MULTILINE | re.DOTALL)
+    run_sdk(plane, 1, "-", "program", body=textwrap.dedent(program), directory=tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"keyed.json", "ab.json"}
+    for file in tmp_path.iterdir():
+        assert main(["keys", "import", file.stem, str(file), "--state-dir", str(router.state_dir)]) == 0
+        assert "has these keys already" in capsys.readouterr().out
