@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +18,13 @@ from router.cli.main import main
 from router.cluster.local.key_store import KeyStore
 from tests.auth.signing import key_pair, public_jwk
 from tests.processes import wait_until
-from tests.routers import ROOT, Router, StartRouter, echo_service, router_environment
-from tests.sdk.management_plane import Endpoint, ManagementPlane, running_management_plane
+from tests.routers import ROOT, Router, StartRouter, echo_service
+from tests.sdk.management_plane import ManagementPlane
+from tests.sdk.sdks import V1, V2, endpoint_of, needs_sdks, run_command, run_sdk, score_v1, score_v2
 
-DIRECTORY = Path(__file__).parent
 MIGRATION = ROOT / "docs/migrate.md"
-SDK_PYTHON = DIRECTORY / ".venv/bin/python"
+pytestmark = needs_sdks
 
-pytestmark = pytest.mark.skipif(
-    not SDK_PYTHON.exists(),
-    reason="run `python3 -m venv tests/sdk/.venv && tests/sdk/.venv/bin/pip install -r tests/sdk/requirements.txt`",
-)
-
-V1, V2 = "/api/v1/service", "/api/v1/endpoint"
 VERSIONS = ("blue", "green")
 RESOURCE = "https://ml.azure.com"
 """The audience of the tokens that the second SDK sends with `auth_mode: aad_token`."""
@@ -46,12 +36,6 @@ def two_versions() -> dict[str, Any]:
     named["blue"] |= {"is_default": True}
     named["green"] |= {"traffic_percentile": 0}
     return {"versions": named}
-
-
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagementPlane]:
-    with running_management_plane(tmp_path_factory.mktemp("plane")) as plane:
-        yield plane
 
 
 @pytest.fixture(scope="module")
@@ -83,52 +67,6 @@ def v2_router(start_for_all: StartRouter, plane: ManagementPlane) -> Router:
         "entra": echo_service(token_auth_enabled=True, readiness_initial_delay_seconds=0),
     }
     return start_for_all(services, token_issuers={"company": issuer}, compatibility="v2")
-
-
-def run_command(router: Router, *arguments: str, text: str = "") -> str:
-    command = [sys.executable, "-m", "router", *arguments, "--state-dir", str(router.state_dir)]
-    environ = router_environment()
-    done = subprocess.run(command, cwd=ROOT, env=environ, input=text, capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def endpoint_of(router: Router, name: str, prefix: str, **options: Any) -> Endpoint:
-    return Endpoint(
-        f"http://127.0.0.1:{router.port}{prefix}/{name}/score",
-        lambda: json.loads(run_command(router, "keys", "show", name, "--output", "sdk")),
-        lambda: json.loads(run_command(router, "token", name)),
-        **options,
-    )
-
-
-def run_sdk(
-    plane: ManagementPlane, version: int, *arguments: str, body: str = "", directory: Path = ROOT, **variables: str
-) -> str:
-    """Run the program of an SDK, without the user's credentials and home, and return its output."""
-    url = f"{plane.url}/discovery" if version == 1 else plane.url
-    environ = {"PATH": os.environ["PATH"], "REQUESTS_CA_BUNDLE": str(plane.ca_file), "HOME": str(plane.ca_file.parent)}
-    command = [str(SDK_PYTHON), "-W", "ignore", str(DIRECTORY / f"client_v{version}.py"), url, *arguments]
-    done = subprocess.run(
-        command, cwd=directory, env=environ | variables, input=body, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def score_v1(plane: ManagementPlane, name: str, body: object) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(run_sdk(plane, 1, name, "run", body=json.dumps(body)))
-    return document
-
-
-@pytest.fixture
-def score_v2(plane: ManagementPlane, tmp_path: Path) -> Any:
-    def score(name: str, body: object, *deployment: str, **variables: str) -> dict[str, Any]:
-        request_file = tmp_path / "request.json"
-        request_file.write_text(json.dumps(body))
-        document: dict[str, Any] = json.loads(run_sdk(plane, 2, name, str(request_file), *deployment, **variables))
-        return document
-
-    return score
 
 
 def test_first_sdk_scores_with_keys_with_tokens_and_without(plane: ManagementPlane, router: Router) -> None:
@@ -174,19 +112,19 @@ def test_first_sdk_reports_the_error_code_of_the_router(plane: ManagementPlane, 
     assert "'azureml-fe-error': 'unknown-service'" in error
 
 
-def test_second_sdk_scores_with_keys_and_tokens(plane: ManagementPlane, v2_router: Router, score_v2: Any) -> None:
+def test_second_sdk_scores_with_keys_and_tokens(plane: ManagementPlane, v2_router: Router, tmp_path: Path) -> None:
     plane.endpoints = {
         "keyed": endpoint_of(v2_router, "keyed", V2, versions=VERSIONS),
         "tokens": endpoint_of(v2_router, "tokens", V2, auth_mode="aml_token"),
     }
     for name in plane.endpoints:
-        assert score_v2(name, [name]) == {"result": [name]}
+        assert score_v2(plane, name, [name], directory=tmp_path) == {"result": [name]}
 
 
-def test_second_sdk_selects_a_deployment(plane: ManagementPlane, v2_router: Router, score_v2: Any) -> None:
+def test_second_sdk_selects_a_deployment(plane: ManagementPlane, v2_router: Router, tmp_path: Path) -> None:
     plane.endpoints = {"keyed": endpoint_of(v2_router, "keyed", V2, versions=VERSIONS)}
     served = {name: requests_of(v2_router, name) for name in VERSIONS}
-    assert score_v2("keyed", [1], "green") == {"result": [1]}
+    assert score_v2(plane, "keyed", [1], "green", directory=tmp_path) == {"result": [1]}
     wait_until(lambda: requests_of(v2_router, "green") == served["green"] + 1, "a request of green")
     assert requests_of(v2_router, "blue") == served["blue"]
 
@@ -197,14 +135,14 @@ def requests_of(router: Router, version: str) -> float:
     return sum(value for (name, labels), value in samples if name == "azureml_fe_requests_total" and own <= labels)
 
 
-def test_second_sdk_scores_with_tokens_of_entra(plane: ManagementPlane, v2_router: Router, score_v2: Any) -> None:
+def test_second_sdk_scores_with_tokens_of_entra(plane: ManagementPlane, v2_router: Router, tmp_path: Path) -> None:
     plane.endpoints = {"entra": endpoint_of(v2_router, "entra", V2, auth_mode="aad_token")}
     now = int(time.time())
     claims = {"iss": plane.url, "aud": RESOURCE, "iat": now, "nbf": now, "exp": now + 600, "sub": "user"}
     token = jwt.encode(claims, key_pair("entra"), "RS256", headers={"kid": "entra"})
-    assert score_v2("entra", [1], AAD_TOKEN=token) == {"result": [1]}
+    assert score_v2(plane, "entra", [1], directory=tmp_path, aad_token=token) == {"result": [1]}
     other = jwt.encode(claims, key_pair("other"), "RS256", headers={"kid": "entra"})
-    assert "error" in score_v2("entra", [1], AAD_TOKEN=other)
+    assert "error" in score_v2(plane, "entra", [1], directory=tmp_path, aad_token=other)
 
 
 def test_keys_are_imported_as_the_sdks_print_them(plane: ManagementPlane, start: StartRouter) -> None:
