@@ -11,6 +11,8 @@ from setuptools.command.build_ext import build_ext
 
 HOT_PATH = (
     "router/auth/keys.py",
+    "router/collection/frames.py",
+    "router/collection/outbox.py",
     "router/gateway/abandoned.py",
     "router/gateway/accounting.py",
     "router/gateway/admission.py",

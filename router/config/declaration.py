@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, TypedDict, Unpack, get_args, get_origin
 
 from router.config.schema import Setting, SettingKind
+from router.model.data_collection import DataCollector
 
 _KIND_OF_TYPE = {
     bool: SettingKind.BOOL,
@@ -27,6 +28,7 @@ _KIND_OF_TYPE = {
     Path: SettingKind.TEXT,
     tuple: SettingKind.LIST,
     Mapping: SettingKind.MAPPING,
+    DataCollector: SettingKind.OBJECT,
 }
 
 

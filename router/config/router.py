@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from router.config.collection_settings import CollectionSettings
 from router.config.connection_settings import ConnectionSettings, ShutdownSettings
 from router.config.declaration import declared_settings, setting
 from router.config.kubernetes_settings import KubernetesSettings
@@ -64,6 +65,7 @@ class RouterSettings(
     InternalListenerSettings,
     ProcessSettings,
     TelemetrySettings,
+    CollectionSettings,
     ConnectionSettings,
     ShutdownSettings,
     TokenIssuingSettings,

@@ -13,7 +13,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
@@ -146,6 +146,8 @@ class SettingKind(StrEnum):
     """A mapping of text to text. As a single text it is a JSON object."""
     FRACTION = "fraction"
     """`on`, `off` or a number from 0 to 1; parsed to a float from 0 to 1."""
+    OBJECT = "object"
+    """A mapping with settings of its own, or its JSON text; parsed by the `parser` of the setting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ class Setting:
     `default_text` is printed instead of `default`, for example where the default depends on another setting. The value
     of a `secret` setting appears in no error. `flag` lists its command-line flag in the help of commands. `is_path`
     marks the path of a file. In a configuration file, a relative path is relative to the directory of that file.
+    `parser` takes the raw value of an OBJECT and its source, and raises `SettingsError`.
     """
 
     name: str
@@ -175,6 +178,7 @@ class Setting:
     secret: bool = False
     flag: bool = False
     is_path: bool = False
+    parser: Callable[[object, str], Any] | None = None
 
     @property
     def range_text(self) -> str:
@@ -192,6 +196,8 @@ class Setting:
                 return f"a list of {self.pattern_text}"
             case SettingKind.MAPPING:
                 return f"a mapping of {self.pattern_text} to text"
+            case SettingKind.OBJECT:
+                return f"a mapping with {self.pattern_text}, or its JSON text"
         return "one of " + ", ".join(self.choices) if self.choices else self.pattern_text
 
     @property
@@ -211,12 +217,15 @@ class Setting:
 
 def parse_value(setting: Setting, raw: object, where: str = "") -> Any:
     """Return the typed value of `raw`: bool, int, float, str, `tuple[str, ...]`, `tuple[float, ...]` or
-    `dict[str, str]`, by `setting.kind`.
+    `dict[str, str]`, by `setting.kind`; for an OBJECT, what its parser returns.
 
     `where` names the source in errors. Raises `SettingsError` for any value that is not of that kind or breaks the
     setting's limits.
     """
     match setting.kind:
+        case SettingKind.OBJECT:
+            assert setting.parser is not None
+            return setting.parser(raw, where)
         case SettingKind.BOOL:
             value: Any = _parse_bool(raw)
         case SettingKind.INT:

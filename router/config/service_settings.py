@@ -11,6 +11,7 @@ defaults are those of its liveness probe, without a delay. Where the SDK says ">
 
 from collections.abc import Mapping
 
+from router.config.data_collector import parse_data_collector
 from router.config.schema import Setting, SettingKind
 
 CANCELLATIONS = ("on_close", "none", "unknown")
@@ -323,6 +324,23 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="percent",
         default=50,
         maximum=100,
+    ),
+    Setting(
+        "collect_model_data",
+        SettingKind.BOOL,
+        "Store all requests and responses where the router's collection_... settings say; data_collector has details.",
+        default=False,
+    ),
+    Setting(
+        "data_collector",
+        SettingKind.OBJECT,
+        "What is stored, as in Azure ML's deployments (v2); replaces collect_model_data. collections: request and "
+        "response are stored by the router, all other names by the entry script; each with enabled and data.path, the "
+        "folder. sampling_rate: share of the requests, from 0 to 1 (default 1). rolling_rate: period of a folder, one "
+        "of minute, hour, day, month, year (default hour). request_logging.capture_headers: headers that are stored "
+        "with a request, without credentials.",
+        pattern_text="collections, sampling_rate, rolling_rate, request_logging",
+        parser=parse_data_collector,
     ),
     Setting("cpu_cores", SettingKind.FLOAT, "CPU that a replica requests.", unit="cores", default=0.1, above=0),
     Setting("cpu_cores_limit", SettingKind.FLOAT, "Maximum CPU that a replica may use.", unit="cores", above=0),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
+from router.collection.outbox import CollectionOutbox
 from router.config.router import RouterSettings
 from router.gateway.authentication import Authentication
 from router.gateway.buffers import BufferBudget
@@ -32,9 +33,9 @@ class GatewayContext:
     """The shared parts of one gateway, for its connections and exchanges."""
 
     __slots__ = (
-        "_next_tls_warning_at", "abandoned", "access_log", "authentication", "buffers", "connection_limits",
-        "counters", "ids", "journal", "lame_duck", "outbox", "proxy_request_rules", "request_rules", "routes",
-        "server_timing", "settings", "tracer", "trusted_proxies", "turns", "wall_clock",
+        "_next_tls_warning_at", "abandoned", "access_log", "authentication", "buffers", "collection",
+        "connection_limits", "counters", "ids", "journal", "lame_duck", "outbox", "proxy_request_rules",
+        "request_rules", "routes", "server_timing", "settings", "tracer", "trusted_proxies", "turns", "wall_clock",
     )  # fmt: skip
 
     def __init__(
@@ -46,8 +47,9 @@ class GatewayContext:
         authentication: Authentication,
         access_log: AccessLog,
         wall_clock: Callable[[], float],
+        collection: CollectionOutbox | None = None,
     ) -> None:
-        """`wall_clock` returns seconds since the epoch."""
+        """`wall_clock` returns seconds since the epoch. `collection` is None without a collector."""
         self.settings = settings
         self.server_timing: bool = settings.server_timing
         self.routes = routes
@@ -56,6 +58,7 @@ class GatewayContext:
         self.access_log = access_log
         self.tracer: Tracer | None = None  # while requests may be traced
         self.wall_clock = wall_clock
+        self.collection = collection
         self.ids = RequestIds()
         self.trusted_proxies = TrustedProxies(settings.trusted_proxies)
         self.request_rules = request_rules()

@@ -12,7 +12,8 @@ room for more. QUEUED: in the queue of the `LeaseCache`, until a slot is free. S
 each state.
 
 Does not contain: decisions about requests without a slot (`admission`), the router's own headers (`own_headers`),
-counters and logs (`accounting`), abandoned requests (`abandoned`), and bytes of any protocol (`http`).
+counters and logs (`accounting`), abandoned requests (`abandoned`), data collection (`collection.outbox`, which gets a
+copy of what passes), and bytes of any protocol (`http`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import logging
 from time import monotonic
 from typing import Final
 
+from router.collection.outbox import ExchangeTap
 from router.gateway.abandoned import abandon
 from router.gateway.accounting import record
 from router.gateway.admission import (
@@ -87,6 +89,7 @@ class Exchange(ResponseHandler):
         "_pieces_sent",
         "_replica",
         "_reserved",
+        "_tap",
         "_timeouts",
         "_waited",
         "request",
@@ -105,6 +108,7 @@ class Exchange(ResponseHandler):
         self._pieces_sent = 0  # number of the pieces in `request.body` that were sent to the replica
         self._reserved = 0  # bytes of the buffer budget, for a body that was received before a slot was asked for
         self._timeouts: TimeoutList[Exchange] | None = None  # the list with this exchange's scoring timeout, if it runs
+        self._tap: ExchangeTap | None = None  # if the exchange is collected
         self._waited = 0.0  # seconds of `max_request_wait_time` that it has used, except in its present wait
         # Set by the lease cache when the exchange is enqueued.
         self.waiting_since: float
@@ -355,6 +359,8 @@ class Exchange(ResponseHandler):
             self._client.resume_body()  # before the replica may pause it
         if not request.sent_at:  # else this is a retry
             add_request_lines(request, self._client, self._context.tracer, host)
+            if version.collection is not None:
+                self._begin_tap(version)
         pieces = request.body
         is_long = request.body_bytes > _MAX_REPLAYABLE_BYTES
         paced = is_long and self._reserved > 0
@@ -364,6 +370,8 @@ class Exchange(ResponseHandler):
         elif self._reserved and not complete:
             self._release_buffer()
         self._pieces_sent = len(pieces)
+        if self._tap is not None:
+            self._tap_request(self._tap, pieces)
         request.sent_at = now = monotonic()
         target = request.replica_target
         if version.scoring_path is not None:
@@ -391,6 +399,19 @@ class Exchange(ResponseHandler):
         elif paced:
             self._forward_received_body(replica)
 
+    def _begin_tap(self, version: VersionRoute) -> None:
+        """Collect the exchange, if it is sampled. Tunnels are not collected."""
+        rule, outbox = version.collection, self._context.collection
+        if rule is not None and outbox is not None and not self.request.upgrade and rule.is_sampled():
+            self._tap = ExchangeTap(outbox, rule, version.counters)
+
+    def _tap_request(self, tap: ExchangeTap, pieces: list[bytes]) -> None:
+        """Collect the head of the request and the pieces that are sent with it. A query may have credentials."""
+        request = self.request
+        time = self._context.wall_clock() - (monotonic() - request.started_at)
+        path = request.replica_target.partition(b"?")[0]
+        tap.on_request(time, request.request_id, request.method, path, request.header_lines, pieces)
+
     # The rest of the request.
 
     def on_client_body(self) -> None:
@@ -410,6 +431,8 @@ class Exchange(ResponseHandler):
             else:
                 merge_small_pieces(request.body)
                 self._pieces_sent = len(request.body)
+            if self._tap is not None:
+                self._tap.on_request_body(pieces)
             replica.send_body(pieces, request.trailers if request.body_complete else None)
             if request.body_complete and self.state != TUNNEL:
                 self._restart_timeout()
@@ -431,6 +454,8 @@ class Exchange(ResponseHandler):
             if replica.write_paused:
                 return
             piece = request.body.pop(0)
+            if self._tap is not None:
+                self._tap.on_request_body([piece])
             replica.send_body([piece], request.trailers if request.body_complete and not request.body else None)
         self._release_buffer()
         if request.body_complete:
@@ -523,6 +548,8 @@ class Exchange(ResponseHandler):
             self._discard_body()
             self._release_buffer()
         context = self._context
+        if self._tap is not None:
+            self._tap.on_response(context.wall_clock(), status, lines, pieces)
         lines = response_lines(
             request, version, lease.target, lines, captured, now, context.wall_clock, context.server_timing
         )
@@ -545,6 +572,8 @@ class Exchange(ResponseHandler):
         """Send the client more of the body."""
         for piece in pieces:
             self.request.response_bytes += len(piece)
+        if self._tap is not None:
+            self._tap.on_response_body(pieces)
         self._client.send_body(pieces)
 
     def on_response_progress(self) -> None:
@@ -559,6 +588,8 @@ class Exchange(ResponseHandler):
         assert version is not None
         assert lease is not None
         pool = lease.target
+        if self._tap is not None:
+            self._tap.response_complete = True
         if reusable:
             assert replica is not None
             pool.put(replica, now)
@@ -775,6 +806,8 @@ class Exchange(ResponseHandler):
             self._timeouts = None
         if self._lease is not None:
             self._release_slot(now)
+        if self._tap is not None:
+            self._tap.on_end(request.body_complete)
         record(self._context, request, now)
 
     def _leave_queue(self, now: float) -> None:

@@ -7,11 +7,13 @@ opens the listening sockets.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
 from router.auth.trust import Trust
+from router.collection.outbox import CollectionOutbox
 from router.config.router import RouterSettings
 from router.gateway.abandoned import AbandonedResponse
 from router.gateway.acceptor import Acceptor
@@ -39,6 +41,7 @@ _POOL_CHECK_SECONDS = 1.0  # interval of checks for idle connections to replicas
 _BUSY_SECONDS = 1.0  # a client connection is busy if it had a request in this time
 _ACCESS_LOG_SECONDS = 0.2  # interval of writes of the access log
 _ACCESS_LOG_BUSY_SECONDS = 0.005  # until the next write while lines remain
+_COLLECTION_SECONDS = 1.0  # maximum time until the collector has taken all data, when this process ends
 _ACCEPT_TURNS = 3  # of the event loop; after `accept` a connection takes one turn until its protocol is called
 
 _CALLBACKS = ExchangeCallbacks(
@@ -61,10 +64,11 @@ class Gateway:
         request_keys: Callable[[str], None] | None = None,
         *,
         descriptors: int = _UNLIMITED_DESCRIPTORS,
+        collection_socket: socket.socket | None = None,
     ) -> None:
         """`send` sends messages of a version's lease cache to its ledger. `request_keys` asks the supervisor to fetch
         the keys of a token issuer; it is None without a supervisor. `descriptors` is the limit of file descriptors of
-        this process.
+        this process. `collection_socket` leads to the collector; without one, no data is collected.
         """
         self._loop = asyncio.get_running_loop()
         self.settings = settings
@@ -83,6 +87,9 @@ class Gateway:
             authentication=self.authentication,
             access_log=access_log,
             wall_clock=time.time,
+            collection=None
+            if collection_socket is None
+            else CollectionOutbox(self._loop, collection_socket, settings.collection_buffer_bytes // 4),
         )
         self.tracer = Tracer(
             settings.trace_sample_ratio if settings.traces != "off" else None,
@@ -330,6 +337,8 @@ class Gateway:
         for client in self.clients:
             client.abort()
         await asyncio.sleep(0)
+        if self.context.collection is not None:
+            self.context.collection.drain(_COLLECTION_SECONDS)
         self.close()
         return not unfinished
 
@@ -360,4 +369,6 @@ class Gateway:
         for route in self.routes.versions.values():
             for waiter in route.retire(now):
                 waiter.on_wait_timeout(now)
+        if self.context.collection is not None:
+            self.context.collection.close()
         self.access_log.close()

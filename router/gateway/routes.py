@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router.auth.credentials import AUTHORIZATION
 from router.auth.keys import KeyCheck
+from router.collection.outbox import collection_rule
 from router.gateway.outliers import REFUSING, OutlierDetector
 from router.gateway.pool import ReplicaPool
 from router.gateway.refused_ids import RefusedIds
@@ -71,7 +72,8 @@ class VersionRoute:
 
     __slots__ = (
         "_callbacks", "_history", "_loop", "_lost_at", "_on_slots_changed", "_pools", "_queue_timer", "_ready",
-        "_refused_ids", "_retries", "_starting", "abandoned_timeouts", "counters", "key", "lease_cache", "outliers",
+        "_refused_ids", "_retries", "_starting", "abandoned_timeouts", "collection", "counters", "key", "lease_cache",
+        "outliers",
         "response_line", "scoring_path", "scoring_timeouts", "service_name", "settings", "suspensions",
     )  # fmt: skip
 
@@ -105,6 +107,7 @@ class VersionRoute:
             unlimited=settings.replica_max_concurrent_requests == 0, now=monotonic()
         )
         self.scoring_path = _scoring_path(settings)
+        self.collection = collection_rule(key, settings.collected)
         self.scoring_timeouts = self._make_scoring_timeouts()
         self.abandoned_timeouts = self._make_abandoned_timeouts()
         self.outliers = OutlierDetector(settings, monotonic())
@@ -116,6 +119,7 @@ class VersionRoute:
         """Apply changed settings to requests from now on."""
         previous, self.settings = self.settings, settings
         self.scoring_path = _scoring_path(settings)
+        self.collection = collection_rule(self.key, settings.collected)
         if settings.scoring_timeout_ms != previous.scoring_timeout_ms:
             self.scoring_timeouts = self._make_scoring_timeouts()
         if settings.abandoned_timeout_ms != previous.abandoned_timeout_ms:

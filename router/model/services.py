@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from router.model.data_collection import PAYLOADS, DataCollector
+
 VersionKey = tuple[str, str]
 """Service name, version name."""
 
@@ -83,6 +85,8 @@ class Version:
     outlier_consecutive_timeouts: int
     outlier_ejection_seconds: float
     outlier_max_ejected_percent: int
+    collect_model_data: bool
+    data_collector: DataCollector | None
     cpu_cores: float
     cpu_cores_limit: float | None
     memory_gb: float
@@ -108,6 +112,11 @@ class Version:
     def abandoned_timeout_ms(self) -> int:
         """The effective `abandoned_request_timeout_ms`."""
         return self.abandoned_request_timeout_ms or self.scoring_timeout_ms
+
+    @property
+    def collected(self) -> DataCollector | None:
+        """The effective `data_collector`; None if nothing is collected."""
+        return self.data_collector or (PAYLOADS if self.collect_model_data else None)
 
     @property
     def half_close_cancels(self) -> bool:

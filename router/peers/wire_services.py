@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 from router.auth.issuers import ISSUER_SETTINGS, Issuer
 from router.config.schema import Setting
 from router.config.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
+from router.model.data_collection import Collection, DataCollector
 from router.model.services import Replica, ReplicaState, Service, Version
 from router.peers.frames import WireError
 from router.peers.wire_values import (
@@ -98,6 +99,14 @@ def _pairs(value: object) -> tuple[tuple[str, str], ...]:
     return tuple([(as_text(each[0]), as_text(each[1])) for each in as_rows(value)])
 
 
+def _collections(value: object) -> tuple[Collection, ...]:
+    return tuple([_record(Collection, each, _COLLECTION) for each in as_array(value)])
+
+
+def _data_collector(value: object) -> DataCollector:
+    return _record(DataCollector, value, _DATA_COLLECTOR)
+
+
 _CHECKS: dict[object, Callable[[object], object]] = {
     bool: as_flag,
     int: as_count,
@@ -110,7 +119,11 @@ _CHECKS: dict[object, Callable[[object], object]] = {
     Mapping[str, str]: as_texts_by_name,
     tuple[Version, ...]: _versions,
     tuple[tuple[str, str], ...]: _pairs,
+    tuple[Collection, ...]: _collections,
+    DataCollector | None: optional(_data_collector),
 }
+_COLLECTION = _fields(Collection, ())
+_DATA_COLLECTOR = _fields(DataCollector, ())
 _VERSION = _fields(Version, VERSION_SETTINGS)
 _SERVICE = _fields(Service, SERVICE_SETTINGS)
 _ISSUER = _fields(Issuer, tuple(setting for setting in ISSUER_SETTINGS if setting.name != "required_claims"))

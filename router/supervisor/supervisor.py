@@ -34,6 +34,7 @@ from router.auth.issuing.routes import add_token_routes
 from router.auth.issuing.token_authority import TokenAuthority
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
+from router.collection.process import CollectorProcess
 from router.config.router import RouterSettings
 from router.model.services import Service, VersionKey
 from router.model.version_replicas import VersionReplicas
@@ -153,9 +154,10 @@ class Supervisor:
             ledger_dispatcher=self._ledger_dispatcher, leadership=self._leadership, tokens=tokens, signals=signals,
             activity=self.activity, recorder=self._recorder, certificate=certificate, cluster=cluster,
         )  # fmt: skip
+        self._collector = CollectorProcess(settings, own_id, human_log=human_log)
         self._workers = WorkerPool(
             settings, worker_events, self._listeners, self._channels, human_log=human_log,
-            peer_listeners=peer_listeners,
+            peer_listeners=peer_listeners, collection_socket=lambda: self._collector.worker_socket,
         )  # fmt: skip
         self._self_scaling = SelfScalingLoop(
             settings, own_id, workers=self._workers, signals=signals, peers=LoadBroadcast(self._ledger_dispatcher),
@@ -173,13 +175,12 @@ class Supervisor:
             activity=self.activity, mode=settings.mode, timeline=self._recorder.timeline, probes=status.probes,
             scoring_url=self.scoring_url,
             samples=[
-                self._metrics_pusher.samples,
-                self._self_scaling.samples, tokens.samples, *(each.samples for each in self._certificates),
-                status.samples,
+                self._metrics_pusher.samples, self._self_scaling.samples, tokens.samples, self._collector.samples,
+                *(each.samples for each in self._certificates), status.samples,
             ],
             problems=[
                 self._readiness.unmet_conditions, self._readiness.warnings, self.certificate_problems,
-                status.problems, self._overload.problems, self.activity.traces.problems,
+                status.problems, self._overload.problems, self.activity.traces.problems, self._collector.problems,
             ],
         )  # fmt: skip
         self._admin = AdminServer(
@@ -222,6 +223,7 @@ class Supervisor:
         )
         self._metrics_pusher.start(targets.metrics, pod)
         self._tokens.start()
+        self._collector.open()
         await self._cluster.start(self._cluster_events)
         await self._workers.resize(self._self_scaling.initial_workers())
         self._tasks.append(asyncio.ensure_future(self._tick_periodically()))
@@ -244,6 +246,7 @@ class Supervisor:
         """
         self._readiness.begin_stop()
         await self._self_scaling.stop()
+        stop_at = time.monotonic() + self._settings.shutdown_delay_seconds + self._settings.drain_seconds
         await self._lame_duck()
         self._listeners.close()
         async with contextlib.AsyncExitStack() as cleanup:  # each step runs even if others fail; the last one first
@@ -258,6 +261,7 @@ class Supervisor:
             # Ticks run until the workers have stopped: they report the remaining requests to peers, and a peer that
             # drains a replica waits for these reports.
             cleanup.callback(self._cancel_tasks)
+            cleanup.push_async_callback(self._stop_collector, stop_at)
             return await self._workers.stop(self._settings.drain_seconds)
 
     async def _lame_duck(self) -> None:
@@ -269,6 +273,11 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.shutdown_delay_seconds):
                     await self._force_stop.wait()
+
+    async def _stop_collector(self, stop_at: float) -> None:
+        """Let the collector store what is left, until this time."""
+        seconds = 0.0 if self._force_stop.is_set() else stop_at - time.monotonic()
+        await self._collector.stop(seconds)
 
     async def _stop_cluster(self) -> None:
         stopping = asyncio.ensure_future(self._cluster.stop())
@@ -290,6 +299,7 @@ class Supervisor:
         """While stopping: abort the requests in flight and kill the replicas."""
         self._force_stop.set()
         self._workers.kill()
+        self._collector.stop_soon()
 
     async def replace_workers(self) -> None:
         """Replace all workers one by one, without losing a request. Raises OSError if no process can be started."""
@@ -312,6 +322,8 @@ class Supervisor:
         self._leadership.tick(now)
         self._recorder.tick(now)
         self._overload.tick(now)
+        workers = frozenset(status.pid for status in self._workers.statuses())
+        self._collector.tick(self.serving.services, workers)
         self._poll_certificates()
         self._metrics_pusher.tick(now)
         leads = self._leadership.leads

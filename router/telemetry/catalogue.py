@@ -79,6 +79,7 @@ LABELS = {
     "holder": "a release of the router: its namespace and name",
     "waiting": "a release of the router: its namespace and name; at most eight",
     "hot_path": "`compiled` or `interpreted`, see design.md",
+    "collection": "a collection of a version's `data_collector`: `request`, `response` or the entry script's own",
     "action": "`cpu-up`, `cpu-down`, `pods-up` or `pods-down`",
 }
 """The possible values of each label. Each set is bounded."""
@@ -256,6 +257,23 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
                    "`ServiceNameRefused`, `ServiceNameTaken`, `ServiceNameUnclaimed`, `VersionTaken`, `KeysRefused` or "
                    "`PodsCannotStart`.",
                    ("reason",)),
+    ),
+    "Data collection": (
+        MetricSpec("collection_events", _COUNTER, "Events of data collection that were stored.",
+                   (*_VERSION, "collection")),
+        MetricSpec("collection_bytes", _COUNTER, "Bytes that were stored, with bodies of their own.",
+                   (*_VERSION, "collection")),
+        MetricSpec("collection_dropped", _COUNTER, "Events that were not stored. Reasons: `worker-buffer` (the "
+                   "collector took them too slowly), `buffer` (`collection_buffer_bytes`), `folder-full`, `refused` "
+                   "(by the storage), `shutdown`, `worker-ended` or `collector-ended` (they ended unexpectedly).",
+                   (*_VERSION, "reason")),
+        MetricSpec("collection_truncated", _COUNTER, "Events that were stored without their body, as there was no room "
+                   "for it.", (*_VERSION, "collection")),
+        MetricSpec("collection_lag_seconds", _GAUGE, "Age of the oldest event that is not stored yet."),
+        MetricSpec("collection_buffered_bytes", _GAUGE, "Memory of the collector for data that is not stored yet."),
+        MetricSpec("collection_storage_failures", _COUNTER, "Writes that failed and are repeated. Reasons: `refused`, "
+                   "`throttled`, `timeout`, `missing` (the container), `denied` or `failed`.", ("reason",)),
+        MetricSpec("collector_restarts", _COUNTER, "Collector processes that ended unexpectedly."),
     ),
     "Certificates and tokens": (
         MetricSpec("certificate_expiry_timestamp_seconds", _GAUGE, "When a certificate in use expires, seconds since "

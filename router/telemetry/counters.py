@@ -54,6 +54,7 @@ class VersionSnapshot(TypedDict):
     abandoned_timeouts: int
     replica_failures: dict[str, int]
     ejections: dict[str, int]
+    collection_dropped: int
 
 
 class GatewaySnapshot(TypedDict):
@@ -110,6 +111,7 @@ class VersionCounters:
         "abandoned_timeouts",
         "abandonments",
         "client_aborts",
+        "collection_dropped",
         "connect",
         "connect_failures",
         "duration",
@@ -157,6 +159,8 @@ class VersionCounters:
         """Attempts that failed after the connection was open, by kind; kinds are a few constants."""
         self.ejections: defaultdict[str, int] = defaultdict(int)
         """Ejections of replicas by this worker, by reason; reasons are a few constants."""
+        self.collection_dropped = 0
+        """Events of data collection that this worker has dropped because the collector did not take them in time."""
 
     def count_response(self, status: int, error_code: str) -> None:
         """Count one request; `error_code` is "" for a replica's own response."""
@@ -189,6 +193,7 @@ class VersionCounters:
             self.abandoned_timeouts,
             dict(self.replica_failures),
             dict(self.ejections),
+            self.collection_dropped,
         )
         return pickle.dumps(packed, protocol=5)
 
@@ -197,7 +202,7 @@ def unpack(packed: bytes) -> VersionSnapshot:
     """Return the snapshot of `VersionCounters.pack`, packed by a process of the same installation."""
     responses, duration, queue_wait, route_time, first_byte, connect, *others = pickle.loads(packed)  # noqa: S301
     connect_failures, queue_timeouts, request_bytes, response_bytes, retry_causes, *failures = others
-    client_aborts, abandonments, abandoned_timeouts, replica_failures, ejections = failures
+    client_aborts, abandonments, abandoned_timeouts, replica_failures, ejections, collection_dropped = failures
     return {
         "responses": _by_status(responses),
         "duration": histogram_snapshot(*duration),
@@ -215,6 +220,7 @@ def unpack(packed: bytes) -> VersionSnapshot:
         "abandoned_timeouts": abandoned_timeouts,
         "replica_failures": replica_failures,
         "ejections": ejections,
+        "collection_dropped": collection_dropped,
     }
 
 

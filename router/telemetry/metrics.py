@@ -204,6 +204,8 @@ def _version_counter_samples(counters: GatewaySnapshot) -> Iterator[Sample]:
             yield Sample("replica_ejections", count, (*key, reason))
         for kind, count in _timeouts(version).items():
             yield Sample("timeouts", count, (*key, kind))
+        if version["collection_dropped"]:
+            yield Sample("collection_dropped", version["collection_dropped"], (*key, "worker-buffer"))
         yield Sample("request_body_bytes", version["request_bytes"], key)
         yield Sample("response_body_bytes", version["response_bytes"], key)
         yield Sample("client_aborts", version["client_aborts"], key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.workers.channel import Channel, to_frame
+from router.net.channel import Channel, to_frame
 from router.workers.reports import SentCounts
 
 

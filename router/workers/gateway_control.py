@@ -12,10 +12,10 @@ from typing import Any
 from router.gateway.acceptor import raise_descriptor_limit
 from router.gateway.gateway import Gateway
 from router.model.services import Service
+from router.net.channel import Channel
 from router.telemetry import log
 from router.telemetry.access_log import AccessLog
 from router.telemetry.standard_error import dropped_lines
-from router.workers.channel import Channel
 from router.workers.loop_lag import LoopLag
 from router.workers.messages import (
     AcceptFrom,
@@ -61,6 +61,7 @@ class GatewayControl:
         channel: Channel,
         listeners: Sequence[socket.socket],
         tls_listeners: Sequence[socket.socket],
+        collection_socket: socket.socket | None = None,
     ) -> None:
         settings = configuration.settings
         log.configure(settings.log_level, sys.stderr, human=configuration.human_log)
@@ -78,6 +79,7 @@ class GatewayControl:
             lambda key, messages: channel.send(LeaseRequests(key, messages)),
             lambda issuer: channel.send(UnknownTokenKey(issuer)),
             descriptors=raise_descriptor_limit(),
+            collection_socket=collection_socket,
         )
         self._versions = VersionReporter(self._gateway)
         self._services: Mapping[str, Service] = {}

@@ -1,8 +1,8 @@
 """A worker process: one gateway, controlled by the supervisor over a channel.
 
-Started as `python -m router.workers.main CHANNEL_FD LISTENER_FD... tls:LISTENER_FD... peers:LISTENER_FD...`. All other
-data arrives over the channel: first the settings, then services, replicas and ledger replies. `gateway_control` applies
-these messages. When the supervisor ends, the worker ends, too.
+Started as `python -m router.workers.main CHANNEL_FD LISTENER_FD... tls:LISTENER_FD... peers:LISTENER_FD...
+collection:FD`. All other data arrives over the channel: first the settings, then services, replicas and ledger
+replies. `gateway_control` applies these messages. When the supervisor ends, the worker ends, too.
 
 The worker does not use the listeners for peers. It keeps them open while it has requests: a peer that cannot connect
 has the proof that none is in flight.
@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 import uvloop
 
+from router.net.channel import Channel
 from router.telemetry.standard_error import protect_standard_error
-from router.workers.channel import Channel
 from router.workers.gateway_control import GatewayControl
 from router.workers.messages import EXIT_REQUESTS_ABORTED, Configure
 from router.workers.orphan_watchdog import resume_when_parent_ends, start_watchdog
@@ -42,8 +42,10 @@ class Worker:
         listeners: Sequence[socket.socket],
         tls_listeners: Sequence[socket.socket],
         peer_listeners: Sequence[socket.socket],
+        collection_socket: socket.socket | None,
     ) -> None:
         self._listeners = listeners
+        self._collection_socket = collection_socket
         self._tls_listeners = tls_listeners
         self._peer_listeners = peer_listeners
         self._channel = Channel(self._on_message, self._on_channel_closed)
@@ -57,9 +59,10 @@ class Worker:
         listeners: Sequence[socket.socket],
         tls_listeners: Sequence[socket.socket],
         peer_listeners: Sequence[socket.socket],
+        collection_socket: socket.socket | None,
     ) -> int:
         """Create a worker in the running event loop and run it. Return the exit code."""
-        return await cls(listeners, tls_listeners, peer_listeners).run(channel)
+        return await cls(listeners, tls_listeners, peer_listeners, collection_socket).run(channel)
 
     async def run(self, channel: socket.socket) -> int:
         """Serve until the supervisor has this worker drain, or the supervisor itself ends. Return the exit code."""
@@ -83,7 +86,9 @@ class Worker:
             if (control := self._control.result()) is not None:
                 control.handle(message)
         elif isinstance(message, Configure):
-            self._control.set_result(GatewayControl(message, self._channel, self._listeners, self._tls_listeners))
+            self._control.set_result(
+                GatewayControl(message, self._channel, self._listeners, self._tls_listeners, self._collection_socket)
+            )
         else:
             raise TypeError(f"{type(message).__name__} arrived before Configure")
 
@@ -111,7 +116,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = socket.socket(fileno=int(channel_fd))
-    by_kind: dict[str, list[socket.socket]] = {"": [], "tls": [], "peers": []}
+    by_kind: dict[str, list[socket.socket]] = {"": [], "tls": [], "peers": [], "collection": []}
     for argument in listener_fds:
         kind, _, fd = argument.rpartition(":")
         by_kind[kind].append(socket.socket(fileno=int(fd)))
@@ -121,7 +126,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # imported modules are never collected
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
-    sys.exit(uvloop.run(Worker.serve(channel, by_kind[""], by_kind["tls"], by_kind["peers"])))
+    collection_socket = by_kind["collection"][0] if by_kind["collection"] else None
+    sys.exit(uvloop.run(Worker.serve(channel, by_kind[""], by_kind["tls"], by_kind["peers"], collection_socket)))
 
 
 if __name__ == "__main__":

@@ -16,18 +16,19 @@ import itertools
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from router.config.router import RouterSettings
 from router.net.backoff import Backoff
+from router.net.child_process import spawn
 from router.telemetry.journal import Entry
 from router.telemetry.log import event
 from router.workers.channels import WorkerChannels
 from router.workers.listeners import ClientListeners
 from router.workers.messages import CloseKeepAlives, Configure, Drain, RetireClients, SetLogConfig, SharesSlots
-from router.workers.process import WorkerMessage, WorkerProcess, spawn
+from router.workers.process import WorkerMessage, WorkerProcess
 
 _log = logging.getLogger("router.workers")
 
@@ -88,15 +89,17 @@ class WorkerPool:
         *,
         human_log: bool,
         peer_listeners: Sequence[socket.socket] = (),
+        collection_socket: Callable[[], socket.socket | None] = lambda: None,
         restart_backoff: Backoff | None = None,
     ) -> None:
         """`listeners` must be open before the first `resize`. Each worker keeps the `peer_listeners` open, but does not
-        use them."""
+        use them. `collection_socket` returns the socket to the collector, if there is one."""
         self._settings = settings
         self._observer = observer
         self._listeners = listeners
         self._channels = channels
         self._peer_listeners = peer_listeners
+        self._collection_socket = collection_socket
         self._human_log = human_log
         self._workers: dict[str, WorkerProcess] = {}
         self._target_size = 0
@@ -257,9 +260,12 @@ class WorkerPool:
         plain, tls = self._listeners.plain, self._listeners.tls
         arguments = [str(theirs.fileno()), *(str(s.fileno()) for s in plain), *(f"tls:{s.fileno()}" for s in tls)]
         arguments += [f"peers:{s.fileno()}" for s in self._peer_listeners]
+        collection = [each for each in (self._collection_socket(),) if each is not None]
+        arguments += [f"collection:{s.fileno()}" for s in collection]
+        inherited = (theirs, *plain, *tls, *self._peer_listeners, *collection)
         try:
             with theirs:
-                process = await spawn(arguments, [s.fileno() for s in (theirs, *plain, *tls, *self._peer_listeners)])
+                process = await spawn("router.workers.main", arguments, [s.fileno() for s in inherited])
         except BaseException:
             ours.close()
             raise

@@ -1,4 +1,4 @@
-"""The supervisor's side of one worker process: spawn, channel, queries, kill deadlines.
+"""The supervisor's side of one worker process: channel, queries, kill deadlines.
 
 Does not contain: how other workers take over from one that exits or hangs (`pool`).
 """
@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
+from router.net.channel import Channel
 from router.telemetry.journal import Entry
 from router.telemetry.log import event
-from router.workers.channel import Channel
 from router.workers.messages import (
     AcceptFrom,
     Drain,
@@ -197,34 +194,3 @@ class WorkerProcess:
             return None
         finally:
             self._queries.pop(query.query_id, None)
-
-
-async def spawn(arguments: Sequence[str], fds: Sequence[int]) -> asyncio.subprocess.Process:
-    """Start a worker process that inherits `fds`. Raises OSError."""
-    spawning = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            # -P: import no modules from the current directory.
-            # -O: do not run assertions for each request. They only help the type checker.
-            *(sys.executable, "-O", "-P", "-m", "router.workers.main", *arguments),
-            pass_fds=fds,
-            stdin=asyncio.subprocess.DEVNULL,
-            # Ctrl-C in a terminal sends SIGINT to the whole foreground process group. Workers must not be in it.
-            start_new_session=True,
-            env=_environment(),
-        )
-    )
-    try:
-        return await asyncio.shield(spawning)
-    except asyncio.CancelledError:  # the caller will not get the process, so end it here
-        process = await spawning
-        process.kill()
-        await process.wait()
-        raise
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of a worker. It imports the package from the same directory as the supervisor, even if the
-    package is not installed."""
-    package_parent = str(Path(__file__).absolute().parents[2])
-    paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

@@ -79,6 +79,8 @@ def test_defaults_are_those_of_the_sdk() -> None:
             outlier_consecutive_timeouts=3,
             outlier_ejection_seconds=10.0,
             outlier_max_ejected_percent=50,
+            collect_model_data=False,
+            data_collector=None,
             cpu_cores=0.1,
             cpu_cores_limit=None,
             memory_gb=0.5,

@@ -1,11 +1,13 @@
 """Hypothesis strategies for every message that peers exchange."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import strategies as st
 
 from router.auth.issuers import Issuer
 from router.config.service import parse_service
+from router.model.data_collection import Collection, DataCollector
 from router.model.services import Replica, ReplicaState, Service, Version
 from router.peers import messages as peer_messages
 from router.scaling.demand import Demand
@@ -56,6 +58,11 @@ def _tuples(element: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(element, max_size=5).map(tuple)
 
 
+data_collectors = st.builds(
+    DataCollector, _tuples(st.builds(Collection, names, st.booleans(), names)), seconds, names, _tuples(names)
+)
+
+
 def _any_version() -> st.SearchStrategy[Version]:
     return st.builds(
         Version,
@@ -68,6 +75,8 @@ def _any_version() -> st.SearchStrategy[Version]:
                 int | None: st.none() | counts,
                 float | None: st.none() | seconds,
                 str | None: st.none() | names,
+                DataCollector | None: st.none() | data_collectors,
+                Mapping[str, str]: st.dictionaries(names, names, max_size=3),
             }[kind]
             for field, kind in Version.__annotations__.items()
         },

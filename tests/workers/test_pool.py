@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 
+from router.net import child_process
 from router.net.backoff import Backoff
 from router.workers import pool as pool_module
 from router.workers import process as process_module
@@ -117,7 +118,7 @@ def failing_start(tmp_path: Path) -> Any:
     (tmp_path / "router").mkdir()
     (tmp_path / "router" / "__init__.py").write_text("raise SystemExit(7)")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    return mock.patch.object(process_module, "_environment", return_value=environment)
+    return mock.patch.object(child_process, "_environment", return_value=environment)
 
 
 async def test_worker_that_fails_to_start_is_restarted(ports: dict[str, int], failing_start: Any) -> None:

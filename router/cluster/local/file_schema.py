@@ -71,6 +71,8 @@ def _type(setting: Setting) -> dict[str, Any]:
             return {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": ["number", "string"]}]}
         case SettingKind.MAPPING:
             return {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+        case SettingKind.OBJECT:
+            return {"type": ["object", "string"]}
     return _text(setting)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from router.workers.channel import Channel
+from router.net.channel import Channel
 
 TIMEOUT_SECONDS = 10.0
 

@@ -1,4 +1,4 @@
-"""The channel between the supervisor and one of its workers: frames over a socket pair.
+"""The channel between the supervisor and one of its processes: frames over a socket pair.
 
 Both processes run the same release, and no other process can reach the socket. So pickle is safe here. Links between
 pods, which may run different releases, use another format (`peers.wire`).

@@ -1,0 +1,215 @@
+"""The supervisor's side of data collection: the socket of the workers, and the collector process.
+
+The collector is started when the first version collects data. One that ends unexpectedly is replaced after a delay. It
+leaves what it has not read in the socket, and what it had read is counted by its last report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from router.collection.messages import (
+    CollectorReport,
+    CollectorsUpdate,
+    ConfigureCollector,
+    StopCollector,
+    WorkersEnded,
+)
+from router.config.router import RouterSettings
+from router.model.data_collection import DataCollector
+from router.model.services import Service, VersionKey
+from router.net.backoff import Backoff
+from router.net.channel import Channel
+from router.net.child_process import spawn
+from router.telemetry.catalogue import Sample
+from router.telemetry.log import event
+
+_log = logging.getLogger("router.collection")
+
+_FIRST_RESTART_DELAY_SECONDS = 0.5
+_MAX_RESTART_DELAY_SECONDS = 30.0
+_MIN_LIFETIME_SECONDS = 30.0
+"""A collector that ends before this age delays its replacement."""
+_MIN_STOP_SECONDS = 1.0
+_KILL_MARGIN_SECONDS = 5.0
+"""Time between the end of the time for the rest and the kill. The rest is written to the folder in it."""
+
+_EMPTY = CollectorReport(
+    events=Counter(), sizes=Counter(), truncated=Counter(), dropped=Counter(), failures=Counter(), unstored=Counter(),
+    buffered_bytes=0, lag_seconds=0.0, problem="",
+)  # fmt: skip
+
+
+class CollectorProcess:
+    """The collector of one router, and all that was counted by it and its predecessors."""
+
+    def __init__(self, settings: RouterSettings, own_id: str, *, human_log: bool) -> None:
+        self._settings = settings
+        self._own_id = re.sub("[^A-Za-z0-9.-]", "-", own_id)
+        self._human_log = human_log
+        self._sockets: tuple[socket.socket, socket.socket] | None = None
+        self._services: Mapping[str, Service] = {}
+        self._collectors: Mapping[VersionKey, DataCollector] = {}
+        self._workers: frozenset[int] = frozenset()
+        self._channel = Channel(self._on_report, lambda: None)
+        self._ended = _EMPTY  # the sum of the last reports of ended collectors
+        self._report = _EMPTY  # the last one of the running collector
+        self._running: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._process: asyncio.subprocess.Process | None = None
+        self._restarts = 0
+
+    def open(self) -> None:
+        """Make the socket for workers. Raises OSError."""
+        reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reader.setblocking(False)
+        writer.setblocking(False)
+        self._sockets = (reader, writer)
+
+    @property
+    def worker_socket(self) -> socket.socket | None:
+        """The socket that workers send packets to; None before `open` and after `stop`."""
+        return self._sockets[1] if self._sockets is not None else None
+
+    def tick(self, services: Mapping[str, Service], workers: frozenset[int]) -> None:
+        """Notify the collector of changed services and of workers that have ended, given the process ids of the running
+        ones. Must be called about ten times a second."""
+        if services is not self._services:
+            self._services = services
+            collectors = _collectors(services)
+            if collectors != self._collectors:
+                self._collectors = collectors
+                self._channel.send(CollectorsUpdate(collectors))
+        if workers != self._workers:
+            self._channel.send(WorkersEnded(self._workers - workers))
+            self._workers = workers
+        if self._collectors and self._running is None and self._sockets is not None:
+            self._running = asyncio.ensure_future(self._keep_running(self._sockets[0]))
+
+    async def _keep_running(self, packets: socket.socket) -> None:
+        backoff = Backoff(_FIRST_RESTART_DELAY_SECONDS, _MAX_RESTART_DELAY_SECONDS)
+        while not self._stopping:
+            started_at = time.monotonic()
+            try:
+                exit_code = await self._run(packets)
+            except OSError as error:
+                event(_log, logging.ERROR, "the collector cannot be started", error=str(error))
+                exit_code = -1
+            self._on_ended()
+            if self._stopping:
+                return
+            self._restarts += 1
+            event(_log, logging.ERROR, "the collector ended unexpectedly", exit_code=exit_code)
+            if time.monotonic() - started_at >= _MIN_LIFETIME_SECONDS:
+                backoff.reset()
+            await asyncio.sleep(backoff.next_delay())
+
+    async def _run(self, packets: socket.socket) -> int:
+        """Run one collector until its end. Return its exit code."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        arguments = [str(theirs.fileno()), str(packets.fileno())]
+        try:
+            with theirs:
+                process = await spawn("router.collection.main", arguments, [theirs.fileno(), packets.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        self._process = process
+        closed = asyncio.Event()
+        self._channel = Channel(self._on_report, closed.set)
+        await asyncio.get_running_loop().create_connection(lambda: self._channel, sock=ours)
+        instance = f"{self._own_id}-{secrets.token_hex(4)}"
+        self._channel.send(ConfigureCollector(self._settings, instance, self._human_log))
+        self._channel.send(CollectorsUpdate(self._collectors))
+        exit_code = await process.wait()
+        await closed.wait()  # after the last report
+        return exit_code
+
+    def _on_report(self, report: CollectorReport) -> None:
+        self._report = report
+
+    def _on_ended(self) -> None:
+        """Keep the counts of a collector that has ended. What it had not stored is lost."""
+        last, self._report = self._report, _EMPTY
+        dropped = last.dropped.copy()
+        for key, count in last.unstored.items():
+            dropped[key.service, key.version, "collector-ended"] += count
+        ended = self._ended
+        self._ended = ended._replace(
+            events=ended.events + last.events,
+            sizes=ended.sizes + last.sizes,
+            truncated=ended.truncated + last.truncated,
+            dropped=ended.dropped + dropped,
+            failures=ended.failures + last.failures,
+        )
+
+    async def stop(self, seconds: float) -> None:
+        """Store what is left within this time. All workers must have ended. Does nothing if there is no collector."""
+        self._stopping = True
+        if self._sockets is not None:
+            self._sockets[1].close()  # the collector reads the end
+        if self._running is not None:
+            seconds = max(seconds, _MIN_STOP_SECONDS)
+            if self._channel.is_closed:  # there is none now
+                self._running.cancel()
+            self._channel.send(StopCollector(seconds))
+            done, _ = await asyncio.wait((self._running,), timeout=seconds + _KILL_MARGIN_SECONDS)
+            if not done:
+                event(_log, logging.ERROR, "the collector did not exit in time, killing it")
+                self.kill()
+                await asyncio.wait((self._running,))
+        if self._sockets is not None:
+            self._sockets[0].close()
+            self._sockets = None
+
+    def stop_soon(self) -> None:
+        """While stopping: store what is left within a second."""
+        if self._stopping:
+            self._channel.send(StopCollector(_MIN_STOP_SECONDS))
+
+    def kill(self) -> None:
+        """Kill the collector."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    # What operators see.
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield the samples for a scrape."""
+        ended, current = self._ended, self._report
+        for key, count in (ended.events + current.events).items():
+            yield Sample("collection_events", count, key)
+        for key, count in (ended.sizes + current.sizes).items():
+            yield Sample("collection_bytes", count, key)
+        for key, count in (ended.truncated + current.truncated).items():
+            yield Sample("collection_truncated", count, key)
+        for labels, count in (ended.dropped + current.dropped).items():
+            yield Sample("collection_dropped", count, labels)
+        for reason, count in (ended.failures + current.failures).items():
+            yield Sample("collection_storage_failures", count, (reason,))
+        if self._running is not None:
+            yield Sample("collection_lag_seconds", current.lag_seconds)
+            yield Sample("collection_buffered_bytes", current.buffered_bytes)
+            yield Sample("collector_restarts", self._restarts)
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of the storage, if there is one."""
+        if self._report.problem:
+            yield self._report.problem
+
+
+def _collectors(services: Mapping[str, Service]) -> dict[VersionKey, DataCollector]:
+    return {
+        (service.name, version.name): version.collected
+        for service in services.values()
+        for version in service.versions
+        if version.collected is not None
+    }
