@@ -2,9 +2,12 @@
 
 mypyc compiles the hot path to C extensions. Without them, Python interprets the same sources. The compilation needs a C
 compiler and mypy. pip installs mypy for the build unless --no-build-isolation is given.
+
+Earlier releases of Python must be able to parse this file, to report that they are too old.
 """
 
 import os
+import sys
 
 from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
@@ -69,10 +72,14 @@ class _Build(build_ext):
         super().finalize_options()
 
 
-match os.environ.get("COMPILE_AZUREML_FE", "0"):
-    case "1":
-        setup(distclass=_Distribution, cmdclass={"build_ext": _Build}, setup_requires=["mypy>=2.4"])
-    case "0" | "":
-        setup()
-    case other:
-        raise SystemExit(f"COMPILE_AZUREML_FE={other}: allowed: 1 (compile the hot path) and 0")
+# pip may search all releases of all dependencies for hours before it checks `requires-python`.
+if sys.version_info < (3, 11):  # noqa: UP036  (earlier ones run this file)
+    raise SystemExit(f"azureml-fe needs Python 3.11 or later; this is {sys.version.split()[0]}")
+
+compiles = os.environ.get("COMPILE_AZUREML_FE", "0")
+if compiles == "1":
+    setup(distclass=_Distribution, cmdclass={"build_ext": _Build}, setup_requires=["mypy>=2.4"])
+elif compiles in ("0", ""):
+    setup()
+else:
+    raise SystemExit(f"COMPILE_AZUREML_FE={compiles}: allowed: 1 (compile the hot path) and 0")

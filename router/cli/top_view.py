@@ -5,6 +5,7 @@ Does not contain: the status (`admin.status`), the terminal (`top`).
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ _SHADES = " ▁▂▃▄▅▆▇█"
 _MAX_DECISIONS = 4
 _MAX_EJECTED = 3  # replicas of a version that are listed with the reason
 _MAX_PROBLEMS = 3  # on a screen
+_LINES_OF_PROBLEM = 2
+_MIN_WRAPPED = 20
 _MIN_NAME, _MAX_NAME = 10, 40
 _MIN_CELLS = 4
 _LINES_OF_DETAILS = 15
@@ -44,7 +47,10 @@ def _in_flight(version: Version) -> str:
 
 
 def _used(version: Version) -> str:
-    return "" if version["utilization"] is None else f"{version['utilization']:.0%}"
+    used = version["utilization"]  # queued requests count, so it may be above 1
+    if used is None:
+        return ""
+    return f"{used:.0%}" if used <= 1.005 else "full"
 
 
 _COLUMNS = (
@@ -239,10 +245,18 @@ def _head(status: Status, width: int, *, details: bool, max_problems: int | None
     title = f"azureml-fe {router['version']}  {router['pod']}" + ("  leader" if router["leads"] else "")
     lines = [_line("bold", title, width)] if details else []
     lines.append(_line("", _join(filter(None, numbers), width), width))
-    lines += [_line("bad", problem, width) for problem in problems[:max_problems]]
+    for problem in problems[:max_problems]:
+        lines += [_line("bad", part, width) for part in _wrap(problem, width, complete=max_problems is None)]
     if max_problems is not None and len(problems) > max_problems:
         lines.append(_line("bad", f"... and {_count(len(problems) - max_problems, 'more problem')}", width))
     return lines
+
+
+def _wrap(problem: str, width: int, *, complete: bool) -> list[str]:
+    """Return the lines of a problem: at most `_LINES_OF_PROBLEM` on a screen."""
+    if complete or width < _MIN_WRAPPED:
+        return [problem]
+    return textwrap.wrap(problem, width, subsequent_indent="  ", max_lines=_LINES_OF_PROBLEM, placeholder=" ...")
 
 
 def _foot(status: Status, width: int) -> list[Text]:

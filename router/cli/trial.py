@@ -62,7 +62,7 @@ class Secrets(NamedTuple):
 
 def curl_command(service: Service, url: str, trial: Trial, secrets: Secrets) -> str:
     """Return the command for a request to `url`."""
-    words = ["curl -s", shlex.quote(url)]
+    words = ["curl -sS", shlex.quote(url)]
     if service.uses_keys:
         words.append(f"-H {_authorization(service, secrets)}")
     if trial.body is not None:

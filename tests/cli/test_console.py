@@ -70,7 +70,7 @@ def test_status_page_is_first_and_nothing_is_said_twice() -> None:
     url = "http://127.0.0.1:8080/api/v1/service/s0/score"
     assert world.new_lines() == [
         f"s0 is ready: {url}",
-        f"  try: curl -s {url} -H 'Content-Type: application/json' -d '[1]'",
+        f"  try: curl -sS {url} -H 'Content-Type: application/json' -d '[1]'",
     ]
     assert world.new_lines() == []
 
@@ -81,8 +81,8 @@ def test_service_whose_input_is_unknown_has_a_command_that_scores() -> None:
     base = "http://127.0.0.1:8080/api/v1/service/s0/"
     assert world.new_lines() == [
         f"s0 is ready: {base}healthz",
-        f"  try: curl -s {base}healthz",
-        f"  score: curl -s {base}score -H 'Content-Type: application/json' -d '<JSON input of the model>'",
+        f"  try: curl -sS {base}healthz",
+        f"  score: curl -sS {base}score -H 'Content-Type: application/json' -d '<JSON input of the model>'",
     ]
 
 

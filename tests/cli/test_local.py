@@ -56,16 +56,16 @@ def test_console_shows_urls_and_replicas(router: Router) -> None:
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize("service", ["echo", "free", "sdk"])
 def test_printed_command_works(router: Router, service: str, tmp_path: Path) -> None:
-    line = router.wait_for_stderr(rf"  try: (curl -s \S+/service/{service}/.*)\n")[1]
+    line = router.wait_for_stderr(rf"  try: (curl -sS \S+/service/{service}/.*)\n")[1]
     assert " -d " not in line  # the paths of other programs than entry scripts are unknown, except the readiness path
-    assert run_in_shell(line.replace("curl -s", "curl -s -o body -w '%{http_code}'"), tmp_path) == "200"
+    assert run_in_shell(line.replace("curl -sS", "curl -sS -o body -w '%{http_code}'"), tmp_path) == "200"
 
 
 def test_output_to_a_file_has_no_key(router: Router) -> None:
     assert router.score("echo", Authorization=f"Bearer {router.key('echo')}").status == 200
     for key in (router.key("echo"), router.key("echo", "secondary"), GIVEN_KEY):
         assert key not in router.stderr
-    assert '"Authorization: Bearer <primary_key in ' in router.wait_for_stderr(r"try: curl -s \S+/given/.*\n")[0]
+    assert '"Authorization: Bearer <primary_key in ' in router.wait_for_stderr(r"try: curl -sS \S+/given/.*\n")[0]
 
 
 def test_workers_and_replicas_are_processes(router: Router) -> None:
@@ -177,7 +177,7 @@ def test_printed_command_works_with_special_characters_in_the_state_directory(
 ) -> None:
     router = start({"echo": echo_service()}, "--state-dir", "it's my $HOME")  # relative to where it is started
     line = router.wait_for_stderr(r"  try: (curl .*)\n")[1]
-    assert run_in_shell(line.replace("curl -s", "curl -s -o body -w '%{http_code}'"), tmp_path) == "200"
+    assert run_in_shell(line.replace("curl -sS", "curl -sS -o body -w '%{http_code}'"), tmp_path) == "200"
 
 
 # Errors.

@@ -101,10 +101,10 @@ def terminal(directory: Path) -> Iterator[Terminal]:
 
 @pytest.mark.needs("curl")
 def test_printed_command_has_the_key_and_works(terminal: Terminal, tmp_path: Path) -> None:
-    line = terminal.wait_for(r"  try: (curl -s \S+/service/echo/.*)\r\n")[1]
+    line = terminal.wait_for(r"  try: (curl -sS \S+/service/echo/.*)\r\n")[1]
     key = (tmp_path / "state" / "keys.json").read_text().split('"primary": "')[1].split('"')[0]
     assert key in line
-    assert run_in_shell(line.replace("curl -s", "curl -s -o body -w '%{http_code}'"), tmp_path) == "200"
+    assert run_in_shell(line.replace("curl -sS", "curl -sS -o body -w '%{http_code}'"), tmp_path) == "200"
 
 
 def test_last_line_is_live_and_fits_the_terminal(terminal: Terminal) -> None:

@@ -259,6 +259,34 @@ def test_problems_are_complete_without_a_terminal_unless_columns_is_set(monkeypa
     assert max(map(len, printed())) <= 60
 
 
+def test_problem_that_is_longer_than_the_screen_continues_on_a_second_line() -> None:
+    problem = "service resnet: refuses 86 % of its requests: needs 38 replicas, has 2 (num_replicas is 2)"
+    lines = lines_of(status(service("iris"), problems=[problem]), 60, 24)
+    first = next(number for number, line in enumerate(lines) if line.startswith("service resnet"))
+    assert lines[first : first + 2] == [problem[:54], f"  {problem[55:]}"]
+    lines = lines_of(status(service("iris"), problems=["a word " * 50]), 60, 24)
+    assert [line.startswith("  ") for line in lines[first : first + 3]] == [False, True, False]
+    assert lines[first + 1].endswith(" ...")
+
+
+def test_terminal_output_needs_no_pygments() -> None:
+    """The image has none."""
+    program = (
+        "import sys; sys.modules['pygments'] = None\n"
+        "import router.cli.console\n"
+        "from router.cli.top import run_top\n"
+        f"run_top(lambda: {status()!r}, sys.stdout, once=True)"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "0 services" in output
+
+
+def test_more_load_than_capacity_is_full() -> None:
+    loaded = version(utilization=12.97, queued=25)
+    (line,) = [line for line in lines_of(status(service("iris", loaded))) if line.startswith("iris")]
+    assert line.split()[:5] == ["iris", "2/2", "3.5", "25", "full"]
+
+
 def test_screen_has_the_first_problems_and_one_is_singular() -> None:
     problems = [f"service m{number}: x" for number in range(4)]
     lines = lines_of(status(service("iris"), problems=problems), 80, 24)

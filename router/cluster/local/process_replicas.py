@@ -33,7 +33,7 @@ from router.cluster.local.raised_exception import RaisedException, last_exceptio
 from router.cluster.local.reconcile import Candidate, plan_next_step
 from router.cluster.local.replica_process import ReplicaProcess
 from router.cluster.local.restart_backoff import RestartBackoff
-from router.cluster.local.start_failures import StartFailure, StartFailures, last_lines
+from router.cluster.local.start_failures import StartFailure, StartFailures, excerpt
 from router.model.replica_health import ProbeReport
 from router.model.services import Replica, ReplicaState, Version, VersionKey, version_label
 from router.net.address import host_port
@@ -397,7 +397,7 @@ class ProcessReplicas:
         return StartFailure(
             reason,
             exception.describe(with_message=True) if exception is not None else "",
-            last_lines(output),
+            excerpt(output, exception.traceback if exception is not None else ()),
             str(log.path) if output else "",
         )
 

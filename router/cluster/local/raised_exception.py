@@ -27,6 +27,8 @@ class RaisedException(NamedTuple):
     file: str
     """Relative to the directory of the program if it is in there."""
     line: int
+    traceback: tuple[str, ...] = ()
+    """The lines of the output, from the first frame to the exception itself."""
 
     @property
     def place(self) -> str:
@@ -62,10 +64,10 @@ def _parse(lines: Sequence[str]) -> list[_Chain]:
     """Return the tracebacks, grouped by chains, in the order of the output."""
     chains: list[_Chain] = []
     frames: list[tuple[str, int]] = []
-    is_open, is_chained = False, False
-    for line in lines:
+    first, is_open, is_chained = 0, False, False
+    for number, line in enumerate(lines):
         if line.endswith(_FIRST_LINE):
-            is_open, frames = True, []
+            first, is_open, frames = number + 1, True, []
         elif is_open and (frame := _FRAME.match(line)):
             frames.append((frame[1], int(frame[2])))
         elif is_open and line[:1].strip():  # neither empty nor indented: the end of the traceback
@@ -73,17 +75,20 @@ def _parse(lines: Sequence[str]) -> list[_Chain]:
             if frames and (last := _LAST_LINE.fullmatch(line)):
                 if not is_chained:
                     chains.append([])
-                chains[-1].append(_exception(last[1], last[2] or "", frames))
+                traceback = tuple(lines[first : number + 1])
+                chains[-1].append(_exception(last[1], last[2] or "", frames, traceback))
             is_chained = False
         elif _CHAIN.match(line):
             is_chained = bool(chains)
     return chains
 
 
-def _exception(name: str, message: str, frames: Sequence[tuple[str, int]]) -> tuple[RaisedException, bool]:
+def _exception(
+    name: str, message: str, frames: Sequence[tuple[str, int]], traceback: tuple[str, ...]
+) -> tuple[RaisedException, bool]:
     own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
     file, line = (own or frames)[-1]
-    return RaisedException(name, message[:_MAX_MESSAGE], file, line), bool(own)
+    return RaisedException(name, message[:_MAX_MESSAGE], file, line, traceback), bool(own)
 
 
 def _relative(exception: RaisedException, directory: Path) -> RaisedException:

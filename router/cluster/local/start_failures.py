@@ -1,12 +1,15 @@
 """How the replicas of one version have failed to start, as text for operators. No I/O; time is an argument.
 
-A program that is broken fails again and again in the same way. The first failure is described with the end of the
-output. The same failure is then reported only when its number has doubled.
+A program that is broken fails again and again in the same way. The first failure is described with lines of
+its output. The same failure is then reported only when its number has doubled.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _OUTPUT_LINES = 10
+_TRACEBACK_LINES = 6
+_LINES_AFTER_TRACEBACK = 3
 
 
 class StartFailure(NamedTuple):
@@ -17,7 +20,7 @@ class StartFailure(NamedTuple):
     exception: str = ""
     """The exception that ended the program, in one line; "" if there is none."""
     output: tuple[str, ...] = ()
-    """The last lines of the output."""
+    """The lines of the output that probably have the cause."""
     log: str = ""
     """Path of the whole output; "" if there is none."""
 
@@ -27,9 +30,14 @@ class StartFailure(NamedTuple):
         return f"cannot start ({self.reason})" + (f": {self.exception}" if self.exception else "")
 
 
-def last_lines(output: str) -> tuple[str, ...]:
-    """Return the last lines of `output` that are not blank."""
-    return tuple(line.rstrip() for line in output.splitlines() if line.strip())[-_OUTPUT_LINES:]
+def excerpt(output: str, traceback: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the last lines of `output` that are not blank. Servers may log much after the exception that ends them. So
+    if these lines do not have the end of `traceback`, most of them are replaced by it."""
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()][-_OUTPUT_LINES:]
+    if traceback and traceback[-1].rstrip() not in lines:
+        cause = [line.rstrip() for line in traceback if line.strip()][-_TRACEBACK_LINES:]
+        lines = [*cause, "...", *lines[-_LINES_AFTER_TRACEBACK:]]
+    return tuple(lines)
 
 
 class StartFailures:

@@ -32,7 +32,8 @@ azureml_inference_server_http.server.user_script.UserScriptException: Caught an 
 
 
 def test_wrapped_exception_of_a_server_is_that_of_the_script() -> None:
-    expected = RaisedException("RuntimeError", "weights not found", "lib/weights.py", 7)
+    traceback = tuple(_INIT_FAILED.splitlines()[1:8])
+    expected = RaisedException("RuntimeError", "weights not found", "lib/weights.py", 7, traceback)
     assert last_exception(_INIT_FAILED, Path("/models")) == expected
     assert expected.describe(with_message=True) == "RuntimeError: weights not found (lib/weights.py, line 7)"
     assert expected.describe(with_message=False) == "RuntimeError (lib/weights.py, line 7)"
@@ -42,7 +43,9 @@ def test_last_traceback_counts() -> None:
     output = (
         _INIT_FAILED + 'Traceback (most recent call last):\n  File "/other/a.py", line 1, in <module>\nKeyError: 5\n'
     )
-    assert last_exception(output, Path("/models")) == RaisedException("KeyError", "5", "/other/a.py", 1)
+    assert last_exception(output, Path("/models")) == RaisedException(
+        "KeyError", "5", "/other/a.py", 1, ('  File "/other/a.py", line 1, in <module>', "KeyError: 5")
+    )
 
 
 @pytest.mark.parametrize("output", ["", "no trace\n", "Traceback (most recent call last):\n", "Error: 5\n"])

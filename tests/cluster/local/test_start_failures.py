@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.cluster.local.start_failures import StartFailure, StartFailures, last_lines
+from router.cluster.local.start_failures import StartFailure, StartFailures, excerpt
 
 FAILURE = StartFailure(
     "exit code 3", "RuntimeError: no weights (score.py, line 12)", ("line 1", "line 2"), "/state/iris-1.log"
@@ -46,6 +46,15 @@ def test_description_follows_the_time_of_the_next_start() -> None:
     assert failures.describe(109.0) is None
 
 
-def test_last_lines_are_ten_that_are_not_blank() -> None:
+def test_excerpt_is_the_last_ten_lines_that_are_not_blank() -> None:
     output = "\n\n".join(f"line {number}  " for number in range(30))
-    assert last_lines(output) == tuple(f"line {number}" for number in range(20, 30))
+    assert excerpt(output) == tuple(f"line {number}" for number in range(20, 30))
+
+
+def test_excerpt_has_the_traceback_that_is_followed_by_much_output() -> None:
+    traceback = [f"frame {number}" for number in range(20)] + ["RuntimeError: no weights"]
+    after = [f"worker: line {number}" for number in range(12)]
+    assert excerpt("\n".join((*traceback, *after)), traceback) == (
+        *traceback[-6:], "...", *after[-3:],
+    )  # fmt: skip
+    assert excerpt("\n".join((*traceback, *after[:2])), traceback) == (*traceback[-8:], *after[:2])
