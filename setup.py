@@ -9,6 +9,10 @@ Earlier releases of Python must be able to parse this file, to report that they 
 import os
 import sys
 
+# pip may search all releases of all dependencies for hours before it checks `requires-python`.
+if sys.version_info < (3, 11):  # noqa: UP036  (earlier ones run this file)
+    raise SystemExit(f"azureml-fe needs Python 3.11 or later; this is {sys.version.split()[0]}")
+
 from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
 
@@ -71,10 +75,6 @@ class _Build(build_ext):
         )
         super().finalize_options()
 
-
-# pip may search all releases of all dependencies for hours before it checks `requires-python`.
-if sys.version_info < (3, 11):  # noqa: UP036  (earlier ones run this file)
-    raise SystemExit(f"azureml-fe needs Python 3.11 or later; this is {sys.version.split()[0]}")
 
 compiles = os.environ.get("COMPILE_AZUREML_FE", "0")
 if compiles == "1":

@@ -22,6 +22,12 @@ draw();
 }"""
 """Shows a service with abandoned requests, a suspect slot, an ejected replica and a long queue."""
 
+PLOTS_WITHOUT_ROOM_FOR_LABELS = """[...document.querySelectorAll('#detail .plot .frame')].filter(frame => {
+  const [label, drawing] = [".max", "svg"].map(each => frame.querySelector(each).getBoundingClientRect());
+  return label.bottom > drawing.top + 1;
+}).length"""
+"""The number of plots whose highest value is written over the data."""
+
 SERVICES = "[...document.querySelectorAll('[data-service]')].map(row => row.dataset.service)"
 
 
@@ -165,6 +171,7 @@ def test_page_of_a_service(start: StartRouter) -> None:
         assert f"curl http://127.0.0.1:{router.port}/api/v1/service/locked/score" in call
         assert 'Authorization: Bearer $KEY"' in call
         assert router.key("locked") not in page.evaluate("document.documentElement.outerHTML")
+        assert page.evaluate(PLOTS_WITHOUT_ROOM_FOR_LABELS) == 0
         page.size(375, 812, dark=True, mobile=True)
         assert page.evaluate("document.documentElement.scrollWidth <= 375"), "the page is wider than a phone"
         page.evaluate("location.hash = '#/service/%3Cb%3E'")
@@ -172,6 +179,8 @@ def test_page_of_a_service(start: StartRouter) -> None:
         page.evaluate("location.hash = ''")
         page.wait_until(f"{SERVICES}.length === 2 && document.getElementById('overview').offsetHeight > 0")
         assert page.evaluate("document.documentElement.scrollWidth <= 375"), "the page is wider than a phone"
+        units = "[...document.querySelectorAll('[data-service=free] .unit')].map(each => each.textContent.trim())"
+        assert page.evaluate(units) == ["req/s", "p95", "errors", "waiting", "replicas", "utilization"]
 
 
 @pytest.mark.needs("chromium")

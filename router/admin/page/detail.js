@@ -13,7 +13,7 @@ class Detail {
       [["p99", "p95", "p50"], new Plot("Latency", [{ name: "p99", color: "k-gray" }, { name: "p95", color: "k-violet" },
         { name: "p50", color: "k-blue", area: true }], duration)],
       [ERRORS, new Plot("Errors per second", [{ name: "refused", color: "k-amber" }, { name: "timeout", color: "k-violet" },
-        { name: "failed", color: "k-red" }, { name: "4xx", color: "k-gray" }, { name: "left", color: "k-teal" }], number, { stacked: true })],
+        { name: "failed", color: "k-red" }, { name: "4xx", color: "k-gray" }, { name: "client left", color: "k-teal" }], number, { stacked: true })],
       [["ready", "desired", "needed"], new Plot("Replicas", [{ name: "ready", color: "k-blue", area: true, steps: true },
         { name: "wanted", color: "k-gray", steps: true }, { name: "needed", color: "k-amber", steps: true, dash: true }], number)],
       [["utilization", "target"], new Plot("Utilization", [{ color: "k-blue", area: true }, { name: "target", color: "k-gray", dash: true }],

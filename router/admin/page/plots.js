@@ -59,7 +59,7 @@ class Plot {
     const drawing = svg("svg", "", { viewBox: `0 0 ${WIDTH} ${PLOT_HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": title },
       ...grid, ...this.shapes, this.cursorLine);
     this.max = h("span", "max");
-    this.nothing = h("div", "nodata", "No data yet");
+    this.nothing = h("div", "nodata", h("span", "", "No data yet"));
     this.left = h("span", "");
     this.right = h("span", "", "now");
     const heading = h("h3", "", title, note ? h("span", "muted small", " " + note) : null);

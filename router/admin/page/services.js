@@ -73,8 +73,8 @@ class ServiceRow {
     this.element = toService(name,
       h("div", "name", this.dot, h("div", "", label, this.state)),
       metric(this.rate, "req/s", this.rateLine.element), metric(this.latency, "p95", this.latencyLine.element),
-      metric(this.errors, "errors", this.errorLine.element), metric(this.queue, "queued"), metric(this.replicas, "replicas"),
-      metric(this.used, "used", this.meter));
+      metric(this.errors, "errors", this.errorLine.element), metric(this.queue, "waiting"), metric(this.replicas, "replicas"),
+      metric(this.used, "utilization", this.meter));
     this.element.className = "row";
     this.element.dataset.service = name;
   }
@@ -145,7 +145,7 @@ function drawTotals(status, points) {
   const failing = known ? latest(errorRates(points)) : null, rate = known ? latest(points.requests) : null;
   tiles.rate.show(number(totals.requests_per_second), `${number(totals.in_flight)} in flight`);
   tiles.latency.show(duration(known ? latest(points.p95) : null),
-    known && latest(points.p50) !== null ? `p50 ${duration(latest(points.p50))} · p99 ${duration(latest(points.p99))}` : "no requests");
+    known && latest(points.p50) !== null ? `p50\u00a0${duration(latest(points.p50))} · p99\u00a0${duration(latest(points.p99))}` : "no requests");
   tiles.errors.show(rate ? percent(failing / rate) : "–", rate ? failing ? errorWords(points) : "none" : "no requests", failing ? "bad" : "");
   tiles.queue.show(number(totals.queued), totals.refused_per_second ? `${number(totals.refused_per_second)} refused/s` : "none refused",
     totals.refused_per_second ? "bad" : totals.queued ? "warn" : "");
@@ -153,7 +153,7 @@ function drawTotals(status, points) {
   for (const service of services.values()) desired += sum(service, "desired");
   tiles.replicas.show(number(totals.replicas_ready), totals.replicas_ready < desired ? `${number(desired)} wanted` : "as many as wanted");
   const used = known ? latest(points.utilization) : null;
-  tiles.used.show(load(used), used === null ? "not known yet" : used > 1.005 ? `demand is ${number(used)}× the capacity` : "of ready replicas");
+  tiles.used.show(load(used), used === null ? "not known yet" : used > 1.005 ? `demand is ${number(used)}× capacity` : "of ready replicas");
   if (!known) return;
   tiles.rate.plot.show(points.requests);
   tiles.latency.plot.show(points.p95);
