@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.processes import send_request, wait_until
+from tests.processes import echo_server, send_request, wait_until
 from tests.routers import ROOT, Router, StartRouter
 from tests.sdk.management_plane import ManagementPlane
 from tests.sdk.sdks import V1, V2, endpoint_of, needs_sdks, run_command, run_sdk, score_v1, score_v2
@@ -80,6 +80,22 @@ V2_FILES = {
     "green.yml": DEPLOYMENT.replace("NAME", "green").replace("VALUE", "'3'"),
 }
 
+CUSTOM_CONTAINER = """
+$schema: https://azuremlschemas.azureedge.net/latest/kubernetesOnlineDeployment.schema.json
+name: blue
+type: kubernetes
+endpoint_name: products
+environment:
+  image: models.azurecr.io/custom:1
+  inference_config:
+    liveness_route: {port: PORT, path: /}
+    readiness_route: {port: PORT, path: /}
+    scoring_route: {port: PORT, path: /headers}
+instance_count: 1
+request_settings: {request_timeout_ms: 20000}
+readiness_probe: {initial_delay: 1, period: 1}
+"""
+
 
 @pytest.fixture
 def convert(tmp_path: Path, start: StartRouter) -> Any:
@@ -137,3 +153,17 @@ def test_endpoint_of_v2(plane: ManagementPlane, convert: Any, tmp_path: Path) ->
     body = {"data": [1, 2]}
     assert score_v2(plane, "products", body, directory=tmp_path) == {"result": {"products": [2, 4]}}
     assert score_v2(plane, "products", body, "green", directory=tmp_path) == {"result": {"products": [3, 6]}}
+
+
+def test_custom_container_of_v2_with_tokens(plane: ManagementPlane, convert: Any, tmp_path: Path) -> None:
+    with echo_server() as port:
+        files = {
+            "endpoint.yml": ENDPOINT.replace("auth_mode: key", "auth_mode: aml_token").replace("green: 0", ""),
+            "blue.yml": CUSTOM_CONTAINER.replace("PORT", str(port)),
+        }
+        router = convert(files, "endpoint.yml", "blue.yml", compatibility="v2")
+        plane.endpoints = {"products": endpoint_of(router, "products", V2, auth_mode="aml_token", versions=("blue",))}
+        wait_until(lambda: router.log("replica is ready"), "the container", seconds=60)
+        (headers,) = score_v2(plane, "products", [1], directory=tmp_path).values()
+    assert headers["content-type"] == "application/json"  # that of the path of the scoring route
+    assert "authorization" not in headers
