@@ -17,10 +17,11 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from router.config.router import flag_name
 from tests.processes import (
     ECHO_SERVER,
     TIMEOUT_SECONDS,
@@ -70,20 +71,32 @@ class Router:
     """A router process and what can be observed of it."""
 
     def __init__(
-        self, directory: Path, services: Services, *flags: str, token_issuers: Services | None = None, **settings: Any
+        self,
+        directory: Path,
+        services: Services,
+        *flags: str,
+        token_issuers: Services | None = None,
+        files: Sequence[Path] = (),
+        **settings: Any,
     ) -> None:
+        """With `files`, the router serves these instead of a file with `services`, and has its settings as flags."""
         self.config_file = directory / "models.yaml"
         self.state_dir = directory / "state"
         self._mark = f"mark-{secrets.token_hex(8)}"  # in the command line of every replica
         all_settings = {"port": 0, "admin_port": 0, "workers": 1, "state_dir": str(self.state_dir), **settings}
         self._settings = {name: value for name, value in all_settings.items() if value is not None}
         self.token_issuers = token_issuers or {}
+        if files:
+            flags = (
+                *flags,
+                *itertools.chain(*((flag_name(name), str(self._settings[name])) for name in self._settings)),
+            )
         self._stderr = directory / "errors.txt"
         self._stdout = directory / "output.txt"
         self.write_config(services)
         with self._stderr.open("w") as stderr, self._stdout.open("w") as stdout:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "router", "local", str(self.config_file), *flags],
+                [sys.executable, "-m", "router", "local", *map(str, files or [self.config_file]), *flags],
                 cwd=directory,
                 env=router_environment(),
                 stdin=subprocess.DEVNULL,

@@ -130,7 +130,7 @@ class LocalRouter:
 
     def _warn_of_losses(self) -> None:
         for loss in self._config.losses:
-            log.event(_log, logging.WARNING, "key without effect", text=loss, key=loss)
+            log.event(_log, logging.WARNING, "key without effect", text=loss, loss=loss)
 
     async def _drain_replica(self, replica_id: str, timeout_seconds: float) -> bool:
         return await self._router.supervisor.serving.wait_until_drained(replica_id, timeout_seconds)

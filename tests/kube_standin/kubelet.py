@@ -1,9 +1,9 @@
 """A kubelet: runs each pod of its node as a process on its own loopback address.
 
-It runs the container's `command` and `args` with its `env`: values, `$(NAME)`, and the fields `metadata.name`,
-`metadata.namespace` and `status.podIP`. Volumes of ConfigMaps, Secrets and empty directories are directories, and paths
-below a mount are replaced by paths in the directory. It supports readiness probes (httpGet), `preStop` and the grace
-period, and restarts processes that end.
+It runs the container's `command` and `args` with its `env`: values, `$(NAME)`, keys of Secrets, and the fields
+`metadata.name`, `metadata.namespace` and `status.podIP`. Volumes of ConfigMaps, Secrets and empty directories are
+directories, and paths below a mount are replaced by paths in the directory. It supports readiness probes (httpGet),
+`preStop` and the grace period, and restarts processes that end.
 """
 
 import base64
@@ -109,6 +109,7 @@ class PodProcess:
             directory.mkdir(parents=True, exist_ok=True)
             directories[volume["name"]] = str(directory)
             for name, content in self._kubelet.volume_files(self._pod["metadata"]["namespace"], volume).items():
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 (directory / name).write_bytes(content)
         return {mount["mountPath"]: directories[mount["name"]] for mount in self._container.get("volumeMounts") or []}
 
@@ -127,6 +128,12 @@ class PodProcess:
         for entry in self._container.get("env") or []:
             if "value" in entry:
                 environment[entry["name"]] = _expand(entry["value"], environment, mounts)
+            elif "secretKeyRef" in entry["valueFrom"]:
+                reference = entry["valueFrom"]["secretKeyRef"]
+                files = self._kubelet.volume_files(
+                    fields["metadata.namespace"], {"secret": {"secretName": reference["name"]}}
+                )
+                environment[entry["name"]] = files[reference["key"]].decode()
             else:
                 environment[entry["name"]] = fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
         return environment
@@ -220,8 +227,11 @@ class Kubelet:
     def volume_files(self, namespace: str, volume: Object) -> dict[str, bytes]:
         """Return the files of a volume."""
         if "configMap" in volume:
-            data = self.client.get("configmaps", namespace, volume["configMap"]["name"]).get("data") or {}
-            return {name: text.encode() for name, text in data.items()}
+            config_map = self.client.get("configmaps", namespace, volume["configMap"]["name"])
+            files = {name: text.encode() for name, text in (config_map.get("data") or {}).items()}
+            files |= {name: base64.b64decode(text) for name, text in (config_map.get("binaryData") or {}).items()}
+            items = volume["configMap"].get("items")
+            return files if items is None else {each["path"]: files[each["key"]] for each in items}
         if "secret" in volume:
             data = self.client.get("secrets", namespace, volume["secret"]["secretName"]).get("data") or {}
             return {name: base64.b64decode(text) for name, text in data.items()}

@@ -3,6 +3,7 @@
 All tests share the routers. Each test has its own models.
 """
 
+import base64
 import contextlib
 import json
 import secrets
@@ -22,7 +23,9 @@ from tests.kube_standin.controller_manager import running_controller_manager
 from tests.kube_standin.echo_model import deploy_echo, echo_container, echo_server_stats
 from tests.kube_standin.fault_proxy import RecordedRequest, failure_status, running_fault_proxy
 from tests.kubernetes.azureml_model import azureml_container
-from tests.kubernetes.helm_release import HelmRelease
+from tests.kubernetes.converted_service import IMAGE, MODEL, SECRET, converted_objects, entrypoint, write_files
+from tests.kubernetes.helm_release import PORT, HelmRelease
+from tests.kubernetes.traffic import get
 from tests.processes import Response, wait_until
 
 ROUTERS = 3
@@ -358,6 +361,32 @@ def test_example_with_the_azureml_inference_server(release: HelmRelease, tmp_pat
     assert json.loads(release.score(example, body).body) == {"predictions": ["setosa", "virginica"]}
     _delete_model(release, example)
     assert release.controller.kubelet.killed == []
+
+
+def test_converted_endpoint_is_served(release: HelmRelease, tmp_path: Path) -> None:
+    """The API server accepts what `azureml-fe convert` has made of an endpoint with two deployments."""
+    name = new_name("converted")
+    release.controller.kubelet.entrypoints[IMAGE] = entrypoint()
+    release.cluster.apply(converted_objects(write_files(tmp_path, name), release.namespace))
+    for version in ("blue", "green"):
+        release.controller.wait_ready(f"{name}-{version}", 1)
+    secret = f"azureml-fe-keys-{name}"
+    wait_until(lambda: release.cluster.client.find("secrets", release.namespace, secret), "keys")
+    assert release.score(name).status == 401
+    data = release.cluster.client.get("secrets", release.namespace, secret)["data"]
+    key = base64.b64decode(data["primaryKey"]).decode()
+    release.wait_scores(name, key=key)
+    address = release.addresses()[0]
+    for version in ("blue", "green"):
+        headers = {"Authorization": f"Bearer {key}", "azureml-model-deployment": version}
+        response = get(address, PORT, f"/api/v1/service/{name}/score", b"{}", headers)
+        assert json.loads(response.body) == {"version": version, "model": len(MODEL), "token": SECRET}
+    (service,) = [each for each in release.status(address)["services"] if each["name"] == name]
+    shown = {each["name"]: (each["traffic_percent"], each["tags"]) for each in service["versions"]}
+    assert shown == {"blue": (90, {"team": "blue"}), "green": (10, {"team": "green"})}
+    for version in ("blue", "green"):
+        release.cluster.client.delete("deployments", release.namespace, f"{name}-{version}")
+    release.wait_scores(name, status=404)
 
 
 def test_access_rules_are_all_used_and_sufficient(release: HelmRelease) -> None:
