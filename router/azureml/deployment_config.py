@@ -25,7 +25,7 @@ _TARGET: tuple[KeyPath, ...] = tuple(
     (name,) for name in ("computeType", "computeName", "computeTargetName", "compute_target_name")
 )
 _LOSSES: dict[KeyPath, str] = {
-    ("dataCollection",): "the router does not collect data of models",
+    ("dataCollection", "eventHubEnabled"): "collected data is stored in a folder or a blob container only",
     ("blobfuseEnabled",): "models are in the image or in a volume, which the Deployment mounts",
     ("sslEnabled",): "HTTPS is a setting of the router, not of a service: tls_cert_file, or sslSecret of the chart",
     ("sslCertPemFile",): "the certificate is a setting of the router: tls_cert_file, or sslSecret of the chart",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from router.azureml.keys import KeyReader
 from router.azureml.services import (
@@ -34,7 +34,7 @@ MAPPINGS = ("tags", "properties")
 """Settings whose value is a mapping."""
 
 _VERSION = {setting.name for setting in VERSION_SETTINGS}
-_READ_APART = frozenset((*MAPPINGS, "traffic_percentile", "num_replicas", "scoring_path"))
+_READ_APART = frozenset((*MAPPINGS, "data_collector", "traffic_percentile", "num_replicas", "scoring_path"))
 _PATHS = {
     path: row.setting
     for row in SETTING_NAMES
@@ -48,7 +48,6 @@ _ENDPOINT_LOSSES: dict[KeyPath, str] = {
     ("public_network_access",): "the router's Service decides who reaches it: inferenceRouterServiceType of the chart",
 }
 _DEPLOYMENT_LOSSES: dict[KeyPath, str] = {
-    ("data_collector",): "the router does not collect data of models",
     ("egress_public_network_access",): "a NetworkPolicy limits what pods reach",
     ("private_network_connection",): "a NetworkPolicy limits what pods reach",
 }
@@ -57,6 +56,8 @@ _INSTANCE_TYPE = (
     "instance types are objects of Azure; resources, nodeSelector and tolerations of the Deployment have their effect"
 )
 _TRITON = "triton_model"
+_DATA_ASSET = "data assets are in the workspace; give the folder as data.path"
+_ONLY_IN_AZURE = "only Azure ML uses it"
 _ROUTES: KeyPath = ("environment", "inference_config")
 _MEANINGLESS: tuple[KeyPath, ...] = tuple(
     (name,) for name in ("$schema", "type", "kind", "id", "provisioning_state", "location")
@@ -171,6 +172,7 @@ def _read_deployment(reader: KeyReader, document: YamlDocument, errors: ErrorCol
             settings[setting] = key
     _read_scale_settings(reader, settings, errors)
     resources = _read_resources(reader, settings, errors)
+    _read_data_collector(reader, settings)
     kind = reader.text(("instance_type",))
     if kind is not None and kind.value != _DEFAULT_INSTANCE_TYPE:
         reader.losses.append(loss_of(kind, _INSTANCE_TYPE))
@@ -232,6 +234,27 @@ def _read_resources(
         if quantities:
             resources[part] = quantities
     return resources
+
+
+def _read_data_collector(reader: KeyReader, settings: dict[str, Key]) -> None:
+    """Set `data_collector`, whose form is the same here. Parts of a collection that only Azure ML uses are losses."""
+    given = reader.key(("data_collector",))
+    if given is None:
+        return
+    settings["data_collector"] = given  # its own parser reports what is invalid
+    collections = given.value.get("collections") if isinstance(given.value, Mapping) else None
+    if not isinstance(collections, Mapping):
+        return
+    kept: dict[str, Any] = {}
+    for name, collection in collections.items():
+        kept[name] = collection
+        for part in collection if isinstance(collection, Mapping) else ():
+            is_reference = part == "data" and isinstance(collection[part], str)
+            if part not in ("enabled", "data") or is_reference:
+                path = ("data_collector", "collections", name, part)
+                reader.lose(path, _DATA_ASSET if is_reference else _ONLY_IN_AZURE, unless_off=False)
+                kept[name] = {each: value for each, value in kept[name].items() if each != part}
+    settings["data_collector"] = given.holds({**given.value, "collections": kept})
 
 
 def _cores(text: str) -> str | None:

@@ -71,6 +71,8 @@ SETTING_NAMES = (
     _row("environment", "environment/environmentVariables", "environment_variables"),
     _row("traffic_percentile", "trafficPercentile", "traffic"),
     _row("is_default", "isDefault"),
+    _row("collect_model_data", "dataCollection/storageEnabled"),
+    _row("data_collector", "", "data_collector"),
     _row("description", "description", "description"),
     _row("tags", "tags kvTags", "tags"),
     _row("properties", "properties", "properties"),
