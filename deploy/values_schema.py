@@ -25,7 +25,7 @@ MANAGED = frozenset(
         "generate_keys", "cluster_purpose", "shutdown_delay_seconds", "drain_seconds",
         "tls_cert_file", "tls_key_file", "tls_client_ca_file", "allow_insecure_connections",
         "app_insights_connection_string_file",
-        "peer_tls_cert_file", "peer_tls_key_file", "peer_tls_ca_file",
+        "peer_tls_cert_file", "peer_tls_key_file", "peer_tls_ca_file", "dynamic_config_map",
     }
 )  # fmt: skip
 """Settings that the value `router` must not contain: the manifests set them, or the chart has another value for

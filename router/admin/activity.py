@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from router.admin.history import ReportHistory
@@ -16,6 +16,7 @@ from router.scaling.autoscaler import ScalingDecision
 from router.telemetry.histogram import LAG_BOUNDS, Histogram
 
 _MAX_CONFIG_ERRORS = 20
+_MAX_CONFIG_CHANGES = 50
 _MAX_DECISIONS = 100
 
 
@@ -25,6 +26,15 @@ class ConfigError(NamedTuple):
     time: float
     """Seconds since the epoch."""
     error: str
+
+
+class ConfigChange(NamedTuple):
+    """A setting that has changed while the router ran."""
+
+    time: float
+    """Seconds since the epoch."""
+    change: str
+    """Name, previous value, value and source."""
 
 
 class ScalingEvent(NamedTuple):
@@ -51,18 +61,23 @@ class Activity:
         self.config_errors: deque[ConfigError] = deque(maxlen=_MAX_CONFIG_ERRORS)
         self.config_error_count = 0
         self.last_reload_succeeded = True
+        self.config_changes: deque[ConfigChange] = deque(maxlen=_MAX_CONFIG_CHANGES)
         self.decisions: deque[ScalingEvent] = deque(maxlen=_MAX_DECISIONS)
         self.supervisor_lag = Histogram(LAG_BOUNDS)
 
     def record_config_error(self, now: float, error: str) -> None:
-        """Record that changed settings were rejected; `now` is in seconds since the epoch."""
+        """Record that a changed file was rejected; `now` is in seconds since the epoch."""
         self.config_error_count += 1
         self.last_reload_succeeded = False
         self.config_errors.append(ConfigError(now, error))
 
     def record_config_applied(self) -> None:
-        """Record that the latest settings are in effect."""
+        """Record that the latest file is in effect."""
         self.last_reload_succeeded = True
+
+    def record_config_changes(self, now: float, changes: Iterable[str]) -> None:
+        """Record changed settings; `now` is in seconds since the epoch."""
+        self.config_changes.extend(ConfigChange(now, change) for change in changes)
 
     def record_decision(self, key: VersionKey, direction: str, decision: ScalingDecision, now: float) -> None:
         """Record a change of the desired number of replicas; `now` is in seconds since the epoch."""

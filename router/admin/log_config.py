@@ -28,6 +28,7 @@ class LogConfigRoutes:
     """Handlers of `/logging`."""
 
     def __init__(self, current: Callable[[], LogConfig], change: Callable[[LogConfig], None]) -> None:
+        """`current` returns the log configuration in effect, `change` replaces it."""
         self._current = current
         self._change = change
 

@@ -45,14 +45,14 @@ def _process_samples(overview: Overview) -> Iterator[Sample]:
     yield Sample("replica_connections_idle", overview.reports.connections_idle)
     yield Sample("access_log_lines_dropped", overview.reports.access_log_dropped)
     yield Sample("log_lines_dropped", overview.reports.log_dropped + dropped_lines())
-    yield Sample("config_errors", overview.activity.config_error_count)
-    yield Sample("config_last_reload_success", overview.activity.last_reload_succeeded)
+    yield Sample("config_errors", overview.config_error_count)
+    yield Sample("config_last_reload_success", overview.config_in_force)
 
 
 def _pod_samples(overview: Overview) -> Iterator[Sample]:
     ledgers, services = overview.ledger_dispatcher, overview.serving.services
     yield Sample("leader", overview.leadership.leads)
-    yield Sample("observing", overview.mode == "observe")
+    yield Sample("observing", overview.effective.values.observes)
     for service in services:
         yield Sample("service_owned", ledgers.ownership.owner(service) == ledgers.own_id, (service,))
     yield Sample("slot_leaks_repaired", ledgers.coordinator.mismatches_repaired)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from router.admin.activity import Activity
+from router.admin.effective_settings import EffectiveSettings
 from router.admin.timeline import Timeline
+from router.dynamic.follower import DynamicConfig
 from router.model.replica_health import ProbeReport
 from router.model.services import ReplicaState, Service, Version, VersionKey
 from router.model.version_replicas import VersionReplicas
@@ -77,12 +79,15 @@ class Overview:
         activity: Activity,
         timeline: Timeline,
         scoring_url: Callable[[], str],
-        mode: str,
+        effective: EffectiveSettings,
+        dynamic: DynamicConfig | None = None,
+        service_settings_source: str = "file",
         samples: Sequence[SampleSource] = (),
         problems: Sequence[ProblemSource] = (),
         probes: ProbesOf = no_probes,
     ) -> None:
-        """`scoring_url` returns the address of all services, without the name of one."""
+        """`scoring_url` returns the address of all services, without the name of one. `dynamic` is the dynamic
+        configuration, None without one. `service_settings_source` is where else services have their settings."""
         self.serving = serving
         self.loop = loop
         self.counters = counters
@@ -93,7 +98,9 @@ class Overview:
         self.workers = workers
         self.activity = activity
         self.timeline = timeline
-        self.mode = mode
+        self.effective = effective
+        self.dynamic = dynamic
+        self.service_settings_source = service_settings_source
         self.started_at = time.monotonic()
         self.scoring_url = scoring_url
         self.probes = probes
@@ -106,8 +113,20 @@ class Overview:
         links = self.ledger_dispatcher.links
         return links if isinstance(links, Mesh) else None
 
+    @property
+    def config_in_force(self) -> bool:
+        """True if the latest settings of the file and of the dynamic configuration are in effect."""
+        return self.activity.last_reload_succeeded and not (self.dynamic is not None and self.dynamic.is_refused)
+
+    @property
+    def config_error_count(self) -> int:
+        """The number of times that changed settings were rejected."""
+        return self.activity.config_error_count + (self.dynamic.refusal_count if self.dynamic is not None else 0)
+
     def samples(self) -> Iterator[Sample]:
         """Yield the samples of traces and of all sources."""
+        if self.dynamic is not None:
+            yield from self.dynamic.samples()
         yield from self.activity.traces.samples()
         yield from self.activity.replica_health.samples()
         for source in self._sample_sources:
@@ -119,6 +138,8 @@ class Overview:
             yield f"{name} has not reported for {seconds:.0f} s: requests of its clients are delayed"
         for source in self._problem_sources:
             yield from source()
+        if self.dynamic is not None:
+            yield from self.dynamic.problems(self.serving.services)
 
     @staticmethod
     def log_level() -> str:

@@ -1,5 +1,5 @@
 """Routes of the admin port: `/status`, `/status.json`, `/status/events`, `/status/timeline`, `/status/requests`,
-`/capacity/<service>`, `/explain/<id>`."""
+`/capacity/<service>`, `/config`, `/explain/<id>`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.resources import files
 import orjson
 from aiohttp import web
 
+from router.admin.config_document import config_document
 from router.admin.explain import explain
 from router.admin.explain_broker import ExplainBroker
 from router.admin.overview import Overview
@@ -47,6 +48,7 @@ class StatusRoutes:
         routes.add_get("/status/timeline", self._get_timeline)
         routes.add_get("/status/requests", self._get_requests)
         routes.add_get("/capacity/{service:.+}", self._get_capacity)
+        routes.add_get("/config", self._get_config)
         routes.add_get("/explain/{request_id}", self._get_explanation)
 
     def close(self) -> None:
@@ -107,6 +109,13 @@ class StatusRoutes:
             return _json(capacity_document(self._overview, name))
         except KeyError:
             return _json({"error": "no such service"}, status=404)
+
+    async def _get_config(self, request: web.Request) -> web.Response:
+        """Parameter: `service`."""
+        try:
+            return _json(config_document(self._overview, request.query.get("service")))
+        except KeyError:
+            return _json({"error": "no such service", "services": sorted(self._overview.serving.services)}, status=404)
 
     async def _get_explanation(self, request: web.Request) -> web.Response:
         explanation, pods = await self.explain_broker.ask(request.match_info["request_id"])

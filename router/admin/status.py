@@ -83,6 +83,12 @@ class StatusDocument(TypedDict):
     workers: list[dict[str, Any]]
     peers: list[dict[str, Any]]
     config_errors: list[dict[str, Any]]
+    config_changes: list[dict[str, Any]]
+    """Settings that have changed while the router ran, the latest first."""
+    settings: list[dict[str, Any]]
+    """The settings of the router that are no defaults, with their sources. `/config` has all."""
+    dynamic_config: dict[str, Any] | None
+    """The dynamic configuration and its source; None without one."""
     problems: list[str]
     """Current problems, at most `_MAX_PROBLEMS`. Each is one line, which lines of details may follow, separated by line
     breaks."""
@@ -104,6 +110,9 @@ def status_document(overview: Overview) -> StatusDocument:
         "workers": list(_worker_statuses(overview)),
         "peers": _peer_statuses(overview),
         "config_errors": [error._asdict() for error in reversed(overview.activity.config_errors)],
+        "config_changes": [change._asdict() for change in reversed(overview.activity.config_changes)],
+        "settings": overview.effective.document(only_given=True),
+        "dynamic_config": overview.dynamic.document() if overview.dynamic is not None else None,
         "problems": problems[:_MAX_PROBLEMS],
         "problem_groups": [group._asdict() for group in group_problems(problems)],
     }
@@ -176,10 +185,10 @@ def _router_status(overview: Overview, now: float) -> dict[str, Any]:
         "version": __version__,
         "pod": overview.ledger_dispatcher.own_id,
         "leads": overview.leadership.leads,
-        "mode": overview.mode,
+        "mode": overview.effective.values.mode,
         "uptime_seconds": round(now - overview.started_at, 1),
         "scoring_url": overview.scoring_url(),
-        "config_in_force": overview.activity.last_reload_succeeded,
+        "config_in_force": overview.config_in_force,
         "log_level": overview.log_level(),
     }
 

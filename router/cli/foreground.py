@@ -23,7 +23,8 @@ from router.cli.trial import FindTrial
 from router.cluster import Cluster
 from router.cluster.local.peer_secret import load_or_create_peer_secret
 from router.cluster.local.token_key_file import TokenKeyFile
-from router.config.router import RouterSettings
+from router.config.router import RouterSettings, SourcedSettings
+from router.dynamic.follower import DynamicConfig
 from router.net.address import is_wildcard
 from router.peers.dialer import PeerAddress
 from router.peers.mesh import Mesh
@@ -42,7 +43,7 @@ class ForegroundRouter:
 
     def __init__(
         self,
-        settings: RouterSettings,
+        configured: SourcedSettings,
         cluster: Cluster,
         peer_socket: socket.socket,
         out: TextIO,
@@ -50,19 +51,21 @@ class ForegroundRouter:
         has_stored_key: Callable[[str], bool],
         find_trial: FindTrial,
         status: ClusterStatus | None = None,
+        dynamic: DynamicConfig | None = None,
     ) -> None:
         """`has_stored_key` returns True if `azureml-fe keys show` prints the primary key of a service. `find_trial`
-        is for the printed example requests. `status` is what the cluster adds to readiness, problems and metrics.
+        is for the printed example requests. `status` is what the cluster adds to readiness, problems and metrics,
+        `dynamic` the dynamic configuration, which the caller runs.
 
         Raises SettingsError or OSError if the peer secret or a certificate cannot be used.
         """
-        self.settings = settings
+        settings = configured.settings
         self._out = out
         self._on_terminal = out.isatty()
         own_id = f"{re.sub('[^A-Za-z0-9.-]', '-', socket.gethostname())[:64]}:{os.getpid()}"
         tls = peer_tls(settings, time.time())
         self.supervisor = Supervisor(
-            settings,
+            configured,
             cluster,
             own_id=own_id,
             human_log=self._on_terminal,
@@ -70,6 +73,7 @@ class ForegroundRouter:
             token_keys=TokenKeyFile(settings.state_dir),
             peer_certificate=tls.mounted,
             status=status,
+            dynamic=dynamic,
         )
         self.mesh = Mesh(
             own_id,
@@ -81,6 +85,11 @@ class ForegroundRouter:
         self.console = Console(self.supervisor, out, has_stored_key, find_trial)
         self._stop = StopSignal(self.supervisor.force_stop)
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def settings(self) -> RouterSettings:
+        """The settings in effect."""
+        return self.supervisor.effective.values
 
     async def run(self, start: Callable[[], Awaitable[None]], poll: Callable[[], Awaitable[None]]) -> int:
         """Run `start`, then call `poll` several times a second until a signal arrives. Return the exit code."""

@@ -12,7 +12,7 @@ from router.cli.foreground import POLL_SECONDS, ForegroundRouter
 from router.cli.trial import trial_of
 from router.cluster.joined import JoinedCluster
 from router.cluster.local.key_store import KeyStore
-from router.config.router import RouterSettings
+from router.config.router import SourcedSettings
 from router.config.schema import SettingsError
 from router.peers.dialer import PeerAddress
 from router.peers.peer_table import PeerStatus
@@ -24,12 +24,12 @@ class JoiningRouter:
     """A router without a configuration file. Its services are those of `peers`."""
 
     def __init__(
-        self, peers: Sequence[PeerAddress], settings: RouterSettings, peer_socket: socket.socket, out: TextIO
+        self, peers: Sequence[PeerAddress], configured: SourcedSettings, peer_socket: socket.socket, out: TextIO
     ) -> None:
         """Raises the errors of `ForegroundRouter`."""
         self._peers = peers
         self._router = ForegroundRouter(
-            settings,
+            configured,
             JoinedCluster(self._join),
             peer_socket,
             out,

@@ -15,12 +15,11 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TextIO
 
 import uvloop
 
-from router.admin.log_config import LogConfig
+from router.cli.dynamic import make_local_dynamic_config
 from router.cli.foreground import ForegroundRouter
 from router.cli.joining import JoiningRouter
 from router.cli.run import bind_peer_listener
@@ -29,8 +28,10 @@ from router.cluster.local import example_path
 from router.cluster.local.cluster import LocalCluster
 from router.cluster.local.config_file import LocalConfig, check_local_settings
 from router.cluster.local.service_files import FileIdentity, ServiceFiles
-from router.config.router import RouterSettings, environment_name, load_settings
+from router.config.dynamic import NO_DYNAMIC_SETTINGS, DynamicSettings
+from router.config.router import SourcedSettings, environment_name, load_sourced_settings
 from router.config.schema import ErrorCollector, SettingsError
+from router.dynamic.follower import DynamicConfig
 from router.model.services import Service
 from router.peers.dialer import PeerAddress
 from router.supervisor.readiness import ClusterStatus
@@ -50,17 +51,24 @@ def run_local(files: ServiceFiles | None, flags: Mapping[str, object], peers: Se
     slots. Raises SettingsError or OSError if the router cannot start.
     """
     if peers:
-        settings = load_settings(environ=os.environ, flags=flags)
+        configured = load_sourced_settings(environ=os.environ, flags=flags)
+        settings = configured.settings
         check_local_settings(settings)
         log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
         port = settings.peer_port if _is_set("peer_port", flags) else 0
         peer_socket = bind_peer_listener(settings.host, port)
-        return uvloop.run(JoiningRouter(peers, settings, peer_socket, sys.stderr).run())
+        return uvloop.run(JoiningRouter(peers, configured, peer_socket, sys.stderr).run())
     files = files or ServiceFiles([example_path()])
     identity = files.identity()
-    config = files.load(environ=os.environ, flags=flags)
-    settings = load_settings(environ=os.environ, file=config.router, flags=flags)
-    log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
+    sources = LocalSources(files, flags)
+    config, configured = sources.load()
+    log.configure(configured.settings.log_level, sys.stderr, human=sys.stderr.isatty())
+    dynamic = make_local_dynamic_config(configured.settings)
+    if dynamic is not None:
+        asyncio.run(dynamic.load(sources.check))
+        config, configured = sources.load(dynamic.settings)
+        log.set_level(configured.settings.log_level)
+    settings = configured.settings
     try:
         peer_socket = bind_peer_listener(settings.host, settings.peer_port)
     except OSError:
@@ -70,9 +78,37 @@ def run_local(files: ServiceFiles | None, flags: Mapping[str, object], peers: Se
     errors = ErrorCollector()
     with errors.collect():
         check_client_listeners(settings)
-        router = LocalRouter(files, identity, config, settings, flags, peer_socket, sys.stderr)
+        router = LocalRouter(sources, identity, config, configured, dynamic, peer_socket, sys.stderr)
     errors.raise_errors(config.router.locations)
     return uvloop.run(router.run())
+
+
+class LocalSources:
+    """The sources of the settings of a local router: its files, the dynamic configuration, environment and flags."""
+
+    def __init__(self, files: ServiceFiles, flags: Mapping[str, object]) -> None:
+        self.files = files
+        self._flags = flags
+
+    def load(self, dynamic: DynamicSettings = NO_DYNAMIC_SETTINGS) -> tuple[LocalConfig, SourcedSettings]:
+        """Return the content of the files and the settings. Raises `SettingsError`.
+
+        A large file takes seconds, so call this in a thread while the router runs. A collection of garbage would stop
+        the event loop for several 100 ms: the parser creates a million objects for some thousand services. They need
+        none, as they have no cycles.
+        """
+        gc.disable()
+        try:
+            config = self.files.load(environ=os.environ, flags=self._flags, dynamic=dynamic)
+            file, flags = config.router, self._flags
+            return config, load_sourced_settings(environ=os.environ, file=file, dynamic=dynamic.router, flags=flags)
+        finally:
+            gc.enable()
+
+    def check(self, dynamic: DynamicSettings) -> None:
+        """Raise `SettingsError` if a dynamic configuration contradicts the other sources."""
+        _, (settings, _) = self.load(dynamic)
+        check_client_listeners(settings)
 
 
 class LocalRouter:
@@ -80,23 +116,25 @@ class LocalRouter:
 
     def __init__(
         self,
-        files: ServiceFiles,
+        sources: LocalSources,
         identity: FileIdentity,
         config: LocalConfig,
-        settings: RouterSettings,
-        flags: Mapping[str, object],
+        configured: SourcedSettings,
+        dynamic: DynamicConfig | None,
         peer_socket: socket.socket,
         out: TextIO,
     ) -> None:
         """`identity` is that of the files when `config` was loaded. Raises the errors of `ForegroundRouter`."""
-        self._settings = settings
-        self._flags = flags
-        self._files = files
+        settings = configured.settings
+        self._sources = sources
+        self._dynamic = dynamic
+        self._dynamic_settings = NO_DYNAMIC_SETTINGS if dynamic is None else dynamic.settings
+        self._reloading = asyncio.Lock()
+        self._files = sources.files
         self._applied = self._last_polled = identity
         self._retry_at = math.inf
         self._last_error = ""
         self._config = config
-        self._log_config = LogConfig(settings.log_level, settings.access_log)
         self._cluster = LocalCluster(
             config,
             state_dir=settings.state_dir,
@@ -106,13 +144,14 @@ class LocalRouter:
             logs_exception_messages=settings.log_exception_messages,
         )
         self._router = ForegroundRouter(
-            settings,
+            configured,
             self._cluster,
             peer_socket,
             out,
             has_stored_key=self._has_stored_key,
             find_trial=self._find_trial,
             status=ClusterStatus(problems=self._cluster.problems, probes=self._cluster.probes),
+            dynamic=dynamic,
         )
 
     async def run(self) -> int:
@@ -124,9 +163,11 @@ class LocalRouter:
         router.supervisor.set_token_issuers(self._config.token_issuers)
         await router.supervisor.start()
         await router.supervisor.join(router.mesh)
-        router.console.show_serving(str(self._files), self._files.paths[0], self._settings)
+        router.console.show_serving(str(self._files), self._files.paths[0], router.settings)
         router.show_join_command()
         self._warn_of_losses()
+        if self._dynamic is not None:
+            router.spawn(self._dynamic.run(self._apply_dynamic))
 
     def _warn_of_losses(self) -> None:
         for loss in self._config.losses:
@@ -159,53 +200,45 @@ class LocalRouter:
         elif time.monotonic() >= self._retry_at:
             await self._reload()
 
-    def _load(self) -> LocalConfig:
-        """Return the content of the file. Called in a thread, as a large file takes seconds. Raises `SettingsError`.
-
-        A collection of garbage would stop the event loop for several 100 ms: the parser creates a million objects for
-        some thousand services. They need none, as they have no cycles.
-        """
-        gc.disable()
-        try:
-            return self._files.load(environ=os.environ, flags=self._flags)
-        finally:
-            gc.enable()
-
     async def _reload(self) -> None:
         """Apply the changed file. If it is invalid, log the error and keep the previous configuration.
 
         Do the same if generated keys cannot be stored, for example because the disk is full, but try again later.
         """
-        supervisor = self._router.supervisor
+        activity = self._router.supervisor.activity
         self._retry_at = math.inf
         try:
-            config = await asyncio.to_thread(self._load)
-            settings = load_settings(environ=os.environ, file=config.router, flags=self._flags)
-            await self._cluster.apply(config)
+            configured = await self._apply()
         except (SettingsError, OSError) as error:
             if isinstance(error, OSError):
                 self._retry_at = time.monotonic() + RETRY_SECONDS
             if str(error) != self._last_error:
                 self._last_error = str(error)
-                supervisor.activity.record_config_error(time.time(), str(error))
+                activity.record_config_error(time.time(), str(error))
                 log.event(
                     _log, logging.ERROR, "changed file rejected, keeping the previous one",
                     text=f"changed file rejected, keeping the previous one:\n{error}", error=str(error),
                 )  # fmt: skip
             return
-        self._config = config
         self._last_error = ""
-        supervisor.set_token_issuers(config.token_issuers)
-        supervisor.activity.record_config_applied()
+        activity.record_config_applied()
         log.event(_log, logging.INFO, "changed file applied", file=str(self._files))
         self._warn_of_losses()
-        log_config = LogConfig(settings.log_level, settings.access_log)
-        if log_config != self._log_config:
-            self._log_config = log_config
-            supervisor.set_logging(log_config)
-        applied = self._settings
-        if replace(settings, log_level=applied.log_level, access_log=applied.access_log) != applied:
-            log.event(_log, logging.WARNING, "settings of the router section take effect at the next start")
+        self._router.supervisor.change_settings(configured)
+
+    async def _apply_dynamic(self, dynamic: DynamicSettings) -> None:
+        self._router.supervisor.change_settings(await self._apply(dynamic))
+
+    async def _apply(self, changed: DynamicSettings | None = None) -> SourcedSettings:
+        """Apply services and token issuers of the file, with the dynamic configuration if that has changed or else with
+        the one in effect. Return the settings of the router. Raises `SettingsError` and OSError, before any change."""
+        async with self._reloading:
+            dynamic = self._dynamic_settings if changed is None else changed
+            config, configured = await asyncio.to_thread(self._sources.load, dynamic)
+            await self._cluster.apply(config)
+            self._config, self._dynamic_settings = config, dynamic
+            self._router.supervisor.set_token_issuers(config.token_issuers)
+            return configured
 
 
 def _is_set(name: str, *sources: Mapping[str, object]) -> bool:

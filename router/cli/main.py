@@ -237,10 +237,24 @@ def _top(arguments: argparse.Namespace) -> int:
         router_name = arguments.router_name or settings.router_name
         with open_cluster_status(namespace, arguments.kubeconfig, router_name, settings.admin_port) as fetch_status:
             return run_top(from_cluster(fetch_status), sys.stdout, once=arguments.once, as_json=as_json)
-    if arguments.url is None:
-        settings = load_settings(environ=os.environ)
-        arguments.url = f"http://{host_port(local_destination(settings.admin_host), settings.admin_port)}"
-    return run_top(from_url(arguments.url), sys.stdout, once=arguments.once, as_json=as_json)
+    return run_top(from_url(arguments.url or _local_admin_url()), sys.stdout, once=arguments.once, as_json=as_json)
+
+
+def _local_admin_url() -> str:
+    settings = load_settings(environ=os.environ)
+    return f"http://{host_port(local_destination(settings.admin_host), settings.admin_port)}"
+
+
+def _show_config(arguments: argparse.Namespace) -> int:
+    from router.cli.config_show import config_lines, read_config
+
+    document = read_config(arguments.url or _local_admin_url(), arguments.service)
+    if arguments.output == "json":
+        print(json.dumps(document))
+        return EXIT_DONE
+    for line in config_lines(document, all_settings=arguments.all):
+        print(line)
+    return EXIT_DONE
 
 
 def _show_keys(arguments: argparse.Namespace) -> int:
@@ -424,6 +438,7 @@ HANDLERS: dict[str, Handler] = {
     "local": _local,
     "serve": _serve,
     "check": _check,
+    "config show": _show_config,
     "keys show": _show_keys,
     "keys import": _import_keys,
     "keys regenerate": _regenerate_key,

@@ -16,17 +16,18 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import uvloop
 
 from router.auth.issuers import Issuer
+from router.cli.dynamic import ClusterDynamicConfig, make_cluster_dynamic_config
 from router.cli.run import StopSignal, bind_peer_listener
 from router.cluster.kubernetes.access import TOKEN_KEY_SECRET_NAME
 from router.cluster.kubernetes.client import ApiClient, field_manager_of
-from router.cluster.kubernetes.cluster import KubernetesCluster
-from router.cluster.kubernetes.credentials import Kubeconfig, ServiceAccount, is_in_pod, load_credentials
+from router.cluster.kubernetes.cluster import KubernetesCluster, OwnProblem
+from router.cluster.kubernetes.credentials import is_in_pod, load_credentials
 from router.cluster.kubernetes.election import identity_of
 from router.cluster.kubernetes.leader_elector import LeaderElector
 from router.cluster.kubernetes.metrics import samples
@@ -35,8 +36,9 @@ from router.cluster.kubernetes.peer_discovery import PeerDiscovery
 from router.cluster.kubernetes.pod_actuator import PodActuator
 from router.cluster.kubernetes.token_key_secret import TokenKeySecret
 from router.cluster.local.config_file import load_router_file
+from router.config.dynamic import NO_DYNAMIC_SETTINGS, DynamicSettings
 from router.config.regular_file import read_regular_file
-from router.config.router import CONFIG_VARIABLE, SERVE_DEFAULTS, RouterSettings, load_settings
+from router.config.router import CONFIG_VARIABLE, SERVE_DEFAULTS, RouterSettings, SourcedSettings, load_sourced_settings
 from router.config.schema import SettingsError
 from router.config.service_settings import COMPATIBILITY_DEFAULTS
 from router.net.address import host_port
@@ -51,6 +53,7 @@ from router.supervisor.supervisor import Supervisor
 from router.telemetry import log
 from router.telemetry.build_info import hot_path
 from router.telemetry.catalogue import Sample
+from router.workers.listeners import check_client_listeners
 
 _log = logging.getLogger("router.cli")
 
@@ -65,7 +68,8 @@ def run_serve(config: Path | None, flags: Mapping[str, object]) -> int:
     """
     path = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     from_file, issuers = load_router_file(path) if path is not None else ({}, {})
-    settings = load_settings(environ=os.environ, file=from_file, flags=flags, defaults=SERVE_DEFAULTS)
+    sources = ServeSources(from_file, issuers, flags)
+    settings = sources.load().settings
     log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
     if settings.kubeconfig is None and not is_in_pod(os.environ):
         problem = (
@@ -73,17 +77,45 @@ def run_serve(config: Path | None, flags: Mapping[str, object]) -> int:
         )
         raise SettingsError("kubeconfig", None, f"{problem}, or give the path of a kubeconfig file")
     secret = _load_peer_secret(Path(settings.peer_secret_file))
-    peer_socket = bind_peer_listener(
-        settings.pod_ip or settings.host, settings.peer_port, host_setting="pod_ip" if settings.pod_ip else "host"
-    )
-    return uvloop.run(_run(settings, issuers, secret, peer_socket))
+    return uvloop.run(_run(sources, settings, secret))
 
 
-async def _run(
-    settings: RouterSettings, issuers: Mapping[str, Issuer], secret: bytes, peer_socket: socket.socket
-) -> int:
-    kubeconfig = Path(settings.kubeconfig) if settings.kubeconfig is not None else None
-    return await PodRouter(settings, issuers, await load_credentials(kubeconfig), secret, peer_socket).run()
+async def _run(sources: ServeSources, settings: RouterSettings, secret: bytes) -> int:
+    """Run the router. `settings` are those without the dynamic configuration."""
+    account = await load_credentials(Path(settings.kubeconfig) if settings.kubeconfig is not None else None)
+    router = NamespacedName(settings.pod_namespace or account.namespace, settings.router_name)
+    api = ApiClient(account, field_manager_of(str(router)))
+    try:
+        dynamic = make_cluster_dynamic_config(settings, api, router)
+        if dynamic is not None:
+            await dynamic.config.load(sources.check)
+            settings = sources.load(dynamic.config.settings).settings
+            log.set_level(settings.log_level)
+        host_setting = "pod_ip" if settings.pod_ip else "host"
+        host = settings.pod_ip or settings.host
+        peer_socket = bind_peer_listener(host, settings.peer_port, host_setting=host_setting)
+        return await PodRouter(sources, dynamic, api, router, secret, peer_socket).run()
+    finally:
+        await api.close()
+
+
+class ServeSources:
+    """The sources of the settings of a router in a pod: its file, the dynamic configuration, environment and flags."""
+
+    def __init__(self, file: Mapping[str, object], issuers: Mapping[str, Issuer], flags: Mapping[str, object]) -> None:
+        self._file = file
+        self.token_issuers = issuers
+        self._flags = flags
+
+    def load(self, dynamic: DynamicSettings = NO_DYNAMIC_SETTINGS) -> SourcedSettings:
+        """Return the settings. Raises `SettingsError`."""
+        return load_sourced_settings(
+            environ=os.environ, file=self._file, dynamic=dynamic.router, flags=self._flags, defaults=SERVE_DEFAULTS
+        )
+
+    def check(self, dynamic: DynamicSettings) -> None:
+        """Raise `SettingsError` if a dynamic configuration contradicts the other sources."""
+        check_client_listeners(self.load(dynamic).settings)
 
 
 class PodRouter:
@@ -91,26 +123,32 @@ class PodRouter:
 
     def __init__(
         self,
-        settings: RouterSettings,
-        issuers: Mapping[str, Issuer],
-        account: ServiceAccount | Kubeconfig,
+        sources: ServeSources,
+        dynamic: ClusterDynamicConfig | None,
+        api: ApiClient,
+        router: NamespacedName,
         secret: bytes,
         peer_socket: socket.socket,
     ) -> None:
-        """Raises SettingsError or OSError."""
-        self._settings = settings
+        """`router` is the namespace of this router and its name. Raises SettingsError or OSError."""
+        self._sources = sources
+        self._dynamic = dynamic.config if dynamic is not None else None
+        configured = sources.load(NO_DYNAMIC_SETTINGS if dynamic is None else dynamic.config.settings)
+        self._settings = settings = configured.settings
         pod = settings.pod_name or re.sub("[^a-z0-9.-]", "-", socket.gethostname().lower())[:63]
-        router = NamespacedName(settings.pod_namespace or account.namespace, settings.router_name)
         incarnation = PeerIdentity.new_incarnation()
         tls = peer_tls(settings, time.time(), may_wait=True)
-        self._api = ApiClient(account, field_manager_of(str(router)))
+        self._api = api
         self._elector = LeaderElector(self._api, router, identity_of(pod, incarnation), self._on_leader_change)
         self._discovery = PeerDiscovery(int(peer_socket.getsockname()[1]))
         self._cluster = self._make_cluster(router, pod)
+        if dynamic is not None:
+            self._cluster.set_overlays(dynamic.config.settings.services)
+            dynamic.store.attach(self._cluster)
         self._actuator = self._make_pod_actuator(router) if settings.self_scaling_enabled else None
         token_keys = named_after(router.name, TOKEN_KEY_SECRET_NAME)
         self._supervisor = Supervisor(
-            settings,
+            configured,
             self._cluster,
             own_id=pod,
             human_log=sys.stderr.isatty(),
@@ -119,13 +157,17 @@ class PodRouter:
             peer_listeners=[peer_socket],
             token_keys=TokenKeySecret(self._api, NamespacedName(router.namespace, token_keys)),
             peer_certificate=tls.mounted,
-            status=ClusterStatus(self._unmet_conditions, self._warnings, self._problems, self._samples),
-        )
-        self._supervisor.set_token_issuers(issuers)
+            status=ClusterStatus(
+                self._unmet_conditions, self._warnings, self._problems, self._samples,
+                service_settings_source="annotations",
+            ),
+            dynamic=self._dynamic,
+        )  # fmt: skip
+        self._supervisor.set_token_issuers(sources.token_issuers)
         observer = _MeshObservers(self._supervisor.peer_observer, self._elector)
         self._mesh = Mesh(pod, peer_socket, secret, observer, tls=tls.links, incarnation=incarnation)
         self._has_joined = False
-        self._actuator_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._stop = StopSignal(self._supervisor.force_stop)
 
     def _make_cluster(self, router: NamespacedName, pod: str) -> KubernetesCluster:
@@ -143,7 +185,7 @@ class PodRouter:
             join=self._join,
             defaults=COMPATIBILITY_DEFAULTS[settings.compatibility],
             names_have_namespace=settings.names_have_namespace,
-            own_problems=self._certificate_problems,
+            own_problems=self._own_problems,
         )
 
     def _make_pod_actuator(self, router: NamespacedName) -> PodActuator:
@@ -162,23 +204,30 @@ class PodRouter:
             await self._stop.run_until_received(self._start())
             log.event(_log, logging.INFO, "stopping", seconds=self._settings.drain_seconds)
         finally:
-            if self._actuator_task is not None:
-                self._actuator_task.cancel()
+            for task in self._tasks:
+                task.cancel()
             resigning = asyncio.ensure_future(self._cluster.resign())
             complete = await self._supervisor.stop()
             await resigning
-            await self._api.close()
         log.event(_log, logging.INFO, "stopped", complete=complete)
         return 0 if complete else 1
 
     async def _start(self) -> None:
         await self._supervisor.start()
         if self._actuator is not None:
-            self._actuator_task = asyncio.ensure_future(self._actuator.run())
+            self._tasks.append(asyncio.ensure_future(self._actuator.run()))
+        if self._dynamic is not None:
+            self._tasks.append(asyncio.ensure_future(self._dynamic.run(self._apply_dynamic)))
         log.event(
             _log, logging.INFO, "serving", host=self._settings.host, port=self._supervisor.port,
             https_port=self._supervisor.https_port, admin_port=self._supervisor.admin_port, hot_path=hot_path(),
         )  # fmt: skip
+
+    async def _apply_dynamic(self, dynamic: DynamicSettings) -> None:
+        """Apply a changed dynamic configuration. Raises `SettingsError` before any change."""
+        configured = self._sources.load(dynamic)
+        self._cluster.set_overlays(dynamic.services)
+        self._supervisor.change_settings(configured)
 
     async def _join(self) -> None:
         """Connect to the other routers. Called after the cluster has listed their pods."""
@@ -211,8 +260,11 @@ class PodRouter:
             yield f"mode = observe: this router neither serves nor scales models{exception}"
         yield from self._cluster.connection_warnings()
 
-    def _certificate_problems(self) -> Iterable[str]:
-        return self._supervisor.certificate_problems()
+    def _own_problems(self) -> Iterator[OwnProblem]:
+        for problem in self._supervisor.certificate_problems():
+            yield OwnProblem("CertificateProblem", problem)
+        for problem in self._dynamic.source_problems() if self._dynamic is not None else ():
+            yield OwnProblem("DynamicConfigProblem", problem)
 
     def _problems(self) -> Iterator[str]:
         yield from map(str, self._cluster.problems())

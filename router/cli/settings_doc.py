@@ -7,16 +7,17 @@ from collections.abc import Iterable
 
 from router.auth.issuers import ISSUER_SETTINGS
 from router.cli.markdown import table
-from router.cluster.kubernetes.annotations import (
-    DEPLOYMENT_SETTINGS,
-    POD_TEMPLATE_SETTINGS,
-    SECRET_SETTINGS,
-    annotation_name,
-)
+from router.cluster.kubernetes.annotations import DEPLOYMENT_SETTINGS, annotation_name
 from router.cluster.local.launch import LAUNCH_SETTINGS
+from router.config.dynamic_settings import NEVER_DYNAMIC
 from router.config.router import ROUTER_SETTINGS, SERVE_DEFAULTS, environment_name, flag_name
 from router.config.schema import MAX_NUMBER, Setting
-from router.config.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
+from router.config.service_settings import (
+    POD_TEMPLATE_SETTINGS,
+    SECRET_SETTINGS,
+    SERVICE_SETTINGS,
+    VERSION_SETTINGS,
+)
 
 _INTRODUCTION = f"""\
 # Settings
@@ -28,6 +29,10 @@ flags) a number has digits and at most one point (`70`, `0.5`; not `+70`, `1_000
 print it (`5e-05`), and a bool is `true` or `false`. The error about an invalid value has its source and the allowed
 values. The error about an unknown setting suggests the most similar name. "Extension" marks settings that Azure ML's
 SDK does not have.
+
+The column Dynamic says whether the [dynamic configuration](operations.md#dynamic-configuration) may have a setting:
+`yes`, or only if `dynamic_config_allow` names it. Changes of services take effect within seconds in any case. Of the
+router's settings, those with `yes` do, also if its file changes; the others take effect at the next start.
 """
 
 _SERVICE_RULES = """\
@@ -74,8 +79,9 @@ In Kubernetes a version is a Deployment. The Deployment and its pods have the la
 """
 
 _ROUTER_RULES = f"""\
-A flag overrides the environment, which overrides the `router:` section of the file. Flags of settings about Kubernetes
-are those of `serve` only. Variables that Kubernetes sets
+A flag overrides the environment, which overrides the dynamic configuration, which overrides the `router:` section of
+the file. `azureml-fe config show` prints the source of each value. Flags of settings about Kubernetes are those of
+`serve` only. Variables that Kubernetes sets
 for a Service called `azureml-fe` (`AZUREML_FE_SERVICE_HOST`, `AZUREML_FE_PORT=tcp://...`) are ignored; any other
 unknown `AZUREML_FE_` variable is an error.
 
@@ -105,10 +111,10 @@ def render() -> str:
         _INTRODUCTION,
         "## A service",
         _SERVICE_RULES,
-        _settings_table(SERVICE_SETTINGS),
+        _settings_table(SERVICE_SETTINGS, dynamic=True),
         "## A version of a service",
         _VERSION_RULES,
-        _settings_table(VERSION_SETTINGS),
+        _settings_table(VERSION_SETTINGS, dynamic=True),
         "## How a version is launched (local file)",
         _LAUNCH_RULES,
         _settings_table(LAUNCH_SETTINGS),
@@ -125,8 +131,9 @@ def render() -> str:
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-def _settings_table(settings: Iterable[Setting]) -> str:
-    head = ("Setting", "Meaning", "Unit", "Default", "Allowed")
+def _settings_table(settings: Iterable[Setting], *, dynamic: bool = False) -> str:
+    """Return a table, with the column Dynamic if the dynamic configuration may have some of the settings."""
+    head = ("Setting", "Meaning", "Unit", "Default", "Allowed", *(("Dynamic",) if dynamic else ()))
     rows = (
         (
             f"`{setting.name}`",
@@ -134,6 +141,7 @@ def _settings_table(settings: Iterable[Setting]) -> str:
             setting.unit,
             _default_text(setting),
             _escape_markdown(setting.range_text),
+            *((_dynamic_text(setting, "if allowed"),) if dynamic else ()),
         )
         for setting in settings
     )
@@ -141,7 +149,7 @@ def _settings_table(settings: Iterable[Setting]) -> str:
 
 
 def _router_table() -> str:
-    head = ("In the file", "Environment", "Flag", "Meaning", "Unit", "Default", "Allowed")
+    head = ("In the file", "Environment", "Flag", "Meaning", "Unit", "Default", "Allowed", "Dynamic")
     rows = (
         (
             f"`{setting.name}`",
@@ -151,10 +159,18 @@ def _router_table() -> str:
             setting.unit,
             _default_text(setting),
             _escape_markdown(setting.range_text),
+            _dynamic_text(setting, "if allowed, at the next start"),
         )
         for setting in ROUTER_SETTINGS
     )
     return table(head, rows)
+
+
+def _dynamic_text(setting: Setting, otherwise: str) -> str:
+    """Return whether the dynamic configuration may have a setting. `otherwise` holds for one that needs permission."""
+    if setting.name in NEVER_DYNAMIC:
+        return "no"
+    return "yes" if setting.dynamic else otherwise
 
 
 def _default_text(setting: Setting) -> str:

@@ -75,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_local(commands)
     _add_serve(commands)
     _add_check(commands)
+    _add_config(commands)
     _add_keys(commands)
     _add_names(commands)
     _add_token(commands)
@@ -146,6 +147,25 @@ def _add_check(commands: Any) -> None:
     _add_router(check)
     _add_output(check)
     check.set_defaults(command="check", parser=check)
+
+
+def _add_config(commands: Any) -> None:
+    config = commands.add_parser(
+        "config", help="show settings in effect", description="Show the settings in effect of a running router."
+    )
+    actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
+    show = actions.add_parser(
+        "show",
+        help="show the settings in effect and their sources",
+        description="Print the settings of a running router that are no defaults, and where each value comes from: a "
+        "flag, the environment, the dynamic configuration or a file. URL is that of its status page, by default on "
+        "this machine.",
+    )
+    show.add_argument("url", nargs="?", type=url, metavar="URL", help="for example http://127.0.0.1:9090")
+    show.add_argument("--service", metavar="SERVICE", help="also the settings of this service and of its versions")
+    show.add_argument("--all", action="store_true", help="also the settings with their default values")
+    _add_output(show)
+    show.set_defaults(command="config show", parser=show)
 
 
 def _add_keys(commands: Any) -> None:

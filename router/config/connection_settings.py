@@ -15,6 +15,7 @@ class ConnectionSettings:
         default=104_857_600,
         minimum=1,
         maximum=2**40,
+        dynamic=True,
     )
     max_head_bytes: int = setting(
         "Maximum size of the request line and the headers together. Larger ones get 431.",
@@ -22,15 +23,21 @@ class ConnectionSettings:
         default=65_536,
         minimum=1024,
         maximum=2**24,
+        dynamic=True,
     )
     max_headers: int = setting(
-        "Maximum number of headers in a request. More get 431.", default=100, minimum=1, maximum=10_000
+        "Maximum number of headers in a request. More get 431.",
+        default=100,
+        minimum=1,
+        maximum=10_000,
+        dynamic=True,
     )
     max_client_connections: int = setting(
         "Maximum number of open client connections of one worker, including those in a TLS handshake. The limit is per "
         "worker, not per router. At the limit, the connection that has been idle for longest is closed for a new one.",
         default=20_000,
         minimum=1,
+        dynamic=True,
     )
     max_connections_per_client_address: int = setting(
         "Maximum number of open client connections of one worker from one IP address; 0 means no limit. Proxies in "
@@ -38,9 +45,14 @@ class ConnectionSettings:
         "share its address.",
         default=0,
         minimum=0,
+        dynamic=True,
     )
     client_head_timeout_seconds: float = setting(
-        "Maximum time for the head of a request to arrive, then 408.", unit="s", default=10.0, above=0
+        "Maximum time for the head of a request to arrive, then 408.",
+        unit="s",
+        default=10.0,
+        above=0,
+        dynamic=True,
     )
     client_body_timeout_seconds: float = setting(
         "Maximum pause while a request body arrives, then 408. Maximum time without progress while a client reads a "
@@ -48,6 +60,7 @@ class ConnectionSettings:
         unit="s",
         default=30.0,
         above=0,
+        dynamic=True,
     )
     body_min_rate_bytes: int = setting(
         "Minimum rate of an upload. A body may take client_body_timeout_seconds, plus one second for each such number "
@@ -55,6 +68,7 @@ class ConnectionSettings:
         unit="bytes/s",
         default=500,
         minimum=1,
+        dynamic=True,
     )
     request_buffer_bytes: int = setting(
         "Maximum size of a request body that is received completely before the request waits for a slot. A larger "
@@ -64,6 +78,7 @@ class ConnectionSettings:
         default=33_554_432,
         minimum=0,
         maximum=2**40,
+        dynamic=True,
     )
     response_buffer_bytes: int = setting(
         "Maximum size of a response body of known length that is read as fast as the replica sends it, even if the "
@@ -73,6 +88,7 @@ class ConnectionSettings:
         default=33_554_432,
         minimum=0,
         maximum=2**40,
+        dynamic=True,
     )
     buffer_budget_bytes: int = setting(
         "Maximum total size of the bodies that one worker buffers for slow clients. While it is reached, bodies are "
@@ -82,9 +98,14 @@ class ConnectionSettings:
         default=67_108_864,
         minimum=0,
         maximum=2**40,
+        dynamic=True,
     )
     client_idle_timeout_seconds: float = setting(
-        "Time after which a client connection without a request is closed.", unit="s", default=75.0, above=0
+        "Time after which a client connection without a request is closed.",
+        unit="s",
+        default=75.0,
+        above=0,
+        dynamic=True,
     )
     # nginx has 1 h and 1000 requests, Envoy and gRPC no limit. A handshake with TLS costs as much as some tens of
     # requests, so 10000 requests make it negligible.
@@ -94,25 +115,31 @@ class ConnectionSettings:
         "0 means no limit.",
         unit="s",
         default=3600.0,
+        dynamic=True,
     )
     max_connection_requests: int = setting(
         "Number of requests after which a client connection is closed in the same way. 0 means no limit.",
         default=10_000,
         minimum=0,
         maximum=2**40,
+        dynamic=True,
     )
     balance_connections: bool = setting(
         "In a cluster: close some client connections in the same way while the CPU use of this router pod is well "
         "above that of the others, so that their clients move.",
         default=True,
+        dynamic=True,
     )
     # Above one second, after which TCP retransmits a lost SYN.
-    connect_timeout_ms: int = setting("Timeout for connecting to a replica.", unit="ms", default=2000, minimum=1)
+    connect_timeout_ms: int = setting(
+        "Timeout for connecting to a replica.", unit="ms", default=2000, minimum=1, dynamic=True
+    )
     tcp_keepalive_seconds: float = setting(
         "Idle time after which a connection is probed with TCP keep-alive. With 0 it is never probed.",
         unit="s",
         default=60.0,
         maximum=7200,
+        dynamic=True,
     )
     # Above client_body_timeout_seconds, so that a client that does not send or read gets the router's own error first.
     client_tcp_user_timeout_seconds: float = setting(
@@ -121,6 +148,7 @@ class ConnectionSettings:
         unit="s",
         default=60.0,
         maximum=3600,
+        dynamic=True,
     )
     # Above the largest scoring timeout: a busy replica with one thread may leave a large body unread for that long.
     replica_tcp_user_timeout_seconds: float = setting(
@@ -128,9 +156,13 @@ class ConnectionSettings:
         unit="s",
         default=330.0,
         maximum=3600,
+        dynamic=True,
     )
     replica_idle_connection_seconds: float = setting(
-        "Time after which an unused replica connection is closed.", unit="s", default=60.0
+        "Time after which an unused replica connection is closed.",
+        unit="s",
+        default=60.0,
+        dynamic=True,
     )
 
 

@@ -48,6 +48,7 @@ class SettingOptions(TypedDict, total=False):
     secret: bool
     flag: bool
     is_path: bool
+    dynamic: bool
 
 
 def setting(description: str, **options: Unpack[SettingOptions]) -> Any:

@@ -1,5 +1,5 @@
 """The settings of the router, composed of groups, and their sources in the order of precedence: defaults, the `router:`
-section of the file, environment, flags.
+section of the file, the dynamic configuration, environment, flags.
 
 Does not contain: declarations of other groups (`*_settings`), reading of files (`cluster.local.config_file`),
 command-line syntax (`cli`).
@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from router.config.collection_settings import CollectionSettings
 from router.config.connection_settings import ConnectionSettings, ShutdownSettings
 from router.config.declaration import declared_settings, setting
+from router.config.dynamic_settings import DynamicConfigSettings
 from router.config.kubernetes_settings import KubernetesSettings
 from router.config.listener_settings import (
     SCORING_PREFIXES,
@@ -71,6 +72,7 @@ class RouterSettings(
     TokenIssuingSettings,
     SelfScalingSettings,
     KubernetesSettings,
+    DynamicConfigSettings,
 ):
     """All settings of one router. Each is declared in its group. Only `load_settings` creates this class."""
 
@@ -94,6 +96,13 @@ class RouterSection(dict[str, Any]):
     def __init__(self, values: Mapping[str, Any], locations: Mapping[str, str]) -> None:
         super().__init__(values)
         self.locations = locations
+
+
+class SourcedSettings(NamedTuple):
+    """The settings of a router, and the source of each value that is no declared default, by name."""
+
+    settings: RouterSettings
+    sources: Mapping[str, str]
 
 
 # Kubernetes sets these variables for every Service of the namespace, and the router's own Service is named azureml-fe.
@@ -132,22 +141,37 @@ def load_settings(
     *,
     environ: Mapping[str, str],
     file: Mapping[str, object] | None = None,
+    dynamic: Mapping[str, object] | None = None,
     flags: Mapping[str, object] | None = None,
     defaults: Mapping[str, object] | None = None,
 ) -> RouterSettings:
+    """Return the settings from these sources, see `load_sourced_settings`."""
+    given = load_sourced_settings(environ=environ, file=file, dynamic=dynamic, flags=flags, defaults=defaults)
+    return given.settings
+
+
+def load_sourced_settings(
+    *,
+    environ: Mapping[str, str],
+    file: Mapping[str, object] | None = None,
+    dynamic: Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+    defaults: Mapping[str, object] | None = None,
+) -> SourcedSettings:
     """Return the settings from these sources, in ascending precedence: declared defaults, `defaults`, `file` (its
-    `router:` section, of which a `RouterSection` knows the locations), `environ`, `flags`.
+    `router:` section), `dynamic` (that of the dynamic configuration), `environ`, `flags`. A `RouterSection` knows the
+    locations of its values.
 
     `environ` also has the user's directories, for the default of `state_dir`. Other variables are ignored unless they
     begin with `AZUREML_FE_`, and so are those that Kubernetes creates for Services. Raises `SettingsError`.
     """
     values: dict[str, Any] = {declared.name: declared.default for declared in ROUTER_SETTINGS}
-    locations = file.locations if isinstance(file, RouterSection) else {}
     sources: dict[str, str] = {}  # of the values that are not defaults
     errors = ErrorCollector()
     layers: tuple[tuple[Mapping[str, object] | None, Callable[[str], str]], ...] = (
         (defaults, lambda _: "defaults"),
-        (file, lambda name: locations.get(name, "router section")),
+        (file, _locate_in(file)),
+        (dynamic, _locate_in(dynamic)),
         (_of_environment(environ, errors), lambda name: f"environment {environment_name(name)}"),
         (flags, lambda name: f"flag {flag_name(name)}"),
     )
@@ -156,7 +180,12 @@ def load_settings(
             values |= parse_router_values(given or {}, locate)
         sources |= {name: locate(name) for name in given or {}}
     errors.raise_errors()
-    return _checked(values, environ, sources)
+    return SourcedSettings(_checked(values, environ, sources), sources)
+
+
+def _locate_in(section: Mapping[str, object] | None) -> Callable[[str], str]:
+    locations = section.locations if isinstance(section, RouterSection) else {}
+    return lambda name: locations.get(name, "router section")
 
 
 def _checked(values: dict[str, Any], environ: Mapping[str, str], sources: Mapping[str, str]) -> RouterSettings:
@@ -170,6 +199,8 @@ def _checked(values: dict[str, Any], environ: Mapping[str, str], sources: Mappin
             _check_ports(settings)
         with errors.collect():
             check_networks("trusted_proxies", settings.trusted_proxies)
+        with errors.collect():
+            _check_dynamic_config(settings)
     errors.raise_errors(sources)
     return settings
 
@@ -210,3 +241,9 @@ def _check_ports(settings: RouterSettings) -> None:
             raise SettingsError("https_port", settings.https_port, "must differ from port")
         if (settings.host, settings.https_port) == (settings.admin_host, settings.admin_port):
             raise SettingsError("https_port", settings.https_port, "must differ from admin_port")
+
+
+def _check_dynamic_config(settings: RouterSettings) -> None:
+    """Raise `SettingsError` if the dynamic configuration has two sources."""
+    if settings.dynamic_config_file is not None and settings.dynamic_config_map is not None:
+        raise SettingsError("dynamic_config_map", settings.dynamic_config_map, "excludes dynamic_config_file")

@@ -160,6 +160,8 @@ class Setting:
     of a `secret` setting appears in no error. `flag` lists its command-line flag in the help of commands. `is_path`
     marks the path of a file. In a configuration file, a relative path is relative to the directory of that file.
     `parser` takes the raw value of an OBJECT and its source, and raises `SettingsError`.
+    `dynamic`: the dynamic configuration may set it without permission (`config.dynamic`). A setting of the router with
+    this mark takes effect at once when its value changes, the others at the next start.
     """
 
     name: str
@@ -179,6 +181,7 @@ class Setting:
     flag: bool = False
     is_path: bool = False
     parser: Callable[[object, str], Any] | None = None
+    dynamic: bool = False
 
     @property
     def range_text(self) -> str:

@@ -71,6 +71,7 @@ class SelfScalingSettings:
         minimum=1,
         maximum=1024,
         flag=True,
+        dynamic=True,
     )
     max_workers: int | None = setting(
         "Maximum number of workers, unless `workers` fixes it.",
@@ -78,6 +79,7 @@ class SelfScalingSettings:
         minimum=1,
         maximum=1024,
         flag=True,
+        dynamic=True,
     )
     self_scaling_enabled: bool = _purpose_setting(
         "Adapt the router's own size to the load: workers, CPUs and pods.",
@@ -91,6 +93,7 @@ class SelfScalingSettings:
         dense_prod=10.0,
         unit="ms",
         above=0,
+        dynamic=True,
     )
     self_scaling_route_time_percentile: float = setting(
         "Percentile of the route time that is compared with its threshold.",
@@ -98,9 +101,15 @@ class SelfScalingSettings:
         default=95.0,
         minimum=1,
         maximum=100,
+        dynamic=True,
     )
     self_scaling_window_seconds: float = setting(
-        "Time over which percentiles and CPU use are measured.", unit="s", default=15.0, minimum=3, maximum=3600
+        "Time over which percentiles and CPU use are measured.",
+        unit="s",
+        default=15.0,
+        minimum=3,
+        maximum=3600,
+        dynamic=True,
     )
     self_scaling_busy_cpu_percent: float = setting(
         "Minimum CPU use for the router to grow. Below it, more CPU would not help. It is at least 50 percent while "
@@ -108,6 +117,7 @@ class SelfScalingSettings:
         unit="percent",
         default=10.0,
         maximum=100,
+        dynamic=True,
     )
     self_scaling_throttled_percent: float = _purpose_setting(
         "Share of the periods of the CPU quota in which pods are throttled, above which the router grows. It only "
@@ -116,6 +126,7 @@ class SelfScalingSettings:
         dense_prod=10.0,
         unit="percent",
         maximum=100,
+        dynamic=True,
     )
     self_scaling_cpu_steps: tuple[float, ...] = _purpose_setting(
         "CPUs of each pod, from the smallest size to the largest.",
@@ -125,6 +136,7 @@ class SelfScalingSettings:
         minimum=0.001,
         maximum=9999,
         pattern_text="ascending numbers above 0",
+        dynamic=True,
     )
     self_scaling_cpu_threshold_percent: float = _purpose_setting(
         "Threshold of the CPU use, below which each pod is resized one CPU step down.",
@@ -132,6 +144,7 @@ class SelfScalingSettings:
         dense_prod=50.0,
         unit="percent",
         maximum=100,
+        dynamic=True,
     )
     self_scaling_scale_in_cpu_threshold_percent: float = _purpose_setting(
         "Threshold of the CPU use at the smallest CPU step, below which one pod is removed.",
@@ -139,13 +152,25 @@ class SelfScalingSettings:
         dense_prod=45.0,
         unit="percent",
         maximum=100,
+        dynamic=True,
     )
-    self_scaling_min_pods: int = setting("Minimum number of router pods.", default=1, minimum=1, maximum=1000)
+    self_scaling_min_pods: int = setting(
+        "Minimum number of router pods.", default=1, minimum=1, maximum=1000, dynamic=True
+    )
     self_scaling_max_pods: int = _purpose_setting(
-        "Maximum number of router pods.", fast_prod=10, dense_prod=6, minimum=1, maximum=1000
+        "Maximum number of router pods.",
+        fast_prod=10,
+        dense_prod=6,
+        minimum=1,
+        maximum=1000,
+        dynamic=True,
     )
     self_scaling_up_cooldown_seconds: float = setting(
-        "Minimum time between a change of size and the next growth.", unit="s", default=15.0, minimum=1
+        "Minimum time between a change of size and the next growth.",
+        unit="s",
+        default=15.0,
+        minimum=1,
+        dynamic=True,
     )
     self_scaling_down_cooldown_seconds: float = _purpose_setting(
         "Time for which the CPU use must be low before the router shrinks. It begins again with each change of size.",
@@ -153,12 +178,14 @@ class SelfScalingSettings:
         dense_prod=120.0,
         unit="s",
         minimum=1,
+        dynamic=True,
     )
     self_scaling_no_room_seconds: float = setting(
         "Time before the router tries a size again for which the cluster had no room.",
         unit="s",
         default=300.0,
         minimum=1,
+        dynamic=True,
     )
     self_scaling_resize_patience_seconds: float = setting(
         "Maximum time for a node to resize a pod. After it, the node counts as having no room.",

@@ -103,6 +103,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Adapt the number of replicas to the load. Otherwise it is num_replicas.",
         default=True,
         default_text="true unless num_replicas",
+        dynamic=True,
     ),
     Setting(
         "autoscale_min_replicas",
@@ -110,6 +111,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Minimum number of replicas. Extension: with 0, the first request is queued until a replica has started.",
         unit="replicas",
         default=1,
+        dynamic=True,
     ),
     Setting(
         "autoscale_max_replicas",
@@ -118,6 +120,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="replicas",
         default=10,
         minimum=1,
+        dynamic=True,
     ),
     Setting(
         "autoscale_refresh_seconds",
@@ -126,6 +129,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="s",
         default=1.0,
         above=0,
+        dynamic=True,
     ),
     Setting(
         "autoscale_target_utilization",
@@ -135,6 +139,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         default=70,
         minimum=1,
         maximum=100,
+        dynamic=True,
     ),
     Setting(
         "autoscale_scale_down_seconds",
@@ -143,6 +148,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="s",
         default=60.0,
         above=0,
+        dynamic=True,
     ),
     Setting(
         "autoscale_objective",
@@ -152,12 +158,14 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "a quarter fewer replicas under a steady load, and refuses more requests, above all slow ones.",
         default="latency",
         choices=OBJECTIVES,
+        dynamic=True,
     ),
     Setting(
         "num_replicas",
         SettingKind.INT,
         "Fixed number of replicas; no autoscaling. Extension: with 0, all requests are refused.",
         unit="replicas",
+        dynamic=True,
     ),
     Setting(
         "replica_max_concurrent_requests",
@@ -165,6 +173,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Maximum number of requests that one replica handles at a time. Extension: 0 means no limit.",
         unit="requests",
         default=1,
+        dynamic=True,
     ),
     Setting(
         "max_request_wait_time",
@@ -173,6 +182,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="ms",
         default=500,
         minimum=1,
+        dynamic=True,
     ),
     Setting(
         "max_queue_length",
@@ -180,6 +190,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Extension. Maximum number of requests that wait for a free replica. Further ones get 503 at once.",
         unit="requests",
         default=1000,
+        dynamic=True,
     ),
     Setting(
         "scoring_timeout_ms",
@@ -189,6 +200,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         default=60_000,
         minimum=1,
         maximum=300_000,
+        dynamic=True,
     ),
     Setting(
         "request_buffering",
@@ -197,6 +209,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "slot, so that slow clients hold no slots. With false all bodies are streamed, for models that respond to "
         "parts of a body.",
         default=True,
+        dynamic=True,
     ),
     Setting(
         "retry_on_reset",
@@ -204,6 +217,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Extension. Send a request once more if its connection was reset or closed before the response, though it may "
         "have run: for scoring without side effects. Otherwise only a request that no program has read is sent again.",
         default=False,
+        dynamic=True,
     ),
     Setting(
         "rewrite_location",
@@ -211,6 +225,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Extension. Put the path of the service in front of a path in the Location of a response, and of a URL that "
         "names the replica. Other URLs, relative references, and paths that have it already, are forwarded unchanged.",
         default=True,
+        dynamic=True,
     ),
     Setting(
         "scoring_path",
@@ -227,6 +242,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Extension. Time without data in either direction after which a WebSocket is closed; 0 means no limit.",
         unit="s",
         default=0.0,
+        dynamic=True,
     ),
     Setting(
         "max_stream_seconds",
@@ -235,6 +251,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "stream of events; 0 means no limit.",
         unit="s",
         default=0.0,
+        dynamic=True,
     ),
     Setting(
         "enable_app_insights",
@@ -253,6 +270,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         default=600.0,
         above=0,
         maximum=86_400,
+        dynamic=True,
     ),
     Setting(
         "cancellation",
@@ -264,6 +282,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         default="unknown",
         default_text="none with entry_script, else unknown",
         choices=CANCELLATIONS,
+        dynamic=True,
     ),
     Setting(
         "abandoned_request_timeout_ms",
@@ -274,6 +293,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         default_text="scoring_timeout_ms",
         minimum=1,
         maximum=3_600_000,
+        dynamic=True,
     ),
     Setting(
         "half_close",
@@ -284,12 +304,14 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "cancel.",
         default_text="cancel with cancellation on_close, else deliver",
         choices=HALF_CLOSES,
+        dynamic=True,
     ),
     Setting(
         "outlier_detection",
         SettingKind.BOOL,
         "Extension. Send a replica that fails more than the others no requests for a while.",
         default=True,
+        dynamic=True,
     ),
     Setting(
         "outlier_consecutive_failures",
@@ -299,6 +321,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="requests",
         default=5,
         minimum=1,
+        dynamic=True,
     ),
     Setting(
         "outlier_consecutive_timeouts",
@@ -307,6 +330,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="requests",
         default=3,
         minimum=1,
+        dynamic=True,
     ),
     Setting(
         "outlier_ejection_seconds",
@@ -315,6 +339,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="s",
         default=10.0,
         above=0,
+        dynamic=True,
     ),
     Setting(
         "outlier_max_ejected_percent",
@@ -324,6 +349,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="percent",
         default=50,
         maximum=100,
+        dynamic=True,
     ),
     Setting(
         "collect_model_data",
@@ -420,6 +446,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         unit="percent",
         default=0,
         maximum=100,
+        dynamic=True,
     ),
     Setting(
         "is_default",
@@ -427,6 +454,7 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         "Make this version the default version of its service.",
         default=False,
         default_text="true for the first version",
+        dynamic=True,
     ),
     Setting(
         "description",
@@ -456,6 +484,16 @@ VERSION_SETTINGS: tuple[Setting, ...] = (
         pattern_text=_LABEL_TEXT,
     ),
 )
+
+SECRET_SETTINGS = ("primary_key", "secondary_key")
+"""Settings of the local file that are in a Secret in Kubernetes."""
+POD_TEMPLATE_SETTINGS = (
+    "cpu_cores", "cpu_cores_limit", "memory_gb", "memory_gb_limit", "gpu_cores", "period_seconds",
+    "initial_delay_seconds", "timeout_seconds", "success_threshold", "failure_threshold", "readiness_period_seconds",
+    "readiness_initial_delay_seconds", "readiness_timeout_seconds", "readiness_success_threshold",
+    "readiness_failure_threshold",
+)  # fmt: skip
+"""Settings of the local file that are in the Deployment's pod template in Kubernetes."""
 
 COMPATIBILITY_DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "v1": {},

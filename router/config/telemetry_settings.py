@@ -15,6 +15,7 @@ class TelemetrySettings:
         default="info",
         choices=("debug", "info", "warning", "error"),
         flag=True,
+        dynamic=True,
     )
     access_log: float = setting(
         "Fraction of requests that are logged, one line per request.",
@@ -22,6 +23,7 @@ class TelemetrySettings:
         default=0.0,
         default_text="off",
         flag=True,
+        dynamic=True,
     )
     log_exception_messages: bool = setting(
         "Log the messages of exceptions in responses of replicas that `local` has started. They may have data of "
@@ -45,6 +47,7 @@ class TelemetrySettings:
         "client's decision.",
         kind=SettingKind.FRACTION,
         default=0.01,
+        dynamic=True,
     )
     metrics_push: str = setting(
         "Exporter to which each router pod pushes the metrics of /metrics. `otlp` needs the extra `otel`; "
@@ -68,5 +71,7 @@ class TelemetrySettings:
         default_text="on",
     )
     server_timing: bool = setting(
-        "Add the header Server-Timing to responses. It has the duration of each step.", default=True
+        "Add the header Server-Timing to responses. It has the duration of each step.",
+        default=True,
+        dynamic=True,
     )

@@ -93,14 +93,23 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _represent_text)
 
 
+def parse_yaml(content: bytes, file: str, max_bytes: int = MAX_BYTES) -> YamlDocument:
+    """Return the document with this content. `file` is its name in errors. Raises `SettingsError` if it is not
+    accepted."""
+    return _to_document(file, _decode(content, file, max_bytes))
+
+
 def _read_text(path: Path) -> str:
-    file = str(path)
     try:
         content = read_regular_file(path, MAX_BYTES + 1)
     except OSError as error:
-        raise SettingsError("file", None, f"cannot be read: {error.strerror}", file) from error
-    if len(content) > MAX_BYTES:
-        raise SettingsError("file", None, f"must not exceed {MAX_BYTES} bytes", file)
+        raise SettingsError("file", None, f"cannot be read: {error.strerror}", str(path)) from error
+    return _decode(content, str(path), MAX_BYTES)
+
+
+def _decode(content: bytes, file: str, max_bytes: int) -> str:
+    if len(content) > max_bytes:
+        raise SettingsError("file", None, f"must not exceed {max_bytes} bytes", file)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -25,7 +25,11 @@ class BufferBudget:
         """`limit`: of all messages together, in bytes. `max_request_bytes`, `max_response_bytes`: longest body that is
         buffered, 0 for none. A body that exceeds the limit alone is never buffered."""
         self._counters = counters
-        self._limit = limit
+        self.change(limit=limit, max_request_bytes=max_request_bytes, max_response_bytes=max_response_bytes)
+
+    def change(self, *, limit: int, max_request_bytes: int, max_response_bytes: int) -> None:
+        """Apply other limits to what is buffered from now on."""
+        self._limit: int = limit
         self.max_request_bytes: int = min(max_request_bytes, limit)
         self.max_response_bytes: int = min(max_response_bytes, limit)
 

@@ -110,7 +110,7 @@ class ClientConnection(ClientStream):
         """See `ClientStream` for `secure`."""
         self._context = context
         self._registry = registry
-        self._reader = RequestReader(context.settings, context.request_rules)
+        self._reader = RequestReader(context.request_limits, context.request_rules)
         self.transport: asyncio.Transport
         self.address = b"unknown"
         self.is_trusted_proxy = False

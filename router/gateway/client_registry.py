@@ -89,6 +89,15 @@ class ClientRegistry:
         """The number of connections without those that were evicted."""
         return len(self._connections) - len(self._evicted)
 
+    def change_limits(self, max_connections: int, max_per_address: int) -> None:
+        """Apply other limits to new connections; see the constructor."""
+        self._max_connections = max_connections
+        if max_per_address and not self._max_per_address:
+            self._by_address = Counter(each.address for each in self._connections if not each.is_trusted_proxy)
+        elif not max_per_address:
+            self._by_address.clear()
+        self._max_per_address = max_per_address
+
     def add(self, connection: ClientConnectionControl) -> bool:
         """Add a new connection; return False if there are too many."""
         limit, is_limited = self._max_per_address, not connection.is_trusted_proxy

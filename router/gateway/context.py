@@ -13,6 +13,7 @@ from router.gateway.authentication import Authentication
 from router.gateway.buffers import BufferBudget
 from router.gateway.connection_limits import ConnectionLimits
 from router.gateway.ledger_outbox import LedgerOutbox
+from router.gateway.request_reader import RequestLimits
 from router.gateway.routing_table import RoutingTable
 from router.gateway.turns import TurnQueue
 from router.http.forwarding import TrustedProxies
@@ -35,7 +36,8 @@ class GatewayContext:
     __slots__ = (
         "_next_tls_warning_at", "abandoned", "access_log", "authentication", "buffers", "collection",
         "connection_limits", "counters", "ids", "journal", "lame_duck", "outbox", "proxy_request_rules",
-        "request_rules", "routes", "server_timing", "settings", "tracer", "trusted_proxies", "turns", "wall_clock",
+        "request_limits", "request_rules", "routes", "server_timing", "settings", "tracer", "trusted_proxies", "turns",
+        "wall_clock",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +53,7 @@ class GatewayContext:
     ) -> None:
         """`wall_clock` returns seconds since the epoch. `collection` is None without a collector."""
         self.settings = settings
+        self.request_limits = RequestLimits(settings)
         self.server_timing: bool = settings.server_timing
         self.routes = routes
         self.outbox = outbox
@@ -78,6 +81,18 @@ class GatewayContext:
         self._next_tls_warning_at = 0.0
         self.lame_duck = False
         """True if responses ask clients to send no more requests over their connections (`Connection: close`)."""
+
+    def change_settings(self, settings: RouterSettings) -> None:
+        """Apply changed settings: those with the mark `dynamic`. Connections keep their age and number of requests."""
+        self.settings = settings
+        self.request_limits.change(settings)
+        self.server_timing = settings.server_timing
+        self.buffers.change(
+            limit=settings.buffer_budget_bytes,
+            max_request_bytes=settings.request_buffer_bytes,
+            max_response_bytes=settings.response_buffer_bytes,
+        )
+        self.connection_limits = ConnectionLimits(settings.max_connection_age_seconds, settings.max_connection_requests)
 
     def begin_lame_duck(self) -> None:
         """Ask clients in each response from now on to send no more requests over their connections."""

@@ -75,7 +75,7 @@ class Gateway:
         self.routes = RoutingTable(
             settings.scoring_prefix.encode(),
             settings.max_payload_bytes,
-            min(settings.request_buffer_bytes, settings.buffer_budget_bytes),
+            _max_buffered_body_bytes(settings),
             name_parts=2 if settings.names_have_namespace else 1,
         )
         self.authentication = Authentication(self._loop, time.time, request_keys)
@@ -126,6 +126,20 @@ class Gateway:
     @property
     def access_log(self) -> AccessLog:
         return self.context.access_log
+
+    def change_settings(self, settings: RouterSettings) -> None:
+        """Apply changed settings of the router: those with the mark `dynamic`. Requests in progress keep those with
+        which they began."""
+        self.settings = settings
+        self.context.change_settings(settings)
+        self.tracer.change_ratio(settings.trace_sample_ratio)
+        self.routes.max_payload_bytes = settings.max_payload_bytes
+        self.routes.max_buffered_body_bytes = _max_buffered_body_bytes(settings)
+        self.clients.change_limits(settings.max_client_connections, settings.max_connections_per_client_address)
+        for route in self.routes.versions.values():
+            for pool in route.pools():
+                pool.settings = settings
+        self.set_access_log_rate(settings.access_log)
 
     # Services and replicas.
 
@@ -372,3 +386,7 @@ class Gateway:
         if self.context.collection is not None:
             self.context.collection.close()
         self.access_log.close()
+
+
+def _max_buffered_body_bytes(settings: RouterSettings) -> int:
+    return min(settings.request_buffer_bytes, settings.buffer_budget_bytes)

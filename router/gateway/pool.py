@@ -26,8 +26,8 @@ class ReplicaPool:
     """Connections to one replica. The last used one is used next, so that surplus ones stay idle and are closed."""
 
     __slots__ = (
-        "_cautious_until", "_idle", "_loop", "_settings", "_suspension", "_tasks", "health", "host", "port",
-        "replica_id", "retired", "rules", "turns",
+        "_cautious_until", "_idle", "_loop", "_suspension", "_tasks", "health", "host", "port", "replica_id",
+        "retired", "rules", "settings", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -47,7 +47,8 @@ class ReplicaPool:
         self.host = host
         self.port = port
         self.rules = rules
-        self._settings = settings
+        self.settings = settings
+        """Those of the router. They apply to connections that are opened from now on."""
         self.turns = turns
         self._idle: dict[ReplicaStream, None] = {}  # in the order in which they became idle
         self._cautious_until = 0.0
@@ -133,7 +134,7 @@ class ReplicaPool:
                 self._loop,
                 self.host,
                 self.port,
-                self._settings,
+                self.settings,
                 ReplicaConnection(self.rules, self.turns, self.discard),
                 connected,
                 failed,

@@ -64,6 +64,23 @@ class Rejected(Exception):
     """Raised in callbacks of the parser: the request is malformed and gets `RequestReader._rejection`."""
 
 
+class RequestLimits:
+    """The largest request, shared by the readers of all connections of a gateway."""
+
+    __slots__ = ("max_head_bytes", "max_headers", "max_payload_bytes", "max_small_head_bytes")
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self.change(settings)
+
+    def change(self, settings: RouterSettings) -> None:
+        """Apply other settings to all requests whose heads are not complete yet."""
+        self.max_head_bytes: int = settings.max_head_bytes
+        self.max_headers: int = settings.max_headers
+        self.max_payload_bytes: int = settings.max_payload_bytes
+        # A head up to this size is within all limits.
+        self.max_small_head_bytes: int = min(settings.max_head_bytes, _MIN_HEADER_BYTES * settings.max_headers)
+
+
 class RequestReader:
     """Reads the requests of one client connection."""
 
@@ -78,11 +95,10 @@ class RequestReader:
         "_first_piece",
         "_header_lines",
         "_in_head",
-        "_max_small_head_bytes",
+        "_limits",
         "_parser",
         "_rejection",
         "_rules",
-        "_settings",
         "_slice_bytes",
         "_target",
         "_text",
@@ -98,12 +114,10 @@ class RequestReader:
         "work",
     )
 
-    def __init__(self, settings: RouterSettings, rules: HeaderRules) -> None:
-        self._settings = settings
+    def __init__(self, limits: RequestLimits, rules: HeaderRules) -> None:
+        self._limits = limits
         self._rules = rules
         self._actions = rules.actions
-        # A head up to this size is within all limits.
-        self._max_small_head_bytes: int = min(settings.max_head_bytes, _MIN_HEADER_BYTES * settings.max_headers)
         self._parser = httptools.HttpRequestParser(self)
         self.request: Request | None = None
         """The first request whose head was completed by the last `feed`."""
@@ -188,7 +202,7 @@ class RequestReader:
         if self.body_of is None:
             if not self.head_started_at:
                 self.head_started_at = monotonic()
-            if len(self._unfinished) > self._settings.max_head_bytes:
+            if len(self._unfinished) > self._limits.max_head_bytes:
                 return self._head_too_large()
         return None
 
@@ -323,7 +337,7 @@ class RequestReader:
             self._parser.set_dangerous_leniencies(lenient_keep_alive=True)
         elif may_be_trailer(name):
             self._trailers.append(name + b": " + value)
-            if len(self._trailers) > self._settings.max_headers:
+            if len(self._trailers) > self._limits.max_headers:
                 raise self._reject(self._head_too_large())
 
     def on_headers_complete(self) -> None:
@@ -343,7 +357,7 @@ class RequestReader:
             self._skip_last_request()
         if not self._text.startswith(b" HTTP/1.", self._at + len(method) + 1 + len(target)):
             self._check_request_line(method, target)
-        if len(self._text) > self._max_small_head_bytes and self._is_large(lines, captured):
+        if len(self._text) > self._limits.max_small_head_bytes and self._is_large(lines, captured):
             raise self._reject(self._head_too_large())
         if (host := captured.get(b"host", b"")) != self._checked_host:
             if not is_host(host.rstrip(b" \t")):
@@ -392,10 +406,10 @@ class RequestReader:
 
     def _is_large(self, lines: list[bytes], captured: dict[bytes, bytes]) -> bool:
         """Return True if a head exceeds a limit."""
-        settings = self._settings
-        if len(lines) - 1 + len(captured) + len(self._underscore_lines) + self._dropped > settings.max_headers:
+        limits = self._limits
+        if len(lines) - 1 + len(captured) + len(self._underscore_lines) + self._dropped > limits.max_headers:
             return True
-        return self._text.index(_HEAD_END, self._at) + len(_HEAD_END) - self._at > settings.max_head_bytes
+        return self._text.index(_HEAD_END, self._at) + len(_HEAD_END) - self._at > limits.max_head_bytes
 
     def _check_version(self, request: Request, captured: dict[bytes, bytes]) -> None:
         """Apply the rules that depend on the version of HTTP. Most requests do not need this."""
@@ -430,8 +444,8 @@ class RequestReader:
             return
         line_end = self._text.index(_LINE_END, self._at)
         size = int(self._text[self._at : line_end].partition(b";")[0], 16)
-        if size > self._settings.max_payload_bytes - request.body_bytes:
-            raise self._reject(responses.payload_too_large(self._settings.max_payload_bytes))
+        if size > self._limits.max_payload_bytes - request.body_bytes:
+            raise self._reject(responses.payload_too_large(self._limits.max_payload_bytes))
         # The trailer section includes the line end of the last chunk: so it ends in an empty line even without fields.
         self._at = line_end + len(_LINE_END) + size + len(_LINE_END) if size else line_end
 
@@ -489,4 +503,4 @@ class RequestReader:
             self._discards_body = False
 
     def _head_too_large(self) -> LocalResponse:
-        return responses.head_too_large(self._settings.max_head_bytes, self._settings.max_headers)
+        return responses.head_too_large(self._limits.max_head_bytes, self._limits.max_headers)

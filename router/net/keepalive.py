@@ -24,10 +24,10 @@ def set_keepalive(sock: SocketOptions, idle_seconds: float, user_timeout_seconds
     probes or the timeout; without the timeout, four lost probes close the connection. Set on a listening socket, the
     options apply to the connections that are accepted from it.
     """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(idle_seconds > 0))
     if idle_seconds:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(round(idle_seconds), 1))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_INTERVAL_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-    if user_timeout_seconds:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(round(user_timeout_seconds * 1000), 1))
+    milliseconds = max(round(user_timeout_seconds * 1000), 1) if user_timeout_seconds else 0
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from collections.abc import Mapping
 
 from router.admin.activity import Activity
 from router.admin.timeline_recorder import TimelineRecorder
 from router.model.services import Replica, Service, VersionKey
 from router.scaling.loop import ControlLoop
+from router.supervisor.service_changes import service_changes
 from router.supervisor.state import ServingState
 from router.telemetry.log import event
 from router.telemetry.totals import CounterTotals
 
 _log = logging.getLogger("router.supervisor")
+
+_MAX_CHANGES = 100
+"""Maximum number of changed services and versions of one report that are logged."""
 
 
 class ClusterEvents:
@@ -35,7 +41,12 @@ class ClusterEvents:
 
     def services_changed(self, services: Mapping[str, Service]) -> None:
         """See `ClusterListener`."""
+        changes = list(itertools.islice(service_changes(self._serving.services, services), _MAX_CHANGES))
         self._serving.set_services(services)
+        for change in changes:
+            message = "settings of a service changed"
+            event(_log, logging.INFO, message, exception=None, text="", **change.fields())
+        self._activity.record_config_changes(time.time(), map(str, changes))
         self._counters.retain(self._serving.versions)
         self._activity.retain(self._serving.versions)
         self._recorder.retain(self._serving.versions)

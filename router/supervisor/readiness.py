@@ -26,6 +26,8 @@ class ClusterStatus:
     """Problems of models. Lines of details may follow the first one of each."""
     samples: Callable[[], Iterable[Sample]] = tuple
     """Samples of metrics. `telemetry.catalogue` has their names."""
+    service_settings_source: str = "file"
+    """Where services have their settings, other than in the dynamic configuration."""
     probes: ProbesOf = no_probes
     """The last readiness probe of each replica of a version, by id, as far as the cluster probes replicas itself."""
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from router.admin.activity import Activity
+from router.admin.effective_settings import EffectiveSettings, SettingChange
 from router.admin.log_config import LogConfig, LogConfigRoutes
 from router.admin.metrics import metrics_snapshot
 from router.admin.metrics_pusher import MetricsPusher
@@ -35,7 +36,8 @@ from router.auth.issuing.token_authority import TokenAuthority
 from router.cluster import Cluster
 from router.cluster.joined import JoinedCluster
 from router.collection.process import CollectorProcess
-from router.config.router import RouterSettings
+from router.config.router import SourcedSettings
+from router.dynamic.follower import DynamicConfig
 from router.model.services import Service, VersionKey
 from router.model.version_replicas import VersionReplicas
 from router.net.address import host_port
@@ -78,7 +80,7 @@ class Supervisor:
 
     def __init__(
         self,
-        settings: RouterSettings,
+        configured: SourcedSettings,
         cluster: Cluster,
         *,
         own_id: str,
@@ -89,9 +91,11 @@ class Supervisor:
         token_keys: RingStore | None = None,
         peer_certificate: CertificateReloader | None = None,
         status: ClusterStatus | None = None,
+        dynamic: DynamicConfig | None = None,
     ) -> None:
         """Build a router, which does nothing until `start`.
 
+        configured: the settings and their sources; `change_settings` applies other ones
         own_id: unique among the router pods
         in_cluster: this router is one pod of a Deployment; no pod leads until `on_leader_change`, and self-scaling uses
             the `pod_actuator`
@@ -100,15 +104,16 @@ class Supervisor:
         token_keys: the store of the keys that sign the router's own tokens
         peer_certificate: the certificate for links to other pods; None if it is generated or there is none
         status: what the cluster adds to readiness, status page and metrics
+        dynamic: the dynamic configuration, which the caller runs
 
         Raises `SettingsError` if a certificate cannot be used and this is not `in_cluster`, or if the settings let no
         client connect. In a cluster this router is unready until the certificate can be used.
         """
         status = status or ClusterStatus()
-        self._settings = settings
+        self.effective = EffectiveSettings(configured)
+        settings = configured.settings
         self._cluster = cluster
         self._in_cluster = in_cluster
-        self._log_config = LogConfig(settings.log_level, settings.access_log)
         self._listeners = ClientListeners(settings)
         files = server_certificate_files(settings)
         certificate = CertificateReloader(files, time.time(), may_wait=in_cluster) if files is not None else None
@@ -172,8 +177,8 @@ class Supervisor:
         self.overview = Overview(
             self.serving, loop=self._loop, counters=counters, reports=reports, peer_reports=peer_reports,
             ledger_dispatcher=self._ledger_dispatcher, leadership=self._leadership, workers=self._workers,
-            activity=self.activity, mode=settings.mode, timeline=self._recorder.timeline, probes=status.probes,
-            scoring_url=self.scoring_url,
+            activity=self.activity, effective=self.effective, dynamic=dynamic, timeline=self._recorder.timeline,
+            service_settings_source=status.service_settings_source, probes=status.probes, scoring_url=self.scoring_url,
             samples=[
                 self._metrics_pusher.samples, self._self_scaling.samples, tokens.samples, self._collector.samples,
                 *(each.samples for each in self._certificates), status.samples,
@@ -193,7 +198,7 @@ class Supervisor:
         self._status = StatusRoutes(self.overview)
         self._status.add_to(self._admin.routes)
         add_token_routes(self._admin.routes, tokens)
-        LogConfigRoutes(lambda: self._log_config, self.set_logging).add_to(self._admin.routes)
+        LogConfigRoutes(self._log_config, self._override_log_config).add_to(self._admin.routes)
         self._peer_events = PeerEvents(
             self._leadership, self._self_scaling, self._status.explain_broker, self._recorder,
             self._workers.share_slots,
@@ -211,7 +216,7 @@ class Supervisor:
         Raises OSError with the name of the setting if an address cannot be bound, `SettingsError` if traces or metrics
         cannot be exported, and the exceptions of `cluster.start`.
         """
-        settings, errors = self._settings, ListenErrorCollector()
+        settings, errors = self.effective.values, ListenErrorCollector()
         with errors.collect():
             self._listeners.open()
         with errors.collect():
@@ -246,7 +251,8 @@ class Supervisor:
         """
         self._readiness.begin_stop()
         await self._self_scaling.stop()
-        stop_at = time.monotonic() + self._settings.shutdown_delay_seconds + self._settings.drain_seconds
+        settings = self.effective.values
+        stop_at = time.monotonic() + settings.shutdown_delay_seconds + settings.drain_seconds
         await self._lame_duck()
         self._listeners.close()
         async with contextlib.AsyncExitStack() as cleanup:  # each step runs even if others fail; the last one first
@@ -262,16 +268,17 @@ class Supervisor:
             # drains a replica waits for these reports.
             cleanup.callback(self._cancel_tasks)
             cleanup.push_async_callback(self._stop_collector, stop_at)
-            return await self._workers.stop(self._settings.drain_seconds)
+            return await self._workers.stop(settings.drain_seconds)
 
     async def _lame_duck(self) -> None:
         """Serve for another `shutdown_delay_seconds`. Clients close their connections to this pod, and peers take over
         the ledgers."""
         self._ledger_dispatcher.leave()
-        if self._workers.accepting and self._settings.shutdown_delay_seconds:
+        seconds = self.effective.values.shutdown_delay_seconds
+        if self._workers.accepting and seconds:
             self._workers.begin_lame_duck()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.shutdown_delay_seconds):
+                async with asyncio.timeout(seconds):
                     await self._force_stop.wait()
 
     async def _stop_collector(self, stop_at: float) -> None:
@@ -344,13 +351,33 @@ class Supervisor:
 
     # Changes.
 
-    def set_logging(self, config: LogConfig) -> None:
-        """Set the log level and the rate of the access log in all processes."""
-        before, self._log_config = self._log_config, config
-        log.set_level(config.log_level)
-        self._workers.set_logging(*config)
-        if config != before:
-            event(_log, logging.INFO, "logging changed", **config._asdict())
+    def change_settings(self, configured: SourcedSettings) -> None:
+        """Apply what the sources of settings have now. Settings without the mark `dynamic` wait for the next start."""
+        changes = self.effective.change(configured)
+        self._apply_settings(changes.applied)
+        if changes.pending:
+            message = "settings of the router take effect at the next start"
+            event(_log, logging.WARNING, message, settings=list(map(str, changes.pending)))
+
+    def _log_config(self) -> LogConfig:
+        return LogConfig(self.effective.values.log_level, self.effective.values.access_log)
+
+    def _override_log_config(self, config: LogConfig) -> None:
+        self._apply_settings(self.effective.override("POST /logging", **config._asdict()))
+
+    def _apply_settings(self, changes: Sequence[SettingChange]) -> None:
+        """Apply the settings in effect to all parts, after these changes."""
+        if not changes:
+            return
+        settings = self.effective.values
+        if not _log.isEnabledFor(logging.INFO):
+            log.set_level(settings.log_level)  # so that the change is logged if the old or the new level permits it
+        event(_log, logging.INFO, "settings of the router changed", settings=list(map(str, changes)))
+        log.set_level(settings.log_level)
+        self._listeners.change_settings(settings)
+        self._workers.change_settings(settings)
+        self._self_scaling.change_settings(settings)
+        self.activity.record_config_changes(time.time(), map(str, changes))
 
     def set_token_issuers(self, issuers: Mapping[str, Issuer]) -> None:
         """Accept tokens of these issuers, in addition to the router's own."""
@@ -395,8 +422,8 @@ class Supervisor:
         """Return the address of all services, without the name of one. In a cluster the host is `$ROUTER`: clients use
         the address of the router's Service, which no pod knows."""
         scheme, port = ("http", self.port) if self.port else ("https", self.https_port)
-        host = "$ROUTER" if self._in_cluster else host_port(self._settings.host, port)
-        return f"{scheme}://{host}{self._settings.scoring_prefix}"
+        host = "$ROUTER" if self._in_cluster else host_port(self.effective.values.host, port)
+        return f"{scheme}://{host}{self.effective.values.scoring_prefix}"
 
     @property
     def services(self) -> Mapping[str, Service]:

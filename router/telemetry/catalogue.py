@@ -217,6 +217,8 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
                    "last one is left out, and counts as `failed`.", ("result",)),
         MetricSpec("config_errors", _COUNTER, "Settings that were rejected."),
         MetricSpec("config_last_reload_success", _GAUGE, "1 if the latest settings are in effect."),
+        MetricSpec("dynamic_config_unreadable_seconds", _GAUGE, "Time since the source of the dynamic configuration "
+                   "cannot be read; 0 while it can, absent without a dynamic configuration."),
     ),
     "Pods of the router": (
         MetricSpec("peers", _GAUGE, "Other router pods by status.", ("standing",)),

@@ -105,6 +105,11 @@ class Tracer:
         self.app_insights_dropped = 0
         """The same for Application Insights."""
 
+    def change_ratio(self, ratio: float) -> None:
+        """Sample this share of the traces that start here from now on. Without effect if traces are off."""
+        if self._ratio is not None:
+            self._ratio = ratio
+
     @property
     def exports_traces(self) -> bool:
         """True if traces are on."""

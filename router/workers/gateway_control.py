@@ -20,6 +20,7 @@ from router.workers.loop_lag import LoopLag
 from router.workers.messages import (
     AcceptFrom,
     CertificateUpdate,
+    ChangeSettings,
     CloseKeepAlives,
     Configure,
     Drain,
@@ -34,7 +35,6 @@ from router.workers.messages import (
     ResyncServices,
     RetireClients,
     ServicesUpdate,
-    SetLogConfig,
     SharesSlots,
     Traces,
     TrustUpdate,
@@ -93,6 +93,7 @@ class GatewayControl:
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             AcceptFrom: self._accept_from,
             CertificateUpdate: self._set_certificate,
+            ChangeSettings: self._change_settings,
             CloseKeepAlives: self._close_keep_alives,
             Drain: self._begin_drain,
             Explain: self._explain,
@@ -102,7 +103,6 @@ class GatewayControl:
             ResyncServices: self._resync,
             RetireClients: self._retire_clients,
             ServicesUpdate: self._set_services,
-            SetLogConfig: self._set_log_config,
             SharesSlots: self._on_slots_shared,
             TrustUpdate: self._set_trust,
         }
@@ -184,9 +184,9 @@ class GatewayControl:
         self._services = {**services, **message.changed}
         self._versions.apply(self._services)
 
-    def _set_log_config(self, message: SetLogConfig) -> None:
-        log.set_level(message.level)
-        self._gateway.set_access_log_rate(message.access_log)
+    def _change_settings(self, message: ChangeSettings) -> None:
+        log.set_level(message.settings.log_level)
+        self._gateway.change_settings(message.settings)
 
     def _set_trust(self, message: TrustUpdate) -> None:
         self._gateway.set_trust(message.trust)

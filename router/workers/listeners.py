@@ -47,6 +47,12 @@ class ClientListeners:
             self.close()
             raise
 
+    def change_settings(self, settings: RouterSettings) -> None:
+        """Apply changed TCP timeouts to connections that are accepted from now on."""
+        self._settings = settings
+        for sock in (*self.plain, *self.tls):
+            _set_keepalive(sock, settings)
+
     @property
     def count(self) -> int:
         """The number of listeners of each port."""
@@ -88,5 +94,9 @@ def _listen(settings: RouterSettings, setting: str, port: int) -> list[socket.so
     except OSError as error:
         raise listen_error(setting, port, host, error) from error
     for sock in sockets:
-        set_keepalive(sock, settings.tcp_keepalive_seconds, settings.client_tcp_user_timeout_seconds)
+        _set_keepalive(sock, settings)
     return sockets
+
+
+def _set_keepalive(sock: socket.socket, settings: RouterSettings) -> None:
+    set_keepalive(sock, settings.tcp_keepalive_seconds, settings.client_tcp_user_timeout_seconds)

@@ -59,11 +59,10 @@ class TrustUpdate(NamedTuple):
     trust: Trust
 
 
-class SetLogConfig(NamedTuple):
-    """The minimum level of the log, and the share of requests that the access log contains."""
+class ChangeSettings(NamedTuple):
+    """Changed settings of the worker. Only those with the mark `dynamic` differ from those in `Configure`."""
 
-    level: str
-    access_log: float
+    settings: RouterSettings
 
 
 class AcceptFrom(NamedTuple):

@@ -17,7 +17,6 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from router.config.router import RouterSettings
@@ -27,7 +26,7 @@ from router.telemetry.journal import Entry
 from router.telemetry.log import event
 from router.workers.channels import WorkerChannels
 from router.workers.listeners import ClientListeners
-from router.workers.messages import CloseKeepAlives, Configure, Drain, RetireClients, SetLogConfig, SharesSlots
+from router.workers.messages import ChangeSettings, CloseKeepAlives, Configure, Drain, RetireClients, SharesSlots
 from router.workers.process import WorkerMessage, WorkerProcess
 
 _log = logging.getLogger("router.workers")
@@ -136,10 +135,10 @@ class WorkerPool:
         listeners."""
         return {worker.name: worker.silent_seconds for worker in self._active() if worker.stuck}
 
-    def set_logging(self, level: str, access_log: float) -> None:
-        """Set the log level and the rate of the access log in all running and future workers."""
-        self._settings = replace(self._settings, log_level=level, access_log=access_log)
-        self._channels.broadcast(SetLogConfig(level, access_log))
+    def change_settings(self, settings: RouterSettings) -> None:
+        """Apply changed settings in all running and future workers: those with the mark `dynamic`."""
+        self._settings = settings
+        self._channels.broadcast(ChangeSettings(settings))
 
     async def explain(self, request_id: bytes) -> tuple[str, Entry] | None:
         """Return the journal entry of a request and the name of the worker that has it; None if no worker has one."""

@@ -54,8 +54,8 @@ def test_access_log_is_switched_on_and_off_without_a_restart(start: StartRouter)
 def test_later_workers_have_the_same_log_config(start: StartRouter) -> None:
     router = start({"free": open_echo_service()})
     assert post(router, "access_log=on&log_level=debug")[1] == {"log_level": "debug", "access_log": 1.0}
-    (line,) = router.log("logging changed")
-    assert line["log_level"] == "debug"
+    (line,) = router.log("settings of the router changed")
+    assert line["settings"] == ["log_level: info -> debug (POST /logging)", "access_log: 0 -> 1 (POST /logging)"]
     assert router.metric("worker_restarts_total") == 0
     (worker,) = router.workers
     os.kill(worker, signal.SIGKILL)
@@ -73,7 +73,7 @@ def test_file_changes_the_log_config(start: StartRouter) -> None:
     router = start({"free": open_echo_service()}, access_log="off")
     router.apply_config({"free": open_echo_service()}, access_log="on", log_level="warning")
     wait_until(lambda: router.score("free").status == 200 and router.access_log, "a line")
-    assert not router.log("settings of the router section take effect at the next start")
+    assert not router.log("settings of the router take effect at the next start")
 
 
 def test_invalid_value_is_rejected_with_its_name(router: Router) -> None:

@@ -10,12 +10,14 @@ from typing import Any, cast
 import pytest
 
 from router.admin.activity import Activity
+from router.admin.effective_settings import EffectiveSettings
 from router.admin.metrics import metrics_snapshot
 from router.admin.overview import Overview
 from router.admin.routes import StatusRoutes
 from router.admin.server import AdminServer
 from router.admin.status import status_document
 from router.admin.timeline import STEP_SECONDS, Gauges, Timeline
+from router.config.router import load_sourced_settings
 from router.config.service import parse_service
 from router.model.services import Replica, ReplicaState, Service, Version, VersionKey
 from router.model.usage import ZERO
@@ -73,7 +75,7 @@ class ThousandServices:
             self, loop=self.loop, counters=CounterTotals(), reports=self.reports, peer_reports=peer_reports,
             ledger_dispatcher=ledger_dispatcher,
             leadership=Leadership(cast(Any, None), ledger_dispatcher, peer_reports, None),
-            workers=cast(Any, NoWorkers()), mode="normal",
+            workers=cast(Any, NoWorkers()), effective=EffectiveSettings(load_sourced_settings(environ={})),
             activity=Activity(), timeline=self.timeline,
             scoring_url=lambda: "http://127.0.0.1:8080/api/v1/service/",
         )  # fmt: skip

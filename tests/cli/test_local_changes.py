@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from router.cli.local import RETRY_SECONDS, LocalRouter
+from router.cli.local import RETRY_SECONDS, LocalSources
 from router.cluster.local.service_files import ServiceFiles
 from router.config.schema import SettingsError
 from tests.processes import all_ended, wait_until
@@ -97,10 +97,8 @@ def test_no_garbage_is_collected_while_a_file_is_parsed(monkeypatch: pytest.Monk
         raise SettingsError("services", None, "must be a mapping")
 
     monkeypatch.setattr("router.cluster.local.service_files.load_local_config", load)
-    router = LocalRouter.__new__(LocalRouter)
-    router._files, router._flags = ServiceFiles([Path("models.yaml")]), {}
     with pytest.raises(SettingsError):
-        router._load()
+        LocalSources(ServiceFiles([Path("models.yaml")]), {}).load()
     assert (enabled, gc.isenabled()) == ([False], True)
 
 
@@ -117,7 +115,7 @@ def test_named_pipe_in_place_of_the_file_is_rejected(start: StartRouter) -> None
 
 def test_router_settings_take_effect_at_the_next_start(router: Router) -> None:
     router.apply_config({"free": open_echo_service()}, drain_seconds=7)
-    wait_until(lambda: router.log("settings of the router section take effect at the next start"), "the warning")
+    wait_until(lambda: router.log("settings of the router take effect at the next start"), "the warning")
 
 
 def test_services_are_added_and_removed(start: StartRouter) -> None:

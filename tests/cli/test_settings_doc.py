@@ -27,7 +27,7 @@ def test_every_setting_is_a_complete_row_of_a_table() -> None:
         *ISSUER_SETTINGS,
     )
     assert [row.split("`")[1] for row in rows] == [setting.name for setting in settings]
-    assert {row.replace(r"\|", "").count("|") for row in rows} == {6, 8}
+    assert {row.replace(r"\|", "").count("|") for row in rows} == {6, 7, 9}
 
 
 def test_names_of_service_settings_are_unique() -> None:

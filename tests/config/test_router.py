@@ -122,6 +122,10 @@ def test_defaults() -> None:
         kubeconfig=None,
         generate_keys=True,
         contested_scaling_pause_seconds=300.0,
+        dynamic_config_file=None,
+        dynamic_config_map=None,
+        dynamic_config_allow=(),
+        dynamic_config_poll_seconds=5.0,
     )
 
 
@@ -226,6 +230,7 @@ def test_every_setting_can_be_set_in_file_and_environment(name: str) -> None:
         "scoring_prefix": "/models/",
         "trusted_proxies": "10.0.0.0/8",
         "peer_tls": "required",
+        "dynamic_config_allow": "host,auth_enabled",
     }
     text = valid.get(name) or texts[setting.kind]
     from_file = load(file={name: text})

@@ -107,3 +107,10 @@ def test_all_roles_are_bound_to_the_pods_service_account() -> None:
         for (kind, _), each in objects.items()
         if kind in ("Role", "ClusterRole")
     }
+
+
+def test_router_may_only_get_the_config_map_with_the_dynamic_configuration() -> None:
+    own = used("own") | self_scaling("own")
+    objects = render(smallest(dynamicConfig={"configMap": "my-settings"}))
+    assert granted(objects["Role", "azureml-fe"]["rules"]) == own | {("", "configmaps", "get", "my-settings")}
+    assert "dynamic_config_map: my-settings" in objects["ConfigMap", "azuremlfeconfig"]["data"]["router.yaml"]

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from router.config.router import load_settings
-from router.gateway.request_reader import RequestReader
+from router.gateway.request_reader import RequestLimits, RequestReader
 from router.http.header_rules import request_rules
 
 SETTINGS = load_settings(environ={})
@@ -48,7 +48,7 @@ def test_requests_are_read_alike_in_all_pieces(seed: int) -> None:
     if is_invalid:
         raw += rng.choice(INVALID_LINES) + b"\r\nHost: a\r\n\r\n"
     cuts = sorted(rng.sample(range(1, len(raw)), min(rng.choice([0, 1, 3, 20, 1000]), len(raw) - 1)))
-    reader = RequestReader(SETTINGS, request_rules())
+    reader = RequestReader(RequestLimits(SETTINGS), request_rules())
     bodies: list[list[bytes]] = []
     rejection = None
     for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):

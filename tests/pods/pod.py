@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 
 from router.cluster import ClusterListener
-from router.config.router import load_settings
+from router.config.router import SourcedSettings, load_settings
 from router.config.service import parse_service
 from router.model.services import Replica, ReplicaState
 from router.net.listen import bind_listener
@@ -69,8 +69,9 @@ async def main(config: dict[str, Any], versions: ProtocolVersions = SUPPORTED_VE
     )
     peer_socket = bind_listener(config["host"], config["peer_port"])
     supervisor = Supervisor(
-        settings, FixedCluster(config), own_id=config["id"], human_log=False, peer_listeners=[peer_socket]
-    )
+        SourcedSettings(settings, {}), FixedCluster(config), own_id=config["id"], human_log=False,
+        peer_listeners=[peer_socket],
+    )  # fmt: skip
     mesh = Mesh(config["id"], peer_socket, config["secret"].encode(), supervisor.peer_observer, versions=versions)
     mesh.set_expected_peers({(host, port): peer for host, port, peer in config["peers"]})
     stopping = asyncio.Event()

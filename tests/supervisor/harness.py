@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from router.cluster import ClusterListener
-from router.config.router import load_settings
+from router.config.router import SourcedSettings, load_settings
 from router.config.service import parse_service
 from router.model.services import Replica, ReplicaState, Service, VersionKey
 from router.supervisor.readiness import ClusterStatus
@@ -56,7 +56,9 @@ class SupervisorHarness:
     def __init__(self, start_error: Exception | None = None, status: ClusterStatus | None = None) -> None:
         settings = replace(load_settings(environ={}), port=0, admin_port=0, workers=1, drain_seconds=TIMEOUT_SECONDS)
         self.cluster = ManualCluster(start_error)
-        self.supervisor = Supervisor(settings, self.cluster, own_id="pod-1", human_log=True, status=status)
+        self.supervisor = Supervisor(
+            SourcedSettings(settings, {}), self.cluster, own_id="pod-1", human_log=True, status=status
+        )
 
     def set_services(self, *names: str, **settings: Any) -> None:
         self.cluster.listener.services_changed({name: _service(name, **settings) for name in names})

@@ -15,7 +15,12 @@ from router.cluster.kubernetes.objects import ANNOTATION_PREFIX, Labels
 from router.config.kubernetes_settings import MODES
 from router.config.schema import Setting, SettingKind, SettingsError, parse_value
 from router.config.service import parse_service
-from router.config.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
+from router.config.service_settings import (
+    POD_TEMPLATE_SETTINGS,
+    SECRET_SETTINGS,
+    SERVICE_SETTINGS,
+    VERSION_SETTINGS,
+)
 from router.config.unknown import unknown_setting
 from router.model.services import DEFAULT_VERSION_NAME
 
@@ -75,16 +80,6 @@ DEPLOYMENT_SETTINGS: tuple[Setting, ...] = (
         pattern_text="a date and time with its offset, such as 2030-01-31T18:00Z",
     ),
 )
-
-SECRET_SETTINGS = ("primary_key", "secondary_key")
-"""Settings of the local file that are in a Secret in Kubernetes."""
-POD_TEMPLATE_SETTINGS = (
-    "cpu_cores", "cpu_cores_limit", "memory_gb", "memory_gb_limit", "gpu_cores", "period_seconds",
-    "initial_delay_seconds", "timeout_seconds", "success_threshold", "failure_threshold", "readiness_period_seconds",
-    "readiness_initial_delay_seconds", "readiness_timeout_seconds", "readiness_success_threshold",
-    "readiness_failure_threshold",
-)  # fmt: skip
-"""Settings of the local file that are in the Deployment's pod template in Kubernetes."""
 
 _DEPLOYMENT_SETTINGS = {setting.name: setting for setting in DEPLOYMENT_SETTINGS}
 _SERVICE_SETTINGS = {setting.name for setting in SERVICE_SETTINGS}

@@ -16,11 +16,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from router.cluster import ClusterListener
 from router.cluster.kubernetes.access import SETTINGS_CONFIG_MAP
 from router.cluster.kubernetes.client import ApiClient
 from router.cluster.kubernetes.config_map_store import ConfigMapStore
+from router.cluster.kubernetes.dynamic_settings import stored_dynamic_config
 from router.cluster.kubernetes.event_recorder import EventRecorder
 from router.cluster.kubernetes.informers import InformerSet
 from router.cluster.kubernetes.key_secrets import SecretProvisioner
@@ -57,6 +59,7 @@ from router.cluster.kubernetes.resources import (
 from router.cluster.kubernetes.scale_writer import ScaleWriter
 from router.cluster.kubernetes.service_assembler import Problem, ResolvedVersion
 from router.cluster.kubernetes.service_registry import ServiceRegistry
+from router.config.dynamic import ServiceOverlay
 from router.config.polling import POLL_SECONDS
 from router.model.services import VersionKey
 from router.telemetry.log import event as log_event
@@ -65,6 +68,13 @@ _log = logging.getLogger("router.cluster")
 
 _BATCH_SECONDS = 0.02
 """Changes of objects are reported together after this time."""
+
+
+class OwnProblem(NamedTuple):
+    """A problem of this router, as the Event of its pod has it."""
+
+    reason: str
+    message: str
 
 
 class KubernetesCluster:
@@ -85,7 +95,7 @@ class KubernetesCluster:
         join: Callable[[], Awaitable[None]],
         defaults: Mapping[str, object],
         names_have_namespace: bool,
-        own_problems: Callable[[], Iterable[str]] = tuple,
+        own_problems: Callable[[], Iterable[OwnProblem]] = tuple,
     ) -> None:
         """
         namespaces: the namespaces of the models, all if empty
@@ -95,7 +105,7 @@ class KubernetesCluster:
         join: connects to the other routers; awaited before anything is reported
         defaults: see `parse_service`
         names_have_namespace: the name of a service is `namespace/name`
-        own_problems: problems of this router's certificates, which become Events of its pod
+        own_problems: problems of this router, which become Events of its pod
         """
         self._api = api
         self._elector = elector
@@ -118,6 +128,7 @@ class KubernetesCluster:
             on_external_write=self._on_external_write,
         )
         self._secrets = SecretProvisioner(api, self.event_recorder, generate=generate_keys, may_write=elector.leads)
+        self._dynamic_config: str | None = None  # the one in effect, encoded
         self._stored_settings = ConfigMapStore(
             api,
             NamespacedName(router.namespace, named_after(router.name, SETTINGS_CONFIG_MAP)),
@@ -166,6 +177,16 @@ class KubernetesCluster:
             self._check_periodically(),
         ):  # fmt: skip
             self._tasks.append(asyncio.ensure_future(work))
+
+    def set_overlays(self, overlays: Mapping[str, ServiceOverlay]) -> None:
+        """Apply the settings of services in the dynamic configuration, by service. They override annotations."""
+        self._registry.set_overlays(overlays)
+        self._schedule_report()
+
+    def store_dynamic_config(self, encoded: str) -> None:
+        """Keep the dynamic configuration that is in effect for all router pods, while this one leads."""
+        self._dynamic_config = encoded
+        self._stored_settings.wake()
 
     async def resign(self) -> None:
         """Stop writing and let another router lead. The watches continue."""
@@ -224,7 +245,8 @@ class KubernetesCluster:
         self._schedule_report()
 
     def _settings_to_store(self) -> Mapping[str, str] | None:
-        content = self._registry.stored_settings()
+        stored = self._stored_settings.content or {}
+        content = self._registry.stored_settings() | stored_dynamic_config(self._dynamic_config, stored)
         return content if content or self._stored_settings.content else None
 
     def _on_lease_changed(self, before: Lease | None, after: Lease | None) -> None:
@@ -462,7 +484,7 @@ class KubernetesCluster:
         if own is not None:
             for problem in self._own_problems():
                 self.event_recorder.record(
-                    self._own_pod, own.uid, "CertificateProblem", problem, kind="Pod", logged=False
+                    self._own_pod, own.uid, problem.reason, problem.message, kind="Pod", logged=False
                 )
             for conflict in self.release_conflicts() if self._elector.leads() else ():
                 self.event_recorder.record(

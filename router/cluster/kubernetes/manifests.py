@@ -25,12 +25,17 @@ from router.azureml.services import (
     Route,
     loss_of,
 )
-from router.cluster.kubernetes.annotations import DEFAULT_PORT, POD_TEMPLATE_SETTINGS, SECRET_SETTINGS, annotation_name
+from router.cluster.kubernetes.annotations import DEFAULT_PORT, annotation_name
 from router.cluster.kubernetes.directory_config_map import TooLargeError, config_map_files
 from router.cluster.kubernetes.objects import SERVICE_LABEL
 from router.cluster.kubernetes.service_assembler import KEYS_SECRET_PREFIX
 from router.config.schema import ErrorCollector, SettingsError
-from router.config.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
+from router.config.service_settings import (
+    POD_TEMPLATE_SETTINGS,
+    SECRET_SETTINGS,
+    SERVICE_SETTINGS,
+    VERSION_SETTINGS,
+)
 from router.model.services import DEFAULT_VERSION_NAME, Service, Version
 
 MISSING_IMAGE = "image-is-missing"

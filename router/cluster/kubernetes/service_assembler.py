@@ -4,6 +4,8 @@ Rules for conflicts and errors:
 
 - A version is one Deployment. If several claim it, the oldest gets it.
 - If Deployments disagree on a setting of the service, the value of the oldest applies.
+- The settings of the service in the dynamic configuration override annotations. If they contradict the annotations,
+  those of this service are ignored.
 - If a Deployment has invalid annotations, its last valid settings stay in effect. If it has never had any, its valid
   annotations apply. If one of the invalid annotations is about scaling then, the router does not scale the Deployment.
   If it is the mode, the router observes the service.
@@ -28,12 +30,16 @@ from router.cluster.kubernetes.annotations import (
     setting_name,
 )
 from router.cluster.kubernetes.objects import Deployment, NamespacedName, name_of
+from router.config.dynamic import ServiceOverlay
+from router.config.overlay import overlay_service
 from router.config.schema import SettingsError
 from router.config.service import parse_service
 from router.model.services import Service, Version, VersionKey
 
 SETTINGS_REFUSED = "SettingsRefused"
 """The reason of a problem with the annotations of a Deployment."""
+DYNAMIC_SETTINGS_REFUSED = "DynamicSettingsRefused"
+"""The reason of a problem with the settings of a service in the dynamic configuration."""
 KEYS_SECRET_PREFIX = "azureml-fe-keys-"  # noqa: S105  (a prefix of names)
 
 
@@ -104,14 +110,17 @@ class ServiceAssembler:
         deployments: Sequence[Deployment],
         last_valid: Mapping[str, ParsedAnnotations],
         defaults: Mapping[str, object],
+        overlay: ServiceOverlay | None = None,
     ) -> None:
         """`deployments` are those of the service, the oldest first. `last_valid` has the last valid annotations of
-        each, by uid. For `defaults` see `parse_service`."""
+        each, by uid. For `defaults` see `parse_service`. `overlay` are its settings in the dynamic configuration."""
         self._name = name
         self._deployments = deployments
         self._label = deployments[0].service
         self._last_valid = last_valid
         self._defaults = defaults
+        self._overlay = overlay
+        self._overlay_problems: list[Problem] = []  # they do not make annotations invalid
         self._problems: list[Problem] = []
         self._unscalable: set[str] = set()  # uids of Deployments whose scaling settings have never been valid
         self._without_mode: set[str] = set()  # uids of Deployments whose mode has never been valid
@@ -144,7 +153,7 @@ class ServiceAssembler:
             ),
             NamespacedName(namespace, secret or KEYS_SECRET_PREFIX + self._label),
             self._mode(candidates.values()),
-            tuple(self._problems),
+            (*self._problems, *self._overlay_problems),
             {c.deployment.uid: c.annotations for c in candidates.values() if c.deployment.uid not in with_problems},
         )
 
@@ -218,11 +227,30 @@ class ServiceAssembler:
         self._unify_service_settings(candidates)
         while True:
             settings = {version: candidate.annotations.settings for version, candidate in candidates.items()}
+            document = service_document(settings)
             try:
-                parsed = parse_service(self._label, service_document(settings), defaults=self._defaults)
-                return replace(parsed, name=self._name)
+                parsed = parse_service(self._label, document, defaults=self._defaults)
             except SettingsError as error:
                 self._drop_setting(candidates, error)
+            else:
+                return replace(self._with_overlay(parsed, document), name=self._name)
+
+    def _with_overlay(self, service: Service, document: Mapping[str, object]) -> Service:
+        """Return the service with the settings of the dynamic configuration. If they contradict the annotations, report
+        that, and return it without them."""
+        overlay = self._overlay
+        if overlay is None:
+            return service
+        try:
+            return parse_service(
+                self._label, overlay_service(document, overlay), defaults=self._defaults,
+                locate=lambda path: overlay.location(path) or "annotations",
+            )  # fmt: skip
+        except SettingsError as errors:
+            for error in errors.errors:
+                message = f"{error}; the service's settings in the dynamic configuration are ignored"
+                self._overlay_problems.append(problem_of(self._deployments[0], DYNAMIC_SETTINGS_REFUSED, message))
+            return service
 
     def _unify_service_settings(self, candidates: dict[str, _Candidate]) -> None:
         """Drop each service setting that differs from that of an older Deployment."""

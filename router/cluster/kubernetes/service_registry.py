@@ -16,7 +16,7 @@ only observed is not claimed: its oldest Deployment is followed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -39,6 +39,7 @@ from router.cluster.kubernetes.service_assembler import (
     ServiceAssembler,
     problem_of,
 )
+from router.config.dynamic import ServiceOverlay
 from router.config.schema import SettingsError
 from router.config.service import parse_service
 from router.model.services import Replica, ReplicaState, Service, VersionKey
@@ -74,6 +75,7 @@ class ServiceRegistry:
         self._defaults = defaults or {}
         self._observes = observes
         self._other_holders: Mapping[str, str] = {}
+        self._overlays: Mapping[str, ServiceOverlay] = {}
         self._names_have_namespace = names_have_namespace
         self._claims = claims
         self._unclaimed: dict[str, Deployment] = {}  # by service: its oldest Deployment
@@ -138,6 +140,12 @@ class ServiceRegistry:
         """Return what a Deployment and its pods have in common: the label, in the form of names of services. It is the
         name of their service unless the Deployment's annotation has another one."""
         return f"{labeled.namespace}/{labeled.app}" if self._names_have_namespace else labeled.app
+
+    def set_overlays(self, overlays: Mapping[str, ServiceOverlay]) -> None:
+        """Set the settings of services in the dynamic configuration, by service."""
+        before, self._overlays = self._overlays, overlays
+        changed = {name for name in before.keys() | overlays.keys() if before.get(name) != overlays.get(name)}
+        self._stale_services |= changed & self._deployments.keys()
 
     def set_other_holders(self, holders: Mapping[str, str]) -> None:
         """Set the namespaces whose models another release of the router serves: their services are on standby."""
@@ -254,6 +262,10 @@ class ServiceRegistry:
             self._resolved[name] = after
             self._services_of_secret.setdefault(after.secret, set()).add(name)
 
+    def _assemble(self, name: str, deployments: Sequence[Deployment]) -> ResolvedService:
+        last_valid, overlay = self._last_valid.of(deployments), self._overlays.get(name)
+        return ServiceAssembler(name, deployments, last_valid, self._defaults, overlay).assemble()
+
     def _resolve(self, name: str) -> ResolvedService | None:
         self._name_problems.pop(name, None)
         self._invalid.pop(name, None)
@@ -273,7 +285,7 @@ class ServiceRegistry:
         claim = self._claims.get(claimed_name(name)) if self._claims is not None else None
         owner = claim or Claim(oldest.namespace, oldest.created_at)
         own = [each for each in deployments if each.namespace == owner.namespace]
-        resolved = ServiceAssembler(name, own, self._last_valid.of(own), self._defaults).assemble() if own else None
+        resolved = self._assemble(name, own) if own else None
         is_observed = resolved is None or (resolved.mode == "observe" if resolved.mode is not None else self._observes)
         if not is_observed:
             self._wanted[name] = owner.namespace

@@ -21,6 +21,8 @@ from router.cluster.local.launch import (
     parse_command,
     parse_entry_script,
 )
+from router.config.dynamic import NO_DYNAMIC_SETTINGS, DynamicSettings, ServiceOverlay
+from router.config.overlay import overlay_service
 from router.config.router import FILE_SETTINGS, RouterSection, RouterSettings, load_settings, parse_router_values
 from router.config.schema import ErrorCollector, SettingsError, parse_value
 from router.config.service import SettingPath, describe_location, parse_service
@@ -47,14 +49,20 @@ class LocalConfig:
 
 
 def load_local_config(
-    path: Path, *, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
+    path: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    dynamic: DynamicSettings = NO_DYNAMIC_SETTINGS,
 ) -> LocalConfig:
-    """Return the validated content of the file at `path`, which is not one of Azure ML.
+    """Return the validated content of the file at `path`, which is not one of Azure ML. The services have the settings
+    of the dynamic configuration.
 
-    `environ` and `flags` matter for the router's setting `compatibility` only, which selects the defaults of services.
-    Raises `SettingsError` for all errors, each with file, line and setting.
+    `environ` and `flags` matter for rules between settings of the router, and for `compatibility`, which selects the
+    defaults of services. Raises `SettingsError` for all errors, each with file, line and setting.
     """
-    return parse_local_config(read_yaml(path), _directory_of(path), environ=environ, flags=flags)
+    directory = _directory_of(path)
+    return parse_local_config(read_yaml(path), directory, environ=environ, flags=flags, dynamic=dynamic)
 
 
 def parse_local_config(
@@ -63,6 +71,7 @@ def parse_local_config(
     *,
     environ: Mapping[str, str] | None = None,
     flags: Mapping[str, object] | None = None,
+    dynamic: DynamicSettings = NO_DYNAMIC_SETTINGS,
 ) -> LocalConfig:
     """Return the validated content of a document, whose paths are relative to `directory`; see `load_local_config`."""
     errors = ErrorCollector()
@@ -71,7 +80,7 @@ def parse_local_config(
     compatibility = "v1"
     with errors.collect():
         router = _read_router_section(document, sections.get("router"), directory)
-        settings = load_settings(environ=environ or {}, file=router, flags=flags)
+        settings = load_settings(environ=environ or {}, file=router, dynamic=dynamic.router, flags=flags)
         compatibility = settings.compatibility
         check_local_settings(settings)
     services: dict[str, Service] = {}
@@ -80,7 +89,8 @@ def parse_local_config(
     if isinstance(raw_services, dict) and raw_services:
         for name, mapping in raw_services.items():
             with errors.collect():
-                reader = _ServiceReader(document, directory, name, COMPATIBILITY_DEFAULTS[compatibility])
+                overlay = dynamic.services.get(name, _NO_OVERLAY)
+                reader = _ServiceReader(document, directory, name, COMPATIBILITY_DEFAULTS[compatibility], overlay)
                 services[name], launch_by_version = reader.read(mapping)
                 launches |= {(name, version): launch for version, launch in launch_by_version.items()}
     elif "services" in sections or not errors:  # otherwise the name of the section may be misspelt
@@ -177,6 +187,7 @@ class _Level:
     path: SettingPath
 
 
+_NO_OVERLAY = ServiceOverlay()
 _NO_SERVICE_LEVEL = _Level({}, ())
 """The service level of a service without `versions`: all its settings are at the level of its only version."""
 
@@ -189,11 +200,13 @@ class _ServiceReader:
     directory: Path
     name: str
     defaults: Mapping[str, object]
+    overlay: ServiceOverlay
 
     def read(self, mapping: object) -> tuple[Service, dict[str, LaunchSettings]]:
         """Return the service, and the launch settings by version name. Raises `SettingsError` for all errors."""
         if not isinstance(mapping, dict):
             raise SettingsError("service", None, _MUST_MAP_SETTINGS, self._location(()))
+        mapping = overlay_service(mapping, self.overlay)
         errors = ErrorCollector()
         implied = mapping
         with errors.collect():
@@ -202,7 +215,7 @@ class _ServiceReader:
             service = parse_service(
                 self.name,
                 implied,
-                locate=lambda path: self.document.locate(("services", self.name, *path)),
+                locate=self._locate,
                 other_names=LAUNCH_SETTINGS_BY_NAME,
                 defaults=self.defaults,
             )
@@ -224,7 +237,11 @@ class _ServiceReader:
                     yield name, _Level(values, ("versions", name)), _Level(mapping, ())
 
     def _location(self, path: SettingPath) -> str:
-        return describe_location(self.document.locate(("services", self.name, *path)), self.name, path)
+        return describe_location(self._locate(path), self.name, path)
+
+    def _locate(self, path: SettingPath) -> str:
+        """Return the place of a value in the file, or in the dynamic configuration, if it comes from there."""
+        return self.overlay.location(path) or self.document.locate(("services", self.name, *path))
 
     def _with_implied_settings(self, mapping: dict[str, Any]) -> dict[str, Any]:
         """Return the mapping with the settings that the launch method of each version implies."""

@@ -8,6 +8,7 @@ from router.azureml.conversion import convert_files
 from router.azureml.files import kind_of, read_file
 from router.cluster.local.config_file import LocalConfig, load_local_config, parse_local_config
 from router.cluster.local.declared_services import local_document
+from router.config.dynamic import NO_DYNAMIC_SETTINGS, DynamicSettings
 from router.config.schema import ArgumentError, SettingsError
 
 FileIdentity = tuple[tuple[int, int, int] | None, ...]
@@ -26,16 +27,20 @@ class ServiceFiles:
         return ", ".join(map(str, self.paths))
 
     def load(
-        self, *, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
+        self,
+        *,
+        environ: Mapping[str, str] | None = None,
+        flags: Mapping[str, object] | None = None,
+        dynamic: DynamicSettings = NO_DYNAMIC_SETTINGS,
     ) -> LocalConfig:
         """Return the validated content. Raises `SettingsError` for all errors; see `load_local_config`."""
         if not self._are_of_azureml():
             if self._name is not None:
                 raise ArgumentError("--name", self._name, "allowed only for files of Azure ML")
-            return load_local_config(self.paths[0], environ=environ, flags=flags)
+            return load_local_config(self.paths[0], environ=environ, flags=flags, dynamic=dynamic)
         conversion = convert_files(self.paths, self._name)
         document = local_document(conversion, str(self.paths[0]))
-        config = parse_local_config(document, conversion.directory, environ=environ, flags=flags)
+        config = parse_local_config(document, conversion.directory, environ=environ, flags=flags, dynamic=dynamic)
         return replace(config, losses=tuple(map(str, document.losses)))
 
     def identity(self) -> FileIdentity:

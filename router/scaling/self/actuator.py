@@ -28,9 +28,8 @@ class Outcome(StrEnum):
 class SizeActuator(Protocol):
     """Applies sizes."""
 
-    @property
-    def policy(self) -> SizePolicy:
-        """Limits and thresholds of the sizes that this actuator can apply."""
+    policy: SizePolicy
+    """Limits and thresholds of the sizes that this actuator can apply. The loop replaces it when settings change."""
 
     @property
     def covers_all_pods(self) -> bool:

@@ -87,6 +87,11 @@ class LoadWindow:
         self._route_time = SlidingHistogram(len(route_bounds) + 1)
         self._loop_lag = SlidingHistogram(len(lag_bounds) + 1)
 
+    def change(self, seconds: float, percent: float) -> None:
+        """Apply another length and another percentile. A longer window has its reports after that time."""
+        self._seconds = seconds
+        self._percent = percent
+
     def add(self, now: float, pod: str, load: PodLoad) -> None:
         """Add the load of a pod in the interval that ended at `now`, and drop reports that have left the window.
 

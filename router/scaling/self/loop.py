@@ -19,7 +19,7 @@ from router.config.router import RouterSettings
 from router.scaling.self.actuator import NoRoomError, Outcome, SizeActuator
 from router.scaling.self.balance import share_to_move
 from router.scaling.self.load import LoadWindow, PodLoad
-from router.scaling.self.policy import workers_policy
+from router.scaling.self.policy import pods_policy, workers_policy
 from router.scaling.self.readiness_gate import SizeReadinessGate
 from router.scaling.self.self_scaler import SelfScaler, Size, SizeAction, SizeDecision
 from router.scaling.self.signals import PodSignals
@@ -121,6 +121,17 @@ class SelfScalingLoop:
         if not settings.self_scaling_enabled:
             return max(settings.max_workers or available_cpus(), settings.min_workers)
         return settings.min_workers
+
+    def change_settings(self, settings: RouterSettings) -> None:
+        """Apply changed settings: those with the mark `dynamic`."""
+        self._settings = settings
+        self._window.change(settings.self_scaling_window_seconds, settings.self_scaling_route_time_percentile)
+        if self._actuator is not None and self._scaler is not None:
+            in_pods = self._actuator.covers_all_pods
+            self._actuator.policy = pods_policy(settings) if in_pods else workers_policy(settings, available_cpus())
+            self._scaler.change_policy(self._actuator.policy)
+        elif not self._in_cluster and self._workers.target_size != (count := self.initial_workers()):
+            self._resizing = asyncio.ensure_future(self._resize(count))
 
     async def stop(self) -> None:
         """Begin no further change, and cancel one that is in progress."""

@@ -165,6 +165,10 @@ class SelfScaler:
         self.at_limit = False
         """True while the router is slow and cannot be made larger."""
 
+    def change_policy(self, policy: SizePolicy) -> None:
+        """Apply other limits and thresholds. What is known about sizes stays."""
+        self._policy = policy
+
     # Outcomes.
 
     def on_applied(self, now: float) -> None:

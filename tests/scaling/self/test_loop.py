@@ -251,3 +251,20 @@ def test_worker_steps_follow_the_cpus_and_the_settings() -> None:
     assert workers_policy(settings, 4).steps == (1, 2, 3, 4)
     assert workers_policy(replace(settings, min_workers=2, max_workers=3), 8).steps == (2, 3)
     assert workers_policy(replace(settings, min_workers=3), 2).steps == (3,)
+
+
+async def test_changed_settings_apply_to_the_next_decision() -> None:
+    async with running_harness() as harness:
+        harness.actuator.done.set_result(None)
+        await harness.seconds(5, slow=False)
+        assert harness.actuator.requested == []
+        harness.loop.change_settings(replace(SETTINGS, self_scaling_min_pods=3))
+        await harness.seconds(2, slow=False)
+        assert harness.actuator.requested == [Size(1, 3)]  # within the new limits
+        harness.loop.change_settings(replace(SETTINGS, self_scaling_route_time_threshold_ms=1e6))
+        harness.actuator.current = Size(1, 2)
+        await harness.seconds(40)
+        assert harness.actuator.requested == [Size(1, 3)]  # not slow by the new threshold
+        harness.loop.change_settings(SETTINGS)
+        await harness.seconds(20)
+        assert harness.actuator.requested[1:2] == [Size(2, 2)]

@@ -201,6 +201,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $derived = set $derived "peer_tls_key_file" "/etc/azureml-fe/peers-tls/tls.key" -}}
 {{- $derived = set $derived "peer_tls_ca_file" "/etc/azureml-fe/peers-tls/ca.crt" -}}
 {{- end -}}
+{{- with (.Values.dynamicConfig | default dict).configMap }}{{ $derived = set $derived "dynamic_config_map" . }}{{ end -}}
 {{- if include "azureml-fe.selfScaling" . -}}
 {{- $derived = set $derived "self_scaling_min_pods" (include "azureml-fe.minPods" . | int) -}}
 {{- end -}}
