@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -374,6 +375,13 @@ def _release_name(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _adopt(arguments: argparse.Namespace) -> int:
+    from router.cli.adopt import run_adopt
+
+    run_adopt(arguments, _cluster_arguments(arguments), _read_keys, partial(print, flush=True))
+    return EXIT_DONE
+
+
 def _regenerate_key(arguments: argparse.Namespace) -> int:
     if _uses_cluster(arguments):
         from router.cluster.kubernetes.commands import regenerate_key
@@ -445,6 +453,7 @@ HANDLERS: dict[str, Handler] = {
     "keys prune": _prune_keys,
     "names list": _list_names,
     "names release": _release_name,
+    "adopt": _adopt,
     "token": _token,
     "convert": _convert,
     "plan": _plan,

@@ -78,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_keys(commands)
     _add_names(commands)
+    _add_adopt(commands)
     _add_token(commands)
     _add_convert(commands)
     _add_plan(commands)
@@ -249,6 +250,46 @@ def _add_names(commands: Any) -> None:
     _add_router(release)
     _add_output(release)
     release.set_defaults(command="names release", parser=release)
+
+
+def _add_adopt(commands: Any) -> None:
+    adopt = commands.add_parser(
+        "adopt",
+        help="adopt services that Azure ML has deployed in a cluster",
+        description="List the services that Azure ML has deployed in a cluster, with what each needs. With NAME, adopt "
+        "these: the router observes them, and serves tests with their clients' keys and traffic split. --take-over "
+        "puts the router in charge, and --undo restores what was there before. The plan is printed and checked by the "
+        "API server before anything is changed.",
+    )
+    adopt.add_argument("names", nargs="*", metavar="NAME", help="a service: NAME, or NAMESPACE/NAME")
+    adopt.add_argument("--take-over", action="store_true", help="serve and scale the services from now on")
+    adopt.add_argument("--force", action="store_true", help="take over even while Azure ML's router runs")
+    adopt.add_argument("--undo", action="store_true", help="restore what was there before the adoption")
+    adopt.add_argument("--dry-run", action="store_true", help="print the plan, and change nothing")
+    adopt.add_argument(
+        "--keys-from",
+        metavar="FILE",
+        help="the clients' keys, in a form that `keys import` reads; - is standard input",
+    )
+    adopt.add_argument("--keys-secret", metavar="NAME", help="a Secret in the namespace of the service has the keys")
+    adopt.add_argument(
+        "--new-keys", action="store_true", help="generate new keys; clients need them before --take-over"
+    )
+    adopt.add_argument(
+        "--traffic", metavar="VERSION=PERCENT,...", help="the traffic split, which Deployments of Azure ML do not show"
+    )
+    adopt.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="[VERSION:]SETTING=VALUE",
+        help="a setting of the service or of one version; may be repeated",
+    )
+    _add_cluster_flags(adopt)
+    _add_router(adopt)
+    _add_output(adopt)
+    adopt.set_defaults(command="adopt", parser=adopt)
 
 
 def _add_token(commands: Any) -> None:

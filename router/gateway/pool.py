@@ -26,7 +26,7 @@ class ReplicaPool:
     """Connections to one replica. The last used one is used next, so that surplus ones stay idle and are closed."""
 
     __slots__ = (
-        "_cautious_until", "_idle", "_loop", "_suspension", "_tasks", "health", "host", "port", "replica_id",
+        "_cautious_until", "_idle", "_loop", "_moved", "_suspension", "_tasks", "health", "host", "port", "replica_id",
         "retired", "rules", "settings", "turns",
     )  # fmt: skip
 
@@ -56,6 +56,7 @@ class ReplicaPool:
         self.health = ReplicaHealth(replica_id)
         self._suspension = Backoff(FIRST_SUSPENSION_SECONDS, _MAX_SUSPENSION_SECONDS)
         self.retired = False
+        self._moved = False
 
     def __len__(self) -> int:
         """Return the number of idle connections."""
@@ -94,7 +95,7 @@ class ReplicaPool:
 
     def put(self, stream: ReplicaStream, now: float) -> None:
         """Add an idle connection. `now` is in seconds of the monotonic clock."""
-        if self.retired:
+        if self.retired or (self._moved and not self._leads_here(stream)):
             stream.close_idle()
         else:
             stream.idle_since = now
@@ -151,6 +152,17 @@ class ReplicaPool:
                 return
             del self._idle[stream]
             stream.close_idle()
+
+    def move(self, host: str, port: int) -> None:
+        """Use another address from now on, as when the annotation with the port has changed. Connections to the
+        previous one are closed once they are idle."""
+        self.host, self.port = host, port
+        self._moved = True
+        self.close_idle(float("inf"))
+
+    def _leads_here(self, stream: ReplicaStream) -> bool:
+        peer = stream.transport.get_extra_info("peername")
+        return peer is not None and tuple(peer[:2]) == (self.host, self.port)
 
     def retire(self) -> None:
         """Close idle connections now, and the others once they are idle. Called when the replica was removed."""

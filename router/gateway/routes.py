@@ -137,7 +137,12 @@ class VersionRoute:
     def set_replicas(self, replicas: VersionReplicas, make_pool: Callable[[Replica], ReplicaPool]) -> None:
         """Replace the replicas. Closed ones get no new requests, and complete those that they have."""
         now = monotonic()
-        pools = {r.id: self._pools[r.id] if r.id in self._pools else make_pool(r) for r in replicas.started}
+        pools = {}
+        for replica in replicas.started:
+            known = self._pools.get(replica.id)
+            pools[replica.id] = make_pool(replica) if known is None else known
+            if known is not None and (known.host, known.port) != (replica.host, replica.port):
+                known.move(replica.host, replica.port)
         for replica_id, pool in self._pools.items():
             if replica_id not in pools:
                 pool.retire()

@@ -273,6 +273,27 @@ async def test_request_in_flight_continues_when_its_replica_is_removed(harness: 
     await connection.wait_closed()
 
 
+async def test_changed_port_of_a_replica_is_used_and_its_old_connections_are_not(harness: GatewayHarness) -> None:
+    """As when the annotation with the port has changed: the pod is the same."""
+    harness.set_service("iris", replica_max_concurrent_requests=2)
+    replica = await harness.add_replica()
+    first, idle = await harness.start_request(replica)
+    second, busy = await harness.start_request(replica)
+    idle.send(ok())
+    await first.read_message()
+    moved = (await harness.add_replica("resnet")).auto_respond(ok(b"moved"))
+    replica.port = moved.port
+    harness.publish_replicas(("iris", "default"))
+    await idle.wait_closed()
+    busy.send(ok(b"before"))
+    assert (await second.read_message()).body == b"before"
+    await busy.wait_closed()
+    for client in (first, second, await harness.client()):
+        client.send(post())
+        assert (await client.read_message()).body == b"moved"
+    assert len(moved.connections) == 1
+
+
 # Stale connections and retries.
 
 

@@ -268,3 +268,37 @@ def test_status_of_a_pod(cluster: Cluster) -> None:
     assert conditions["Ready"] == "True"
     assert conditions["PodScheduled"] == "True"
     assert pod["status"]["podIP"] == "10.0.0.1"
+
+
+def test_dry_run_checks_a_write_and_stores_nothing(cluster: Cluster) -> None:
+    client, namespace = cluster.client, cluster.namespace
+    before = cluster.create_deployment("a", annotations={"x/a": "1"})
+    secret = {"metadata": {"name": "new"}, "stringData": {"a": "1"}}
+    path = path_of("secrets", namespace)
+    created = client.request("POST", path, {"apiVersion": "v1", "kind": "Secret"} | secret, dryRun="All").ok()
+    assert created["data"] == {"a": "MQ=="}
+    assert client.find("secrets", namespace, "new") is None
+    change = {"metadata": {"annotations": {"x/a": "2"}}}
+    patched = client.patch("deployments", namespace, "a", change, dryRun="All")
+    assert patched["metadata"]["annotations"]["x/a"] == "2"
+    scaled = client.patch("deployments", namespace, "a", {"spec": {"replicas": 7}}, sub="scale", dryRun="All")
+    assert scaled["spec"]["replicas"] == 7
+    assert client.get("deployments", namespace, "a") == before
+    other_uid = {"metadata": {"uid": "11111111-2222-3333-4444-555555555555"}}
+    path = path_of("deployments", namespace, "a")
+    assert client.request("PATCH", path, other_uid, MERGE, dryRun="All").status in (409, 422)
+    assert client.request("PATCH", path, change, MERGE, dryRun="Some").status == 422
+
+
+def test_dry_run_of_a_deletion_is_an_option_in_its_body(cluster: Cluster) -> None:
+    cluster.create_secret("kept", {"a": "1"})
+    path = path_of("secrets", cluster.namespace, "kept")
+    uid = cluster.client.get("secrets", cluster.namespace, "kept")["metadata"]["uid"]
+    assert cluster.client.request("DELETE", path, dryRun="All").status == 200
+    options = {"preconditions": {"uid": uid}, "dryRun": ["All"]}
+    assert cluster.client.request("DELETE", path, options).status == 200
+    assert cluster.client.find("secrets", cluster.namespace, "kept") is not None
+    assert cluster.client.request("DELETE", path, options | {"preconditions": {"uid": "other"}}).status == 409
+    del options["dryRun"]
+    assert cluster.client.request("DELETE", path, options, dryRun="All").status == 200
+    assert cluster.client.find("secrets", cluster.namespace, "kept") is None

@@ -27,6 +27,18 @@ Self-scaling needs these as well (`SELF_SCALING_ACCESS_RULES`):
 | own | events | create, patch | Events about changes of the router's size |
 | cluster | nodes, pods | list | whether a node has room for one more pod |
 
+The user of `azureml-fe adopt` needs these (`ADOPTION_ACCESS_RULES`); the router does not:
+
+| scope | resource | verbs | purpose |
+|---|---|---|---|
+| models | apps/deployments | list, patch | the services of Azure ML, and their annotations |
+| models | apps/deployments/scale | patch | `--undo` restores the number of replicas |
+| models | secrets | list, get, create, delete | the clients' keys; `--undo` deletes only what an adoption has created |
+| models | autoscaling/horizontalpodautoscalers | list | Deployments that another autoscaler scales |
+| models | coordination.k8s.io/leases | list | which release serves the models of a namespace |
+| own | configmaps | list | the claims on names; without it, names of other namespaces are not known |
+| cluster | pods | list | Azure ML's router; without it, only in namespaces whose pods may be listed |
+
 The scope `models` is the setting `namespaces`, which is all namespaces if it is empty. `own` is the router's namespace.
 `cluster` is the whole cluster.
 """
@@ -102,3 +114,14 @@ SELF_SCALING_ACCESS_RULES: tuple[AccessRule, ...] = (
     AccessRule("cluster", "", "nodes", ("list",), consequence=_CANNOT_FIND_ROOM),
     AccessRule("cluster", "", "pods", ("list",), consequence=_CANNOT_FIND_ROOM),
 )  # fmt: skip
+
+ADOPTION_ACCESS_RULES: tuple[AccessRule, ...] = (
+    AccessRule("models", "apps", "deployments", ("list", "patch")),
+    AccessRule("models", "apps", "deployments/scale", ("patch",)),
+    AccessRule("models", "", "secrets", ("list", "get", "create", "delete")),
+    AccessRule("models", "autoscaling", "horizontalpodautoscalers", ("list",)),
+    AccessRule("models", "coordination.k8s.io", "leases", ("list",), name=RELEASE_CLAIM_NAME),
+    AccessRule("own", "", "configmaps", ("list",), name=NAMES_CONFIG_MAP),
+    AccessRule("cluster", "", "pods", ("list",)),
+)
+"""Permissions of a user who adopts services. The chart grants them to nobody."""

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from router.cluster.kubernetes.access import ACCESS_RULES, SELF_SCALING_ACCESS_RULES, SETTINGS_CONFIG_MAP, AccessRule
-from router.cluster.kubernetes.client import ApiClient, ApiError, JsonObject
+from router.cluster.kubernetes.adoption.commands import find_other_routers, releases_of
+from router.cluster.kubernetes.adoption.facts import OtherRouter
+from router.cluster.kubernetes.client import FIELD_MANAGER, ApiClient, ApiError, JsonObject
 from router.cluster.kubernetes.commands import open_client, read_claims
-from router.cluster.kubernetes.objects import Hpa, NamespacedName, name_of, named_after
+from router.cluster.kubernetes.objects import Deployment, Hpa, NamespacedName, name_of, named_after
 from router.cluster.kubernetes.reflector import list_objects
 from router.cluster.kubernetes.release_claims import ReleaseClaims, parse_release
 from router.cluster.kubernetes.resources import DEPLOYMENTS, HPAS, RELEASE_CLAIMS, SECRETS, config_map_named, model_pods
@@ -19,6 +21,7 @@ from router.cluster.kubernetes.service_registry import ServiceRegistry
 from router.model.services import Replica, ReplicaState, VersionKey
 from router.net.address import host_port
 
+_MAX_NAMES = 5  # of Deployments, in one line
 _CONNECT_SECONDS = 2.0  # the default timeout of the router's own connections to replicas
 
 
@@ -83,7 +86,8 @@ async def _check(
             registry.on_pod_changed(None, pod)
         for secret in await list_objects(api, SECRETS, served):
             registry.on_secret_changed(None, secret)
-        for claim in await list_objects(api, RELEASE_CLAIMS, served):
+        held_claims = await list_objects(api, RELEASE_CLAIMS, served)
+        for claim in held_claims:
             release_claims.on_claim_changed(None, claim, 0.0)
         routers = {own} if own_namespace else {own, *map(parse_release, release_claims.holders())}
         registry.set_stored_settings(await _stored_settings(api, routers))
@@ -97,12 +101,43 @@ async def _check(
                 problems.append(f"service {name}: Secret {resolved.secret.name} is missing, so there are no keys yet")
         problems += _hpa_problems(registry, await list_objects(api, HPAS, served))
         problems += map(str, release_claims.conflicts(0.0))
+        releases = [*([own] if own_namespace is not None else []), *releases_of(held_claims)]
+        for router in await find_other_routers(api, releases, registry.namespaces()):
+            in_charge = _deployments_in_charge(registry)
+            (problems if in_charge else summary).append(_other_router(router, in_charge))
         if kubeconfig is None:  # pods cannot be reached from outside of the cluster
             problems += await unreachable_replicas(replicas)
         if claims is not None:
             problems += [f"service {name}: its name has not been claimed yet" for name in sorted(registry.unclaimed)]
         problems += map(str, registry.problems())
         return CheckResult(summary, problems)
+
+
+def _deployments_in_charge(registry: ServiceRegistry) -> list[Deployment]:
+    """Return the Deployments of the services that the router does not only observe."""
+    return [
+        version.deployment
+        for _, resolved in sorted(registry.resolved.items())
+        if not resolved.service.standby
+        for version in resolved.versions
+    ]
+
+
+def _other_router(router: OtherRouter, in_charge: Sequence[Deployment]) -> str:
+    """Return a line about a router that is not a release of this one."""
+    writers: dict[str, list[str]] = {}
+    for deployment in in_charge:
+        manager = deployment.replicas_manager
+        if manager and not manager.startswith(f"{FIELD_MANAGER}/"):
+            writers.setdefault(manager, []).append(str(name_of(deployment)))
+    line = f"Azure ML's router runs beside this one: {router}"
+    if not in_charge:
+        return f"{line}; this one only observes"
+    line += ". For the same service, both would exceed the limits of replicas and undo each other's replica counts"
+    for manager, names in sorted(writers.items()):
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        line += f"; the number of replicas of {', '.join(names[:_MAX_NAMES])}{more} was last written by {manager}"
+    return f"{line}. azureml-fe adopt --help has the way over"
 
 
 async def _stored_settings(api: ApiClient, routers: Iterable[NamespacedName]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from router.auth.issuing.token_issuer import issue_token
 from router.cluster.kubernetes.access import NAMES_CONFIG_MAP, TOKEN_KEY_SECRET_NAME
-from router.cluster.kubernetes.client import MERGE_PATCH, ApiClient, ApiError
+from router.cluster.kubernetes.client import FIELD_MANAGER, MERGE_PATCH, ApiClient, ApiError
 from router.cluster.kubernetes.config_map_store import read_content
 from router.cluster.kubernetes.credentials import load_credentials
 from router.cluster.kubernetes.key_secrets import encode_keys, new_key, secret_body
@@ -101,11 +101,13 @@ def issue_cluster_token(
 
 
 @asynccontextmanager
-async def open_client(kubeconfig: Path | None) -> AsyncIterator[tuple[ApiClient, str]]:
+async def open_client(
+    kubeconfig: Path | None, field_manager: str = FIELD_MANAGER
+) -> AsyncIterator[tuple[ApiClient, str]]:
     """Yield a client of the API server and the namespace of the pod or kubeconfig. An `ApiError` raised in the block
     becomes an OSError."""
     credentials = await load_credentials(kubeconfig)
-    api = ApiClient(credentials)
+    api = ApiClient(credentials, field_manager)
     try:
         yield api, credentials.namespace
     except ApiError as error:

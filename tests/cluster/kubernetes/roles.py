@@ -4,7 +4,12 @@ namespace in these tests."""
 from collections.abc import Iterable
 from typing import Any
 
-from router.cluster.kubernetes.access import ACCESS_RULES, SELF_SCALING_ACCESS_RULES, AccessRule
+from router.cluster.kubernetes.access import (
+    ACCESS_RULES,
+    ADOPTION_ACCESS_RULES,
+    SELF_SCALING_ACCESS_RULES,
+    AccessRule,
+)
 from router.config.kubernetes_settings import ROUTER_NAME
 from tests.deploy.chart import Object, manifests, smallest
 
@@ -28,6 +33,11 @@ def self_scaling_rules(withheld: str = "") -> Rules:
 def cluster_rules() -> Rules:
     """Cluster-wide rules for a router that scales itself."""
     return _as_rbac(rule for rule in SELF_SCALING_ACCESS_RULES if rule.scope == "cluster")
+
+
+def adopter_rules(scope: str) -> Rules:
+    """Rules of one scope for a user of `azureml-fe adopt`."""
+    return _as_rbac(rule for rule in ADOPTION_ACCESS_RULES if rule.scope == scope)
 
 
 def admission_policy(namespace: str) -> list[Object]:

@@ -6,7 +6,7 @@ import gzip
 import json
 import ssl
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.kube_standin.api_server.defaults import PLUGINS
 from tests.kube_standin.api_server.errors import (
     ApiError,
     bad_request,
+    invalid,
     no_such_resource,
     unsupported_media_type,
 )
@@ -124,6 +125,7 @@ class ApiServer:
         self, request: web.Request, resource: Resource, attributes: Request, user: User, writer: Writer
     ) -> web.Response:
         query = request.query
+        api = self._api_of(resource, attributes, [query["dryRun"]] if "dryRun" in query else [])
         match attributes.verb:
             case "get":
                 return _json(self._api.get(resource, attributes))
@@ -131,20 +133,32 @@ class ApiServer:
                 return _json(self._api.list(resource, attributes, query))
             case "create":
                 body = await _body(request)
-                return _json(self._api.create(resource, attributes, body, writer, user), 201)
+                return _json(api().create(resource, attributes, body, writer, user), 201)
             case "update":
-                obj, is_new = self._api.update(resource, attributes, await _body(request), writer, user)
+                body = await _body(request)
+                obj, is_new = api().update(resource, attributes, body, writer, user)
                 return _json(obj, 201 if is_new else 200)
             case "patch":
                 kind = request.content_type
                 if kind not in patches.SUPPORTED:
                     raise unsupported_media_type(kind, patches.SUPPORTED)
-                return _json(self._api.patch(resource, attributes, kind, await _body(request), writer, user))
+                body = await _body(request)
+                return _json(api().patch(resource, attributes, kind, body, writer, user))
             case "deletecollection":
                 options = await _delete_options(request)
                 return _json(self._api.delete_collection(resource, attributes, query, options, writer, user))
             case _:
-                return _json(self._api.delete(resource, attributes, await _delete_options(request), writer, user))
+                options = await _delete_options(request)
+                api = self._api_of(resource, attributes, options.get("dryRun") or [])
+                return _json(api().delete(resource, attributes, options, writer, user))
+
+    def _api_of(self, resource: Resource, attributes: Request, dry_run: Sequence[str]) -> Callable[[], Api]:
+        """Return a function that returns what executes a write. It must be called after the last `await`: a dry run
+        works with a copy of all objects."""
+        if unknown := [each for each in dry_run if each != "All"]:
+            message = f'Unsupported value: "{unknown[0]}": supported values: "All"'
+            raise invalid(resource, attributes.name, "dryRun", message)
+        return lambda: dataclasses.replace(self._api, store=self.store.copy()) if dry_run else self._api
 
     async def _watch(self, request: web.Request, resource: Resource, attributes: Request) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
@@ -268,6 +282,8 @@ async def _delete_options(request: web.Request) -> Object:
     options: Object = {}
     if request.can_read_body and (text := await request.read()):
         options = orjson.loads(text) or {}
+    elif "dryRun" in request.query:  # a real server ignores it if there is a body
+        options["dryRun"] = [request.query["dryRun"]]
     if "gracePeriodSeconds" in request.query:
         options["gracePeriodSeconds"] = int(request.query["gracePeriodSeconds"])
     if "propagationPolicy" in request.query:

@@ -67,6 +67,11 @@ class Store:
         for listener in list(self._listeners):
             listener(change)
 
+    def copy(self) -> "Store":
+        """Return a store with the same objects and versions, without history and listeners, for a dry run."""
+        objects = {storage: dict(by_key) for storage, by_key in self._objects.items()}
+        return Store(self.history_length, self.version, objects, _oldest_version=self.version)
+
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` after each write. Return a function that removes it."""
         self._listeners.add(listener)
