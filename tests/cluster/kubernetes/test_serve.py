@@ -176,6 +176,8 @@ def test_imported_keys_complete_a_secret_and_replace_generated_ones(
     assert "this one has no keys" in capsys.readouterr().err
     assert main(["keys", "import", "mnist", str(keys), *flags[:2]]) == 2
     assert "in all namespaces, or give --namespace NAME once" in capsys.readouterr().err
+    assert main(["keys", "import", f"{cluster.namespace}/mnist", str(keys), *flags[:2]]) == 0
+    assert capsys.readouterr().out.endswith(f"keys stored in Secret {cluster.namespace}/azureml-fe-keys-mnist\n")
 
 
 def test_keys_are_imported_with_the_permissions_of_the_user(
