@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from router.auth.exported_keys import ExportedKeys, parse_exported_keys
+from router.azureml.conversion import check_settings, convert_files
 from router.cluster.kubernetes.adoption.commands import perform_plans, read_facts, try_plans
 from router.cluster.kubernetes.adoption.facts import AdoptableService, ClusterFacts, Stage
 from router.cluster.kubernetes.adoption.plan import (
     AdoptionOptions,
+    DeclaredAnnotations,
     GivenSetting,
     ServicePlan,
     helm_values,
@@ -25,6 +27,7 @@ from router.cluster.kubernetes.adoption.plan import (
     select_services,
 )
 from router.cluster.kubernetes.adoption.record import RECORD_ANNOTATION
+from router.cluster.kubernetes.manifests import version_annotations
 from router.cluster.kubernetes.objects import name_of
 from router.config.schema import ArgumentError, ErrorCollector
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 _ADOPTING_FLAGS = {
     "keys_from": "--keys-from", "keys_secret": "--keys-secret", "new_keys": "--new-keys", "traffic": "--traffic",
-    "settings": "--set",
+    "settings": "--set", "files": "--from",
 }  # fmt: skip
 
 ReadKeys = Callable[[str], tuple[bytes, str]]
@@ -108,12 +111,30 @@ def _options(arguments: argparse.Namespace, read_keys: ReadKeys, errors: ErrorCo
                 raise ArgumentError("--keys-from", arguments.keys_from, problem) from None
             keys = parse_exported_keys(content, arguments.names[0].rpartition("/")[2], where)
     return AdoptionOptions(
+        declared=_declared(arguments, errors) if arguments.files and arguments.names else None,
         settings=tuple(_settings(arguments.settings, errors)),
         traffic=_traffic(arguments.traffic, errors) if arguments.traffic else None,
         keys=keys,
         keys_secret=arguments.keys_secret,
         new_keys=arguments.new_keys,
     )
+
+
+def _declared(arguments: argparse.Namespace, errors: ErrorCollector) -> dict[str, DeclaredAnnotations] | None:
+    """Return what the files of Azure ML declare, None if they have faults. Their programs, keys and pods are not used:
+    those of the cluster are more recent."""
+    name = arguments.names[0].rpartition("/")[2] if len(arguments.names) == 1 else None
+    with errors.collect():
+        conversion = convert_files(arguments.files, name)
+        check_settings(conversion)
+        notes = tuple(f"not converted: {loss}" for loss in conversion.losses)
+        return {
+            service.name: DeclaredAnnotations(
+                {version.name: version_annotations(service, version) for version in service.versions}, notes
+            )
+            for service in conversion.services
+        }
+    return None
 
 
 def _settings(texts: Iterable[str], errors: ErrorCollector) -> Iterable[GivenSetting]:

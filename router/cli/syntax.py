@@ -276,6 +276,15 @@ def _add_adopt(commands: Any) -> None:
         "--new-keys", action="store_true", help="generate new keys; clients need them before --take-over"
     )
     adopt.add_argument(
+        "--from",
+        dest="files",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="settings and traffic of the services, as in the files of Azure ML that `convert` reads; may be repeated",
+    )
+    adopt.add_argument(
         "--traffic", metavar="VERSION=PERCENT,...", help="the traffic split, which Deployments of Azure ML do not show"
     )
     adopt.add_argument(

@@ -23,6 +23,7 @@
     node_capacity      whether a node has room for one more router pod                   (no I/O)
     metrics            samples of the metrics about the cluster                          (no I/O)
     commands           `azureml-fe keys` and `token`                                     (asyncio)
+    adoption           `azureml-fe adopt`                                                (asyncio; plans: no I/O)
     cluster_check      `azureml-fe check --cluster`                                      (asyncio)
     remote_status      the router's status through the API server, for `azureml-fe top`  (asyncio)
     client             requests to the API server                                        (asyncio)

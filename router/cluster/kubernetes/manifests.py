@@ -79,6 +79,18 @@ def make_manifests(conversion: Conversion, services: Iterable[Service], image: s
     return Manifests(tuple(objects), tuple(losses))
 
 
+def version_annotations(service: DeclaredService, version: DeclaredVersion) -> dict[str, str]:
+    """Return the settings of a service and of one of its versions that are annotations of a Deployment."""
+    settings = {**service.settings, **version.settings}
+    names = [name for name in settings if name not in (*SECRET_SETTINGS, *POD_TEMPLATE_SETTINGS)]
+    annotations = {annotation_name(name): _text(settings[name].value) for name in names if name in _DECLARED}
+    if version.name != DEFAULT_VERSION_NAME:
+        annotations[annotation_name("version")] = version.name
+    if (port := version.program.routes.scoring.port) != DEFAULT_PORT:
+        annotations[annotation_name("port")] = str(port)
+    return annotations
+
+
 def _metadata(service: DeclaredService, name: str, **fields: Any) -> dict[str, Any]:
     namespace = {} if service.namespace is None else {"namespace": service.namespace.value}
     return {"name": name, **namespace, "labels": _labels(service), **fields}
@@ -155,7 +167,7 @@ class _DeploymentBuilder:
         }
         if self._volumes:
             pod["volumes"] = self._volumes
-        metadata = _metadata(self.service, self.name, annotations=self._annotations())
+        metadata = _metadata(self.service, self.name, annotations=version_annotations(self.service, self.version))
         return {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -166,17 +178,6 @@ class _DeploymentBuilder:
                 "template": {"metadata": {"labels": labels}, "spec": pod},
             },
         }
-
-    def _annotations(self) -> dict[str, str]:
-        """Return the settings of the service and of the version that are annotations."""
-        settings = {**self.service.settings, **self.version.settings}
-        names = [name for name in settings if name not in (*SECRET_SETTINGS, *POD_TEMPLATE_SETTINGS)]
-        annotations = {annotation_name(name): _text(settings[name].value) for name in names if name in _DECLARED}
-        if self.version.name != DEFAULT_VERSION_NAME:
-            annotations[annotation_name("version")] = self.version.name
-        if (port := self._program.routes.scoring.port) != DEFAULT_PORT:
-            annotations[annotation_name("port")] = str(port)
-        return annotations
 
     def _grace_seconds(self) -> int:
         return max(_MIN_GRACE_SECONDS, math.ceil(self.settings.scoring_timeout_ms / 1000) + _SPARE_SECONDS)

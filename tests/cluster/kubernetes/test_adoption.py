@@ -32,12 +32,9 @@ SECRET = "azureml-fe-keys-iris"
 
 @pytest.fixture
 def release(cluster: Cluster, tmp_path: Path) -> Iterator[RouterStarter]:
-    """A release in a namespace of its own. The chart's admission policy limits its writes."""
-    namespace = cluster.create_namespace()
-    cluster.apply(admission_policy(namespace))
-    directory = tmp_path / "release"
-    directory.mkdir()
-    with starting_routers(cluster, directory, namespace=namespace) as starter:
+    """A release in the namespace of the models. The chart's admission policy limits its writes."""
+    cluster.apply(admission_policy(cluster.namespace))
+    with starting_routers(cluster, tmp_path) as starter:
         yield starter
 
 
@@ -253,6 +250,35 @@ def test_deployments_of_an_endpoint_become_versions_and_keep_their_traffic(
         for name in metadata_of(cluster, deployment).get("annotations", {})
     )
     wait_until(lambda: statuses(pods) == [404, 404], "the end of the service")
+
+
+def test_files_of_azure_ml_give_settings_and_traffic(
+    cluster: Cluster, operator: Operator, keys_file: str, model_port: int, tmp_path: Path
+) -> None:
+    blue, green = (deploy_azureml_deployment(cluster, model_port, "iris", each) for each in ("blue", "green"))
+    (tmp_path / "endpoint.yml").write_text("name: iris\nauth_mode: key\ntraffic: {blue: 10, green: 90}\n")
+    for name, timeout in (("blue", 3000), ("green", 7000)):
+        (tmp_path / f"{name}.yml").write_text(
+            f"name: {name}\nendpoint_name: iris\ntype: kubernetes\nmodel: azureml:iris:1\n"
+            f"environment: azureml:iris:1\nrequest_settings: {{request_timeout_ms: {timeout}}}\ninstance_count: 2\n"
+        )
+    files = [str(tmp_path / f"{name}.yml") for name in ("endpoint", "blue", "green")]
+    flags = [argument for file in files for argument in ("--from", file)]
+    errors = operator.adopt("iris", "--keys-from", keys_file, *flags[2:4], code=2)
+    assert "--from: the files declare the versions blue; the service has blue, green" in errors
+    errors = operator.adopt("iris", "--keys-from", keys_file, *flags[:4], code=2)
+    assert "traffic.green = '90': no file has this deployment" in errors
+    assert "--from: the files declare" not in errors
+    operator.adopt("iris", "--keys-from", keys_file, *flags, "--set", "blue:num_replicas=3")
+    of_blue, of_green = (metadata_of(cluster, name)["annotations"] for name in (blue, green))
+    assert of_blue["azureml-fe/scoring-timeout-ms"] == "3000"
+    assert of_green["azureml-fe/scoring-timeout-ms"] == "7000"
+    assert (of_blue["azureml-fe/num-replicas"], of_green["azureml-fe/num-replicas"]) == ("3", "2")
+    assert (of_blue["azureml-fe/traffic-percentile"], of_green["azureml-fe/is-default"]) == ("10", "true")
+    assert of_blue["azureml-fe/port"] == str(model_port)
+    errors = operator.adopt("iris", "--from", str(tmp_path / "missing.yml"), "--traffic", "blue=1", code=2)
+    assert "missing.yml" in errors
+    assert "the percentages must sum up to 100" in errors
 
 
 def test_keys_of_an_existing_secret_are_used_and_stay(

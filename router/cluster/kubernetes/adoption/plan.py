@@ -51,10 +51,19 @@ class GivenSetting(NamedTuple):
     value: str
 
 
+class DeclaredAnnotations(NamedTuple):
+    """The annotations of each version of a service, as the files of Azure ML declare it, and notes for operators."""
+
+    of_versions: Mapping[str, Mapping[str, str]]
+    notes: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class AdoptionOptions:
     """What the command line says about the services to adopt. At most one of the three about keys is given."""
 
+    declared: Mapping[str, DeclaredAnnotations] | None = None
+    """By service. None if there are no files."""
     settings: tuple[GivenSetting, ...] = ()
     traffic: Mapping[str, int] | None = None
     """The percentage of each version."""
@@ -119,6 +128,7 @@ def plan_adoption(
     _check_name(service, facts, faults)
     versions = service.versions()
     wanted = {name_of(member): _own_annotations(service, member, versions) for member in service.members}
+    notes = _add_declared(service, versions, options.declared, wanted, faults)
     _add_traffic(service, versions, options.traffic, wanted, faults)
     _add_settings(versions, options.settings, wanted, faults)
     if options.keys_secret is not None:
@@ -135,7 +145,7 @@ def plan_adoption(
         patches=tuple(patch for patch in patches if patch is not None),
         created_secret=created,
         keys=options.keys,
-        notes=tuple(_notes(service, facts)),
+        notes=(*notes, *_notes(service, facts)),
     )
 
 
@@ -173,6 +183,32 @@ def _own_annotations(
     return annotations
 
 
+def _add_declared(
+    service: AdoptableService,
+    versions: Mapping[NamespacedName, str],
+    declared: Mapping[str, DeclaredAnnotations] | None,
+    wanted: Mapping[NamespacedName, dict[str, str]],
+    faults: _Faults,
+) -> tuple[str, ...]:
+    """Add what the files of Azure ML declare. Return notes about it."""
+    if declared is None:
+        return ()
+    if service.name not in declared:
+        faults.add("--from", None, f"the files declare no service {service.name}, but {', '.join(sorted(declared))}")
+        return ()
+    of_versions, notes = declared[service.name]
+    if sorted(of_versions) != sorted(versions.values()):
+        names = f"{', '.join(sorted(of_versions))}; the service has {', '.join(sorted(versions.values()))}"
+        faults.add("--from", None, f"the files declare the versions {names}")
+        return ()
+    version_annotation = annotation_name("version")
+    for deployment, version in versions.items():
+        wanted[deployment] |= {
+            name: value for name, value in of_versions[version].items() if name != version_annotation
+        }
+    return notes
+
+
 def _add_traffic(
     service: AdoptableService,
     versions: Mapping[NamespacedName, str],
@@ -183,11 +219,12 @@ def _add_traffic(
     """Add the traffic split. The version with the largest share is the default, which gets the rest."""
     names = sorted(versions.values())
     percentile, default = annotation_name("traffic_percentile"), annotation_name("is_default")
-    has_split = any(name in member.annotations for member in service.members for name in (percentile, default))
+    present = [*wanted.values(), *(member.annotations for member in service.members)]
+    has_split = any(name in annotations for annotations in present for name in (percentile, default))
     if traffic is None:
         if len(names) > 1 and not has_split:
             shares = ",".join(f"{name}=PERCENT" for name in names)
-            problem = f"is missing: --traffic {shares} as in Azure ML, whose Deployments do not show it"
+            problem = f"is missing: --traffic {shares} as in Azure ML, whose Deployments do not show it, or --from FILE"
             faults.add("--traffic", None, problem)
         return
     unknown = sorted(traffic.keys() - set(names))
