@@ -24,6 +24,9 @@ _V1_KEYS = (
     - {path[0] for row in SETTING_NAMES for path in row.v2}
     - {"entryScript", "environment"}
 )
+_DEPLOYMENT_KEYS = frozenset(
+    ("endpoint_name", "code_configuration", "instance_count", "instance_type", "request_settings", "scale_settings")
+)
 _SCHEMAS = {
     "OnlineEndpoint.schema.json": FileKind.ENDPOINT,
     "OnlineDeployment.schema.json": FileKind.DEPLOYMENT,
@@ -44,7 +47,7 @@ def kind_of(document: YamlDocument) -> FileKind | None:
     for name, kind in _SCHEMAS.items():
         if schema.endswith(name):
             return kind
-    if "endpoint_name" in keys:
+    if _DEPLOYMENT_KEYS & keys.keys():
         return FileKind.DEPLOYMENT
     if "auth_mode" in keys or "traffic" in keys:
         return FileKind.ENDPOINT
