@@ -16,6 +16,7 @@ from router.cluster.local.probe import probe
 from router.cluster.local.program import check_program_runs, check_server_installed
 from router.cluster.local.service_files import ServiceFiles
 from router.cluster.local.summary import config_summary
+from router.collection.stores import check_store
 from router.config.router import RouterSettings, load_settings
 from router.config.schema import ErrorCollector, SettingsError
 from router.net.address import host_port
@@ -49,7 +50,8 @@ def check_local(files: ServiceFiles, environ: Mapping[str, str]) -> tuple[list[s
 
 
 def check_router(settings: RouterSettings, environ: Mapping[str, str], errors: ErrorCollector) -> None:
-    """Check what the settings of the router name: listeners, certificates, exporters. Collects errors."""
+    """Check what the settings of the router name: listeners, certificates, exporters, the store
+    for collected data. Collects errors."""
     now = time.time()
     with errors.collect():
         check_client_listeners(settings)
@@ -60,6 +62,8 @@ def check_router(settings: RouterSettings, environ: Mapping[str, str], errors: E
         peer_tls(settings, now)
     with errors.collect():
         ExportTargets(settings, environ).check()
+    with errors.collect():
+        check_store(settings, environ)
 
 
 def _ignored_percentiles(config: LocalConfig) -> list[str]:

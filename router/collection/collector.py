@@ -41,7 +41,8 @@ class Collector:
         layout = Layout(instance, settings.collection_workspace)
         budget = Budget(settings.collection_buffer_bytes)
         self._budget = budget
-        self.log = EventLog(layout, budget, flush_seconds=settings.collection_flush_seconds, url=store.url)
+        flush_seconds = settings.collection_flush_seconds
+        self.log = EventLog(layout, budget, flush_seconds=flush_seconds, url=self._url)
         self.assembly = Assembly(self.log, lambda: str(uuid.uuid4()))
         self._writer = Writer(self.log, store)
         self._packets = packets
@@ -51,6 +52,9 @@ class Collector:
         self._has_ended = False  # the socket: all workers have
         self._stop_at: float | None = None
         asyncio.get_running_loop().add_reader(packets.fileno(), self._read)
+
+    def _url(self, name: str) -> str:
+        return self._writer.store.url(name)
 
     def stop(self, seconds: float) -> None:
         """Store what is left within this time. `run` then returns."""
@@ -89,7 +93,7 @@ class Collector:
             ticks += 1
             if ticks % _REPORT_TICKS == 0:
                 self._send_report()
-        self._writer.stopping = True
+        self._writer.begin_stop()
         await self._write_rest(self._stop_at)
         if self._fallback is not None and not self._is_done:
             self._writer.use(self._fallback)

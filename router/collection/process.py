@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 import socket
@@ -22,6 +23,7 @@ from router.collection.messages import (
     StopCollector,
     WorkersEnded,
 )
+from router.collection.stores import check_store
 from router.config.router import RouterSettings
 from router.model.data_collection import DataCollector
 from router.model.services import Service, VersionKey
@@ -67,7 +69,8 @@ class CollectorProcess:
         self._restarts = 0
 
     def open(self) -> None:
-        """Make the socket for workers. Raises OSError."""
+        """Make the socket for workers. Raises OSError, and `SettingsError` if the store cannot be used."""
+        check_store(self._settings, os.environ)
         reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader.setblocking(False)
         writer.setblocking(False)
@@ -140,6 +143,8 @@ class CollectorProcess:
         """Keep the counts of a collector that has ended. What it had not stored is lost."""
         last, self._report = self._report, _EMPTY
         dropped = last.dropped.copy()
+        if lost := sum(count for (_, _, reason), count in dropped.items() if reason == "shutdown"):
+            event(_log, logging.WARNING, "collected data was dropped", events=lost, reason="shutdown")
         for key, count in last.unstored.items():
             dropped[key.service, key.version, "collector-ended"] += count
         ended = self._ended

@@ -31,7 +31,7 @@ class Writer:
 
     def __init__(self, log: EventLog, store: Store) -> None:
         self._log = log
-        self._store = store
+        self.store = store
         self._in_flight: dict[int, Work] = {}
         self._numbers = itertools.count()
         self._backoff = Backoff(_FIRST_DELAY_SECONDS, _MAX_DELAY_SECONDS, jitter=0.2)
@@ -41,8 +41,12 @@ class Writer:
         """Failed operations by reason."""
         self.problem = ""
         """Why the last operation failed; "" if it did not."""
-        self.stopping = False
-        """True once all that is left is written at once."""
+        self._stopping = False
+
+    def begin_stop(self) -> None:
+        """Write all that is left at once, with short pauses after failures."""
+        self._stopping = True
+        self._retry_at = min(self._retry_at, time.monotonic() + _MAX_STOPPING_DELAY_SECONDS)
 
     @property
     def idle(self) -> bool:
@@ -56,7 +60,7 @@ class Writer:
         if room <= 0 or now < self._retry_at:
             return
         loop = asyncio.get_running_loop()
-        for work in list(itertools.islice(self._log.take_work(now, everything=self.stopping), room)):
+        for work in list(itertools.islice(self._log.take_work(now, everything=self._stopping), room)):
             number = next(self._numbers)
             self._in_flight[number] = work
 
@@ -64,14 +68,14 @@ class Writer:
                 loop.call_soon_threadsafe(self._on_done, number, error)
 
             # A daemon: the process must be able to end although a storage hangs.
-            threading.Thread(target=_run, args=(self._store, work, report), daemon=True).start()
+            threading.Thread(target=_run, args=(self.store, work, report), daemon=True).start()
 
     def use(self, store: Store) -> None:
         """Write to another store from now on. What is in flight, and may hang, is written again there."""
         for work in self._in_flight.values():
             self._log.on_failed(work)
         self._in_flight.clear()
-        self._store = store
+        self.store = store
         self._retry_at = 0.0
 
     def _on_done(self, number: int, error: Exception | None) -> None:
@@ -96,7 +100,7 @@ class Writer:
             self._log.on_failed(work)
             if now >= self._retry_at:  # else another operation has failed at the same time
                 delay = self._backoff.next_delay(error.retry_after)
-                self._retry_at = now + (min(delay, _MAX_STOPPING_DELAY_SECONDS) if self.stopping else delay)
+                self._retry_at = now + (min(delay, _MAX_STOPPING_DELAY_SECONDS) if self._stopping else delay)
         self.dispatch()
 
     def _report(self, reason: str, detail: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from router.config.azure_settings import CONTAINER_PATTERN, CONTAINER_PATTERN_TEXT
 from router.config.declaration import file_setting, setting
 
 
@@ -9,6 +10,13 @@ from router.config.declaration import file_setting, setting
 class CollectionSettings:
     """Where collected data is stored. Services ask for it by `collect_model_data` or `data_collector`."""
 
+    collection_container: str | None = setting(
+        "Container of Azure Blob Storage for collected data: its URL, or its name if there is a connection string "
+        "(azure_connection_string_file). It must exist. Needs the extra `azure`.",
+        default_text="none: data is stored in collection_folder",
+        pattern=CONTAINER_PATTERN,
+        pattern_text=CONTAINER_PATTERN_TEXT,
+    )
     collection_folder: str | None = file_setting(
         "Folder for collected data. With collection_container it gets only what storage has not taken when the router "
         "stops.",

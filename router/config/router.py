@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from router.config.azure_settings import AzureSettings
 from router.config.collection_settings import CollectionSettings
 from router.config.connection_settings import ConnectionSettings, ShutdownSettings
 from router.config.declaration import declared_settings, setting
@@ -67,6 +68,7 @@ class RouterSettings(
     ProcessSettings,
     TelemetrySettings,
     CollectionSettings,
+    AzureSettings,
     ConnectionSettings,
     ShutdownSettings,
     TokenIssuingSettings,

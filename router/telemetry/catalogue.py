@@ -273,8 +273,9 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
                    "for it.", (*_VERSION, "collection")),
         MetricSpec("collection_lag_seconds", _GAUGE, "Age of the oldest event that is not stored yet."),
         MetricSpec("collection_buffered_bytes", _GAUGE, "Memory of the collector for data that is not stored yet."),
-        MetricSpec("collection_storage_failures", _COUNTER, "Writes that failed and are repeated. Reasons: `refused`, "
-                   "`throttled`, `timeout`, `missing` (the container), `denied` or `failed`.", ("reason",)),
+        MetricSpec("collection_storage_failures", _COUNTER, "Writes that failed and are repeated. Reasons: "
+                   "`unreachable`, `throttled`, `timeout`, `missing` (the container), `denied` or `failed`.",
+                   ("reason",)),
         MetricSpec("collector_restarts", _COUNTER, "Collector processes that ended unexpectedly."),
     ),
     "Certificates and tokens": (

@@ -128,7 +128,7 @@ def test_documented_event_and_settings_are_valid() -> None:
     page = (Path(__file__).parents[2] / "docs/data-collection.md").read_text()
     blocks = dict(re.findall(r"^```(json|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
     check_event(json.loads(blocks["json"]), "request")
-    document = yaml.safe_load(blocks["yaml"])
+    document = yaml.safe_load(re.search(r"```yaml\n(services:.*?)```", page, re.DOTALL)[1])  # type: ignore[index]
     collector = parse_data_collector(document["services"]["resnet"]["data_collector"])
     assert (collector.sampling_rate, collector.capture_headers) == (0.1, ("x-tenant",))
     parse_data_collector(re.search(r"data-collector: '(.*)'`", page)[1])  # type: ignore[index]

@@ -31,13 +31,14 @@ def blob_path(event: StoredEvent) -> Path:
 
 def collector_pid(router: Router) -> int:
     def pids() -> list[int]:
-        return [pid for pid in descendants(router.pid) if b"router.collection.main" in _command(pid)]
+        return [pid for pid in descendants(router.pid) if b"router.collection.main" in command(pid)]
 
     wait_until(lambda: len(pids()) == 1, "a collector")
     return pids()[0]
 
 
-def _command(pid: int) -> bytes:
+def command(pid: int) -> bytes:
+    """Return the command line of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -76,7 +77,7 @@ def test_requests_and_responses_are_stored_with_the_id_of_the_request(start: Sta
 def test_nothing_is_started_or_stored_for_services_that_collect_nothing(start: StartRouter) -> None:
     router = start({"echo": open_echo_service()})
     router.score("echo")
-    assert not any(b"router.collection" in _command(pid) for pid in descendants(router.pid))
+    assert not any(b"router.collection" in command(pid) for pid in descendants(router.pid))
     assert not (router.state_dir / "collected").exists()
 
 
