@@ -21,11 +21,12 @@ NEVER_DYNAMIC = frozenset(
     (
         *SECRET_SETTINGS, *POD_TEMPLATE_SETTINGS, "workers", "state_dir", "router_name", "pod_name", "pod_namespace",
         "pod_ip", "peer_secret_file", "kubeconfig", "dynamic_config_file", "dynamic_config_map", "dynamic_config_allow",
-        "dynamic_config_poll_seconds",
+        "dynamic_config_poll_seconds", "azure_connection_string_file", "azure_sas_token_file",
     )
 )  # fmt: skip
-"""Settings that the dynamic configuration can never have: keys, which must not be in storage that many can read; what
-starts processes; and what the router needs to read the dynamic configuration, or is different in each pod."""
+"""Settings that the dynamic configuration can never have: keys and credentials, which must not be in storage that many
+can read; what starts processes; and what the router needs to read the dynamic configuration, or is different in each
+pod."""
 
 _GROUPS = (
     ClientListenerSettings, PeerTlsSettings, InternalListenerSettings, TelemetrySettings, CollectionSettings,
