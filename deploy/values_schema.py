@@ -77,8 +77,8 @@ def _property(setting: Setting) -> dict[str, Any]:
             return {"anyOf": [{"type": "array", "minItems": 1, "items": {"anyOf": [number, texts]}}, number, texts]}
         case SettingKind.MAPPING:
             return {"type": "object", "additionalProperties": {"type": "string"}}
-    if "off" in setting.choices:
-        return {"enum": [*setting.choices, False]}  # Helm reads `off` as false; the template writes `off` again
+    if "off" in setting.choices:  # Helm reads `off` as false and `on` as true; the template writes the words again
+        return {"enum": [*setting.choices, False, *([True] if "on" in setting.choices else [])]}
     return _text(setting)
 
 

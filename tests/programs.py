@@ -10,6 +10,7 @@ from collections.abc import Iterable
 DEBIAN_PACKAGES = {
     "chromium": "chromium",
     "curl": "curl",
+    "h2load": "nghttp2-client",
     "node": "nodejs",
     "npm": "npm",
     "openssl": "openssl",

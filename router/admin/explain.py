@@ -42,6 +42,7 @@ async def explain(overview: Overview, request_id: str) -> dict[str, Any] | None:
         "request_id": entry.request_id.decode(),
         "client_request_id": entry.client_request_id.decode() or None,
         "client": _text(entry.client),
+        "protocol": entry.protocol,
         "method": _text(entry.method),
         "path": _text(entry.path) or None,
         "time": rfc3339(clock_offset + entry.started_at),

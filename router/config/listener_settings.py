@@ -57,6 +57,17 @@ class ClientListenerSettings:
     allow_insecure_connections: bool | None = setting(
         "Accept clients without TLS on `port`.", default_text="true if `host` is a loopback address"
     )
+    http2: str = setting(
+        "HTTP/2 from clients, beside HTTP/1.1: by ALPN on the port for HTTPS, by prior knowledge on the port for HTTP.",
+        default="off",
+        choices=("off", "on"),
+    )
+    http2_max_streams: int = setting(
+        "Maximum number of requests in progress on one HTTP/2 connection. A client may open several connections.",
+        default=100,
+        minimum=1,
+        maximum=1000,
+    )
     trusted_proxies: tuple[str, ...] = setting(
         "Networks of the proxies and load balancers in front of the router. What they report in X-Forwarded-*, "
         "Forwarded and X-Real-IP is forwarded to replicas, and the client's address is the last one in X-Forwarded-For "

@@ -27,7 +27,7 @@ from typing import cast
 
 from router.gateway.client_connection import ClientConnection
 from router.gateway.client_registry import ClientRegistry
-from router.gateway.context import GatewayContext
+from router.gateway.context import GatewayContext, Http2Client
 from router.http import http1, responses
 from router.net.tls import CertificatePair, ReloadableContext, server_context
 from router.telemetry.log import event
@@ -96,7 +96,7 @@ class Acceptor:
 
     def set_certificate(self, pair: CertificatePair) -> None:
         """Use this certificate for new connections. Raises `ssl.SSLError`."""
-        self._tls_context.current = server_context(pair)
+        self._tls_context.current = server_context(pair, http2=self._context.http2_client is not None)
 
     async def open(self, sock: socket.socket, number: int = 0, *, tls: bool = False) -> None:
         """Accept clients from a bound socket if its number is in this worker's share. Takes over the socket."""
@@ -198,7 +198,12 @@ class Acceptor:
         counters.tls_handshakes += 1
         if transport.get_extra_info("ssl_object").session_reused:
             counters.tls_sessions_resumed += 1
-        client = ClientConnection(self._context, self._clients, secure=True)
+        client: ClientConnection | Http2Client
+        http2_client = self._context.http2_client
+        if http2_client is not None and transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+            client = http2_client(self._context, self._clients, True)
+        else:
+            client = ClientConnection(self._context, self._clients, secure=True)
         cast(asyncio.Transport, transport).set_protocol(cast(asyncio.Protocol, client))
         client.connection_made(transport)
 

@@ -30,7 +30,7 @@ from time import monotonic
 from typing import Final, cast
 
 from router.gateway.client_registry import ClientRegistry
-from router.gateway.context import GatewayContext
+from router.gateway.context import GatewayContext, Http2ClientFactory
 from router.gateway.exchange import DONE, NEW, Exchange
 from router.gateway.replica_connection import RAW_BODY_BYTES
 from router.gateway.request import Request
@@ -333,7 +333,6 @@ class ClientConnection(ClientStream):
             rejection = reader.feed_slice(backlog.take(reader.next_slice_bytes))
             self._add_exchanges()
             if rejection is not None:
-                backlog.clear()
                 if self._reject(rejection):
                     self._forward_last_piece(body_of)
                     return
@@ -516,6 +515,9 @@ class ClientConnection(ClientStream):
         Data that follows is discarded. Return False if the connection is already to be closed after the previous
         request, which is then answered as usual.
         """
+        if response is responses.HTTP2_IS_OFF and self._context.http2_client is not None and not self.secure:
+            self._switch_to_http2(self._context.http2_client)
+            return True
         request = self._reader.abandon_body()
         last = self._pending[-1] if self._pending else self._current
         self._state = DISCARDING
@@ -543,6 +545,13 @@ class ClientConnection(ClientStream):
         else:
             last.fail(response)
         return True
+
+    def _switch_to_http2(self, http2_client: Http2ClientFactory) -> None:
+        """Hand the connection over, as the client has sent the preface of HTTP/2."""
+        data = self._reader.preface + self._backlog.take_all()
+        self._state = CLOSED
+        self._reader.close()
+        http2_client(self._context, self._registry, False).take_over(self.transport, data, self)
 
     # The stream of the current exchange.
 
@@ -770,9 +779,10 @@ class ClientConnection(ClientStream):
         return now - self._idle_since if self.idle else -1.0
 
     @property
-    def streaming_replica(self) -> str:
+    def streaming_replicas(self) -> list[str]:
         """See `ClientConnectionControl`."""
-        return self._current.streaming_replica if self._current is not None else ""
+        replica = self._current.streaming_replica if self._current is not None else ""
+        return [replica] if replica else []
 
     def abort_requests_at(self, replica_ids: frozenset[str]) -> None:
         """See `ClientConnectionControl`."""

@@ -46,11 +46,11 @@ class ClientConnectionControl(Protocol):
         """Close the connection, or refuse its request, if the client is too slow. Called several times a second."""
 
     @property
-    def streaming_replica(self) -> str:
-        """The replica whose response is being sent to the client; "" if there is none."""
+    def streaming_replicas(self) -> list[str]:
+        """The replicas whose responses are being sent to the client, one element for each response."""
 
     def abort_requests_at(self, replica_ids: frozenset[str]) -> None:
-        """Abort the request in progress if it is at one of these replicas, whose drain time is over."""
+        """Abort the requests in progress at these replicas, whose drain time is over."""
 
     def retire(self) -> None:
         """Close the connection with its next response, after which the client has sent nothing more."""
@@ -112,6 +112,12 @@ class ClientRegistry:
         self._counters.connections_open += 1
         self._connections.add(connection)
         return True
+
+    def replace(self, previous: ClientConnectionControl, connection: ClientConnectionControl) -> None:
+        """Replace a connection whose client has changed the protocol. It counts as the same connection."""
+        self._connections.discard(previous)
+        self._evicted.discard(previous)
+        self._connections.add(connection)
 
     def remove(self, connection: ClientConnectionControl) -> None:
         """Remove a connection that was closed, if it was added."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from router.collection.outbox import CollectionOutbox
 from router.config.router import RouterSettings
 from router.gateway.authentication import Authentication
 from router.gateway.buffers import BufferBudget
+from router.gateway.client_registry import ClientConnectionControl, ClientRegistry
 from router.gateway.connection_limits import ConnectionLimits
 from router.gateway.ledger_outbox import LedgerOutbox
 from router.gateway.request_reader import RequestLimits
@@ -30,12 +32,26 @@ _log = logging.getLogger("router.gateway")
 _WARNING_INTERVAL_SECONDS: Final = 60.0
 
 
+class Http2Client(Protocol):
+    """A connection of an HTTP/2 client. This module and HTTP/1.1 do not depend on it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start a connection whose client has chosen HTTP/2 by ALPN."""
+
+    def take_over(self, transport: asyncio.Transport, data: bytes, previous: ClientConnectionControl) -> None:
+        """Replace a connection of HTTP/1.1 whose client has sent the preface of HTTP/2. `data` is all that it sent."""
+
+
+Http2ClientFactory = Callable[["GatewayContext", ClientRegistry, bool], Http2Client]
+"""Arguments: the context, the registry, and whether the connection uses TLS."""
+
+
 class GatewayContext:
     """The shared parts of one gateway, for its connections and exchanges."""
 
     __slots__ = (
         "_next_tls_warning_at", "abandoned", "access_log", "authentication", "buffers", "collection",
-        "connection_limits", "counters", "ids", "journal", "lame_duck", "outbox", "proxy_request_rules",
+        "connection_limits", "counters", "http2_client", "ids", "journal", "lame_duck", "outbox", "proxy_request_rules",
         "request_limits", "request_rules", "routes", "server_timing", "settings", "tracer", "trusted_proxies", "turns",
         "wall_clock",
     )  # fmt: skip
@@ -74,6 +90,8 @@ class GatewayContext:
             max_response_bytes=settings.response_buffer_bytes,
         )
         self.turns = TurnQueue()
+        self.http2_client: Http2ClientFactory | None = None
+        """Makes connections of HTTP/2 clients; None if `http2` is off."""
         self.connection_limits = ConnectionLimits(settings.max_connection_age_seconds, settings.max_connection_requests)
         self.journal = Journal()
         self.abandoned: dict[Any, None] = {}

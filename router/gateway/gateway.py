@@ -96,6 +96,10 @@ class Gateway:
             app_insights_ratio=settings.app_insights_sample_ratio,
         )
         self._set_tracer()
+        if settings.http2 == "on":
+            from router.gateway.http2_connection import Http2Connection  # loads the codec
+
+            self.context.http2_client = Http2Connection
         self.clients = ClientRegistry(
             self.counters, settings.max_client_connections, settings.max_connections_per_client_address
         )
@@ -221,7 +225,7 @@ class Gateway:
 
     def streaming(self) -> dict[str, int]:
         """Return the responses in progress by replica. Costs time for each client."""
-        return dict(Counter(replica for client in self.clients if (replica := client.streaming_replica)))
+        return dict(Counter(replica for client in self.clients for replica in client.streaming_replicas))
 
     def _make_pool(self, replica: Replica) -> ReplicaPool:
         return ReplicaPool(

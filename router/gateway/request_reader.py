@@ -53,6 +53,7 @@ MAX_EXCESS_FRAMING_BYTES: Final = 16384
 _SINGLE: Final = frozenset((b"host", b"authorization", b"content-length", b"transfer-encoding"))
 _MIN_HEADER_BYTES: Final = 4
 _TLS_HANDSHAKE: Final = b"\x16"  # the type of the first record (RFC 8446 section 5.1)
+_HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n"  # RFC 9113 section 3.4
 _LINE_END: Final = b"\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
 
@@ -110,6 +111,7 @@ class RequestReader:
         "has_read_a_head",
         "head_started_at",
         "more_requests",
+        "preface",
         "request",
         "work",
     )
@@ -128,6 +130,8 @@ class RequestReader:
         self.after_upgrade: bytes | None = None
         """The bytes after a request for an upgrade in the last `feed`. They belong to the tunnel, or to the next
         request if the upgrade is refused."""
+        self.preface: bytes
+        """All that the client has sent, if the last `feed` returned `HTTP2_IS_OFF`."""
         self.head_started_at = 0.0
         """When the head that is being read started to arrive, if it arrives in several pieces; else 0."""
         self.has_read_a_head = False
@@ -179,6 +183,9 @@ class RequestReader:
             rejection = responses.bad_request(str(error))
             if data.startswith(_TLS_HANDSHAKE) and not self.has_read_a_head and not self._unfinished:
                 rejection = responses.TLS_ON_HTTP_PORT
+            elif self._text.startswith(_HTTP2_PREFACE) and not self.has_read_a_head:
+                rejection = responses.HTTP2_IS_OFF
+                self.preface = self._text
         if rest is not None:
             return self._continue_after_upgrade(rest)
         if rejection is None and (self._in_head or self.body_of is not None):

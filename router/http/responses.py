@@ -52,6 +52,7 @@ def bad_request(reason: str) -> LocalResponse:
 
 
 HTTP_ON_TLS_PORT = bad_request("plain HTTP was sent to a port for HTTPS")
+HTTP2_IS_OFF = bad_request("HTTP/2 is not enabled on this port")
 TLS_ON_HTTP_PORT = bad_request("TLS was sent to a port for plain HTTP")
 
 

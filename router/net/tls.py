@@ -18,6 +18,7 @@ from typing import Any
 # For TLS 1.2: forward secrecy and authenticated encryption only. TLS 1.3 has no other ciphers.
 _TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _ALPN = ["http/1.1"]
+_ALPN_WITH_HTTP2 = ["h2", "http/1.1"]
 # What one connection decrypts before others are served: tiny records cost much for each byte.
 _INPUT_LIMIT_BYTES = 131_072
 _RECORD_BYTES = 2_048  # a record costs as much as this number of its bytes
@@ -35,11 +36,14 @@ class CertificatePair:
     authorities: bytes | None = field(default=None, repr=False)
 
 
-def server_context(pair: CertificatePair) -> ssl.SSLContext:
-    """Return the context for connections of clients. Raises `ssl.SSLError` for a pair that OpenSSL cannot use."""
+def server_context(pair: CertificatePair, *, http2: bool = False) -> ssl.SSLContext:
+    """Return the context for connections of clients, with HTTP/2 besides HTTP/1.1 if `http2`.
+
+    Raises `ssl.SSLError` for a pair that OpenSSL cannot use.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _configure(context, pair)
-    context.set_alpn_protocols(_ALPN)
+    context.set_alpn_protocols(_ALPN_WITH_HTTP2 if http2 else _ALPN)
     context.sslobject_class = ClientTls
     return context
 

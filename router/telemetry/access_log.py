@@ -64,6 +64,8 @@ class AccessRecord(NamedTuple):
     replica_time: float | None
     duration: float
     attempt: int
+    protocol: str = "http/1.1"
+    """The client's: `http/1.1` (or 1.0) or `h2`."""
 
 
 class HasFileno(Protocol):
@@ -151,6 +153,7 @@ def _line(record: AccessRecord) -> bytes:
         replica_time,
         duration,
         attempt,
+        protocol,
     ) = record
     return orjson.dumps(
         {
@@ -165,6 +168,7 @@ def _line(record: AccessRecord) -> bytes:
             "version": version,
             "replica": replica,
             "client": client[:_TEXT_LIMIT],
+            "protocol": protocol,
             "method": method,
             "path": path,
             "status": status,

@@ -68,6 +68,7 @@ LABELS = {
     "message": "to a ledger `wants` (waiting requests), `return` (leases), `avoid` (excluded replicas) or `hello` "
     "(registration); to a lease cache `welcome` (registered), `sayhello` (must register), `grant`, `recall` or "
     "`revoke`",
+    "protocol": "`http1` or `h2`",
     "process": "`supervisor` or `worker` (the sum of all workers)",
     "standing": "status of a peer: `live`, `gone` or `unreachable`",
     "verb": "a verb of the Kubernetes API",
@@ -119,6 +120,8 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         MetricSpec("retries", _COUNTER, "Retries of requests.", (*_VERSION, "cause")),
         MetricSpec("timeouts", _COUNTER, "Timeouts that were reached.", (*_VERSION, "kind")),
         MetricSpec("client_aborts", _COUNTER, "Requests whose client left before the response was complete.", _VERSION),
+        MetricSpec("requests_by_protocol", _COUNTER, "Requests whose version was chosen, by the client's protocol.",
+                   (*_VERSION, "protocol")),
         MetricSpec(
             "auth_failures", _COUNTER, "Requests without a valid key or token. Reasons: `missing` (neither key nor "
             "token); for keys `invalid`; for tokens `malformed`, `unknown-issuer`, `unknown-key`, `no-keys`, "
@@ -133,6 +136,10 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         MetricSpec("client_connections_evicted", _COUNTER, "Idle client connections closed at a limit, for new ones."),
         MetricSpec("client_connections_retired", _COUNTER, "Client connections closed with a response because of their "
                    "age, their number of requests, or less load at other pods."),
+        MetricSpec("http2_connections", _COUNTER, "Client connections accepted that use HTTP/2."),
+        MetricSpec("http2_connections_open", _GAUGE, "Client connections open now that use HTTP/2."),
+        MetricSpec("http2_floods", _COUNTER, "HTTP/2 connections closed because of a flood: streams reset again and "
+                   "again, frames that are no requests, header blocks without end, or no memory for what waits."),
         MetricSpec("tls_handshakes", _COUNTER, "Completed TLS handshakes with clients."),
         MetricSpec("tls_sessions_resumed", _COUNTER, "TLS handshakes that resumed a session."),
         MetricSpec("tls_handshake_failures", _COUNTER, "TLS handshakes with clients that failed."),

@@ -31,7 +31,7 @@ from router.telemetry.histogram import (
 NO_VERSION: Final = ""
 """The version name under which a service counts responses sent before a version was chosen, for example a 401."""
 
-GAUGES: Final = ("buffered_bytes", "connections_open", "token_cache_entries")
+GAUGES: Final = ("buffered_bytes", "connections_open", "http2_connections_open", "token_cache_entries")
 """Fields of `GatewaySnapshot` that can decrease."""
 
 
@@ -55,6 +55,7 @@ class VersionSnapshot(TypedDict):
     replica_failures: dict[str, int]
     ejections: dict[str, int]
     collection_dropped: int
+    http2_requests: int
 
 
 class GatewaySnapshot(TypedDict):
@@ -67,6 +68,9 @@ class GatewaySnapshot(TypedDict):
     connections_refused: int
     connections_evicted: int
     connections_retired: int
+    http2_connections: int
+    http2_connections_open: int
+    http2_floods: int
     tls_handshakes: int
     tls_sessions_resumed: int
     tls_handshake_failures: int
@@ -117,6 +121,7 @@ class VersionCounters:
         "duration",
         "ejections",
         "first_byte",
+        "http2_requests",
         "last_reported",
         "queue_timeouts",
         "queue_wait",
@@ -161,6 +166,8 @@ class VersionCounters:
         """Ejections of replicas by this worker, by reason; reasons are a few constants."""
         self.collection_dropped = 0
         """Events of data collection that this worker has dropped because the collector did not take them in time."""
+        self.http2_requests = 0
+        """Those of `responses` that came by HTTP/2."""
 
     def count_response(self, status: int, error_code: str) -> None:
         """Count one request; `error_code` is "" for a replica's own response."""
@@ -194,6 +201,7 @@ class VersionCounters:
             dict(self.replica_failures),
             dict(self.ejections),
             self.collection_dropped,
+            self.http2_requests,
         )
         return pickle.dumps(packed, protocol=5)
 
@@ -202,7 +210,8 @@ def unpack(packed: bytes) -> VersionSnapshot:
     """Return the snapshot of `VersionCounters.pack`, packed by a process of the same installation."""
     responses, duration, queue_wait, route_time, first_byte, connect, *others = pickle.loads(packed)  # noqa: S301
     connect_failures, queue_timeouts, request_bytes, response_bytes, retry_causes, *failures = others
-    client_aborts, abandonments, abandoned_timeouts, replica_failures, ejections, collection_dropped = failures
+    client_aborts, abandonments, abandoned_timeouts, replica_failures, ejections, *counts = failures
+    collection_dropped, http2_requests = counts
     return {
         "responses": _by_status(responses),
         "duration": histogram_snapshot(*duration),
@@ -221,6 +230,7 @@ def unpack(packed: bytes) -> VersionSnapshot:
         "replica_failures": replica_failures,
         "ejections": ejections,
         "collection_dropped": collection_dropped,
+        "http2_requests": http2_requests,
     }
 
 
@@ -238,6 +248,9 @@ class GatewayCounters:
         "connections_refused",
         "connections_retired",
         "cpu_seconds",
+        "http2_connections",
+        "http2_connections_open",
+        "http2_floods",
         "loop_lag",
         "parse_errors",
         "responses",
@@ -259,6 +272,9 @@ class GatewayCounters:
         self.connections_refused = 0
         self.connections_evicted = 0  # idle ones, closed at a limit
         self.connections_retired = 0
+        self.http2_connections = 0  # among those accepted
+        self.http2_connections_open = 0
+        self.http2_floods = 0  # connections closed for one, see `http2_connection`
         self.tls_handshakes = 0  # completed
         self.tls_sessions_resumed = 0
         self.tls_handshake_failures = 0
@@ -320,6 +336,9 @@ class GatewayCounters:
             "connections_refused": self.connections_refused,
             "connections_evicted": self.connections_evicted,
             "connections_retired": self.connections_retired,
+            "http2_connections": self.http2_connections,
+            "http2_connections_open": self.http2_connections_open,
+            "http2_floods": self.http2_floods,
             "tls_handshakes": self.tls_handshakes,
             "tls_sessions_resumed": self.tls_sessions_resumed,
             "tls_handshake_failures": self.tls_handshake_failures,

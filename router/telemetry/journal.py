@@ -84,6 +84,8 @@ class Entry(NamedTuple):
     method: bytes = b""
     path: bytes = b""
     """Truncated, without query. Empty if no service matched."""
+    protocol: str = "http/1.1"
+    """The client's: `http/1.1` (or 1.0) or `h2`."""
 
 
 class Journal:

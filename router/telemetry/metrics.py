@@ -140,6 +140,9 @@ def _samples(snapshot: MetricsSnapshot) -> Iterator[Sample]:
     yield Sample("client_connections_refused", counters["connections_refused"])
     yield Sample("client_connections_evicted", counters["connections_evicted"])
     yield Sample("client_connections_retired", counters["connections_retired"])
+    yield Sample("http2_connections", counters["http2_connections"])
+    yield Sample("http2_connections_open", counters["http2_connections_open"])
+    yield Sample("http2_floods", counters["http2_floods"])
     yield Sample("tls_handshakes", counters["tls_handshakes"])
     yield Sample("tls_sessions_resumed", counters["tls_sessions_resumed"])
     yield Sample("tls_handshake_failures", counters["tls_handshake_failures"])
@@ -209,6 +212,10 @@ def _version_counter_samples(counters: GatewaySnapshot) -> Iterator[Sample]:
         yield Sample("request_body_bytes", version["request_bytes"], key)
         yield Sample("response_body_bytes", version["response_bytes"], key)
         yield Sample("client_aborts", version["client_aborts"], key)
+        if key[1] != NO_VERSION:
+            total = sum(sum(by_error_code.values()) for by_error_code in version["responses"].values())
+            yield Sample("requests_by_protocol", max(total - version["http2_requests"], 0), (*key, "http1"))
+            yield Sample("requests_by_protocol", version["http2_requests"], (*key, "h2"))
     for service, by_reason in counters["auth_failures"].items():
         for reason, count in by_reason.items():
             yield Sample("auth_failures", count, (service, reason))

@@ -41,6 +41,8 @@ def test_defaults() -> None:
         tls_key_file=None,
         tls_client_ca_file=None,
         allow_insecure_connections=None,
+        http2="off",
+        http2_max_streams=100,
         trusted_proxies=(),
         peer_tls="preferred",
         peer_tls_cert_file=None,
@@ -208,6 +210,8 @@ def test_every_setting_can_be_set_in_file_and_environment(name: str) -> None:
         SettingKind.TEXT: "some-text",
     }
     valid = {
+        "http2": "on",
+        "http2_max_streams": "500",
         "workers": "3",
         "log_level": "error",
         "log_exception_messages": "true",

@@ -18,6 +18,7 @@ from router.config.router import load_settings
 from router.config.service import parse_service
 from router.gateway.client_connection import ClientConnection
 from router.gateway.gateway import Gateway
+from router.gateway.http2_connection import Http2Connection
 from router.gateway.pool import ReplicaPool
 from router.gateway.replica_connection import ReplicaConnection
 from router.http.streams import ReplicaStream
@@ -25,6 +26,8 @@ from router.model.services import Replica, ReplicaState, VersionKey
 from router.model.version_replicas import VersionReplicas
 from router.slots.messages import ToLedger
 from router.telemetry.access_log import AccessLog
+
+Client = ClientConnection | Http2Connection
 
 _REQUEST_LINE = re.compile(rb"(?:GET|POST) /[^\x00-\x20#\x7f-\xff]* HTTP/1\.1")
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2}) [^\x00-\x08\x0a-\x1f\x7f]*")
@@ -106,7 +109,7 @@ class _Gateway(Gateway):
     """Creates in-memory pools. `opened` gets the connections that they open."""
 
     def __init__(self, send: Callable[[VersionKey, Sequence[ToLedger]], None]) -> None:
-        super().__init__(load_settings(environ={}), AccessLog(0.0, sys.stderr), send)
+        super().__init__(load_settings(environ={}, file={"http2": "on"}), AccessLog(0.0, sys.stderr), send)
         self.opened: list[ReplicaConnection] = []
 
     def _make_pool(self, replica: Replica) -> ReplicaPool:
@@ -140,9 +143,13 @@ class InMemoryGateway:
         """Run a target in the event loop of the gateway."""
         self._loop.run_until_complete(target)
 
-    async def finish_turns(self, client: ClientConnection) -> None:
+    async def finish_turns(self, client: Client) -> None:
         """Let the event loop turn until all connections have done the work that they left for later turns."""
-        while client._backlog.waiting or any(replica._backlog.waiting for replica in self.gateway.opened):
+        while (
+            client._backlog.waiting
+            or getattr(client, "_flush_scheduled", False)
+            or any(replica._backlog.waiting for replica in self.gateway.opened)
+        ):
             await asyncio.sleep(0)
 
     def connect_client(self) -> tuple[ClientConnection, MemoryTransport]:
@@ -152,12 +159,20 @@ class InMemoryGateway:
         connection.connection_made(transport)
         return connection, transport
 
+    def connect_http2_client(self) -> tuple[Http2Connection, MemoryTransport]:
+        """Connect a client that has chosen HTTP/2."""
+        self._recorder.faults.clear()
+        connection = Http2Connection(self.gateway.context, self.gateway.clients, secure=False)
+        transport = MemoryTransport()
+        connection.connection_made(transport)
+        return connection, transport
+
     @property
     def replicas(self) -> list[ReplicaConnection]:
         """The replica connections that this input has opened."""
         return self.gateway.opened
 
-    def finish_input(self, *clients: ClientConnection) -> None:
+    def finish_input(self, *clients: Client) -> None:
         """Disconnect the clients. Check that nothing of this input remains in the gateway."""
         for client in clients:
             client.connection_lost(None)

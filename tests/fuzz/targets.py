@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 
+import hpack
+
 from router.cluster.kubernetes.annotations import parse_annotations
 from router.config.schema import SettingsError
 from router.config.service import parse_service
-from router.gateway.client_connection import ClientConnection
 from router.peers.frames import FrameDecoder, FrameVerifier, WireError
 from router.peers.handshake import ClientHandshake, HandshakeError, PeerIdentity, ServerHandshake
 from router.peers.wire import decode, encode
-from tests.fuzz.in_memory_gateway import InMemoryGateway, parse_message
+from tests.fuzz.in_memory_gateway import Client, InMemoryGateway, parse_message
 from tests.gateway.conformance.lenient_parsers import LENIENT_PARSERS
+from tests.gateway.http2_client import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, settings
 
 _RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 _REQUEST = b"POST /api/v1/service/iris/score HTTP/1.1\r\nHost: fe\r\nContent-Length: 2\r\n\r\n{}"
@@ -61,7 +63,7 @@ async def _send_requests(gateway: InMemoryGateway, data: bytes) -> None:
     gateway.finish_input(client)
 
 
-async def _respond(gateway: InMemoryGateway, client: ClientConnection, handled: dict[int, int]) -> None:
+async def _respond(gateway: InMemoryGateway, client: Client, handled: dict[int, int]) -> None:
     has_responded = True
     while has_responded:
         await gateway.finish_turns(client)
@@ -194,9 +196,49 @@ def deployment_annotations(data: bytes) -> None:
         assert all(version.scoring_timeout_ms > 0 for version in service.versions)
 
 
+def http2(data: bytes) -> None:
+    """Frames from a client of HTTP/2, after its preface. A replica responds to each complete request."""
+    _gateway().run(_send_frames(_gateway(), data))
+
+
+async def _send_frames(gateway: InMemoryGateway, data: bytes) -> None:
+    client, transport = gateway.connect_http2_client()
+    handled: dict[int, int] = {}
+    for piece in (PREFACE + settings(), *pieces(data)):
+        if transport.closed:
+            break
+        client.data_received(piece)
+        await _respond(gateway, client, handled)
+    _check_requests(gateway, handled)
+    _check_frames(bytes(transport.written))
+    assert client._codec.waiting_bytes() < 1_000_000
+    gateway.finish_input(client)
+
+
+def _check_frames(data: bytes) -> None:
+    """Check that a client gets whole frames, header blocks that it can decode, and no data after the end."""
+    decoder = hpack.Decoder()
+    ended: set[int] = set()
+    while data:
+        length, kind, flags = int.from_bytes(data[:3], "big"), data[3], data[4]
+        stream = int.from_bytes(data[5:9], "big")
+        assert length <= 16384
+        assert len(data) >= 9 + length, data
+        if kind in (DATA, HEADERS):
+            assert stream not in ended
+            if flags & END_STREAM:
+                ended.add(stream)
+        if kind == HEADERS:
+            assert flags & END_HEADERS
+            names = [name for name, _ in decoder.decode(data[9 : 9 + length])]
+            assert not {"connection", "transfer-encoding", "keep-alive"} & set(names), names
+        data = data[9 + length :]
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "requests": requests,
     "responses": responses,
+    "http2": http2,
     "frames": frames,
     "annotations": deployment_annotations,
 }

@@ -66,6 +66,7 @@ def test_line_has_all_fields_with_durations_in_milliseconds(pipe: Pipe) -> None:
             "version": "default",
             "replica": "iris-0",
             "client": "192.0.2.7",
+            "protocol": "http/1.1",
             "method": "POST",
             "path": "/api/v1/service/iris/score",
             "status": 200,

@@ -147,6 +147,7 @@ def test_report_has_every_counter_of_a_version() -> None:
     version.replica_failures["closed"] += 1
     version.ejections["rate"] += 1
     version.collection_dropped += 1
+    version.http2_requests += 1
     reported = unpack(version.pack())
     attributes = {name for name in vars(VersionCounters) if name[0] != "_" and not callable(getattr(version, name))}
     assert reported.keys() == initial.keys() == attributes - {"last_reported"}

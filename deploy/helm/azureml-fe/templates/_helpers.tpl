@@ -184,7 +184,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
     "generate_keys" .Values.generateKeys
     "allow_insecure_connections" (eq (include "azureml-fe.http" .) "true")
 -}}
-{{- $switchedOff := dict -}}
+{{- $switches := dict -}}
 {{- if .Values.namespaces }}{{ $derived = set $derived "namespaces" (join "," .Values.namespaces) }}{{ end -}}
 {{- $name := include "azureml-fe.fullname" . -}}
 {{- if ne $name "azureml-fe" }}{{ $derived = set $derived "router_name" $name }}{{ end -}}
@@ -206,12 +206,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $derived = set $derived "self_scaling_min_pods" (include "azureml-fe.minPods" . | int) -}}
 {{- end -}}
 {{- range $name, $value := .Values.router -}}
-{{- /* YAML 1.1 parses `off` as false. */ -}}
-{{- if and (kindIs "bool" $value) (has $name (list "metrics_push" "peer_tls" "traces")) }}{{ $switchedOff = set $switchedOff $name "off" }}{{ end -}}
+{{- /* YAML 1.1 parses `off` as false and `on` as true. */ -}}
+{{- if and (kindIs "bool" $value) (has $name (list "http2" "metrics_push" "peer_tls" "traces")) -}}
+{{- $switches = set $switches $name (ternary "on" "off" $value) -}}
+{{- end -}}
 {{- end -}}
 router:
   {{- $adminHosts := dict "admin_hosts" (include "azureml-fe.adminHosts" .) }}
-  {{- mergeOverwrite $derived .Values.router $switchedOff $adminHosts | toYaml | nindent 2 }}
+  {{- mergeOverwrite $derived .Values.router $switches $adminHosts | toYaml | nindent 2 }}
 {{- with .Values.tokenIssuers }}
 token_issuers:
   {{- toYaml . | nindent 2 }}
