@@ -15,9 +15,6 @@ from router.azureml.conversion import check_settings, convert_files
 from router.cluster.kubernetes.adoption.commands import perform_plans, read_facts, try_plans
 from router.cluster.kubernetes.adoption.facts import AdoptableService, ClusterFacts, Stage
 from router.cluster.kubernetes.adoption.plan import (
-    AdoptionOptions,
-    DeclaredAnnotations,
-    GivenSetting,
     ServicePlan,
     helm_values,
     needs_of,
@@ -27,6 +24,7 @@ from router.cluster.kubernetes.adoption.plan import (
     select_services,
 )
 from router.cluster.kubernetes.adoption.record import RECORD_ANNOTATION
+from router.cluster.kubernetes.adoption.wanted import AdoptionOptions, DeclaredAnnotations, GivenSetting
 from router.cluster.kubernetes.manifests import version_annotations
 from router.cluster.kubernetes.objects import name_of
 from router.config.schema import ArgumentError, ErrorCollector
@@ -60,14 +58,15 @@ def run_adopt(
     facts = read_facts(cluster)
     plans = _plans(arguments, options, facts, errors)
     errors.raise_errors()
-    try_plans(plans, cluster)
     if as_json:
+        try_plans(plans, cluster)
         if not arguments.dry_run:
             perform_plans(plans, cluster)
         write(json.dumps(_plans_document(arguments, plans)))
         return
     for plan in plans:
         write("\n".join(_plan_lines(plan, arguments.keys_from)))
+    try_plans(plans, cluster)
     if arguments.dry_run:
         write("--dry-run: nothing was changed")
         return

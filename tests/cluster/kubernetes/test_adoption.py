@@ -395,7 +395,8 @@ def test_write_that_the_api_server_refuses_changes_nothing(
     assert main(["adopt", "iris", "--keys-from", keys_file, *flags]) == 1
     output = capsys.readouterr()
     assert "403 Forbidden" in output.err
-    assert output.out == ""
+    assert "Deployment iris: azureml-fe/mode: observe" in output.out  # the plan
+    assert "Take over" not in output.out
     assert cluster.client.find("secrets", cluster.namespace, SECRET) is None
 
 

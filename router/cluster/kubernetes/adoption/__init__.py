@@ -2,6 +2,7 @@
 
     facts       what the cluster has: services of Azure ML, their Secrets, other routers        (types; no I/O)
     record      what a Deployment had before its adoption, as an annotation                     (no I/O)
+    wanted      which annotations and keys adoption gives a service                             (no I/O)
     plan        which writes adopt, take over or release a service, and what prevents them      (no I/O)
     commands    reads the facts, tries the writes, performs them                                (asyncio)
 

@@ -34,8 +34,6 @@ from router.model.services import DEFAULT_VERSION_NAME
 
 ENDPOINT_LABEL = "ml.azure.com/endpoint-name"
 DEPLOYMENT_LABEL = "ml.azure.com/deployment-name"
-DEFAULT_PORT = 5001
-"""The port of Azure's inference server."""
 _AZURE_PREFIXES = ("ml.azure.com/", "azuremlappversion")
 _CHART_LABEL = "helm.sh/chart"
 _CHART_PREFIX = "azureml-fe-"

@@ -18,7 +18,6 @@ from router.cluster.kubernetes.adoption.facts import (
     parse_model_deployment,
 )
 from router.cluster.kubernetes.adoption.plan import (
-    AdoptionOptions,
     ServicePlan,
     helm_values,
     needs_of,
@@ -28,6 +27,7 @@ from router.cluster.kubernetes.adoption.plan import (
     secrets_by_name,
 )
 from router.cluster.kubernetes.adoption.record import RECORD_ANNOTATION, AdoptionRecord, decode_record
+from router.cluster.kubernetes.adoption.wanted import AdoptionOptions
 from router.cluster.kubernetes.objects import Hpa, NamespacedName, Pod
 from router.config.schema import ErrorCollector, SettingsError
 from tests.cluster.kubernetes.object_builders import pod, raw_deployment, secret
