@@ -28,7 +28,7 @@ def make_cluster_dynamic_config(
     settings: RouterSettings, api: ApiClient, router: NamespacedName
 ) -> ClusterDynamicConfig | None:
     """Return the dynamic configuration of a router in a pod, None if it has none. `router` is the namespace of the
-    router and its name."""
+    router and its name. Raises `SettingsError`."""
     from router.cluster.kubernetes.access import SETTINGS_CONFIG_MAP
     from router.cluster.kubernetes.objects import NamespacedName, named_after
     from router.dynamic.config_map import ConfigMapSource, LastValidConfigMap
@@ -36,8 +36,8 @@ def make_cluster_dynamic_config(
     source: Source
     if settings.dynamic_config_map is not None:
         source = ConfigMapSource(api, NamespacedName(router.namespace, settings.dynamic_config_map))
-    elif settings.dynamic_config_file is not None:
-        source = FileSource(Path(settings.dynamic_config_file))
+    elif (found := _source(settings)) is not None:
+        source = found
     else:
         return None
     store = LastValidConfigMap(api, NamespacedName(router.namespace, named_after(router.name, SETTINGS_CONFIG_MAP)))
@@ -49,7 +49,16 @@ def make_local_dynamic_config(settings: RouterSettings) -> DynamicConfig | None:
     if settings.dynamic_config_map is not None:
         problem = "not possible outside of a Kubernetes cluster"
         raise SettingsError("dynamic_config_map", settings.dynamic_config_map, problem)
-    if settings.dynamic_config_file is None:
+    source = _source(settings)
+    if source is None:
         return None
-    source = FileSource(Path(settings.dynamic_config_file))
     return DynamicConfig(source, LastValidFile(settings.state_dir, source.name), settings)
+
+
+def _source(settings: RouterSettings) -> Source | None:
+    """Return the source that does not depend on a cluster, None if there is none. Raises `SettingsError`."""
+    if settings.dynamic_config_blob is not None:
+        from router.dynamic.blob import BlobSource
+
+        return BlobSource(settings.dynamic_config_blob, settings)
+    return FileSource(Path(settings.dynamic_config_file)) if settings.dynamic_config_file is not None else None

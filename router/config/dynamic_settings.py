@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from router.config.azure_settings import CONTAINER_PATTERN, AzureSettings
 from router.config.collection_settings import CollectionSettings
 from router.config.connection_settings import ConnectionSettings, ShutdownSettings
 from router.config.declaration import declared_settings, file_setting, setting
@@ -21,7 +22,7 @@ NEVER_DYNAMIC = frozenset(
     (
         *SECRET_SETTINGS, *POD_TEMPLATE_SETTINGS, "workers", "state_dir", "router_name", "pod_name", "pod_namespace",
         "pod_ip", "peer_secret_file", "kubeconfig", "dynamic_config_file", "dynamic_config_map", "dynamic_config_allow",
-        "dynamic_config_poll_seconds", "azure_connection_string_file", "azure_sas_token_file",
+        "dynamic_config_blob", "dynamic_config_poll_seconds", "azure_connection_string_file", "azure_sas_token_file",
     )
 )  # fmt: skip
 """Settings that the dynamic configuration can never have: keys and credentials, which must not be in storage that many
@@ -30,7 +31,7 @@ pod."""
 
 _GROUPS = (
     ClientListenerSettings, PeerTlsSettings, InternalListenerSettings, TelemetrySettings, CollectionSettings,
-    ConnectionSettings, ShutdownSettings, TokenIssuingSettings, SelfScalingSettings, KubernetesSettings,
+    AzureSettings, ConnectionSettings, ShutdownSettings, TokenIssuingSettings, SelfScalingSettings, KubernetesSettings,
 )  # fmt: skip
 POSSIBLE = tuple(
     declared.name
@@ -59,6 +60,13 @@ class DynamicConfigSettings:
         default_text="none",
         pattern=r"[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?",
         pattern_text="the name of a ConfigMap",
+    )
+    dynamic_config_blob: str | None = setting(
+        "Blob of Azure Storage with the dynamic configuration. Needs the extra `azure`. The login is that of "
+        "azure_connection_string_file or azure_sas_token_file, else a workload identity or managed identity.",
+        default_text="none",
+        pattern=rf"(?:{CONTAINER_PATTERN})/[^\s?#]+",
+        pattern_text="https://ACCOUNT.blob.core.windows.net/CONTAINER/BLOB, or with a connection string CONTAINER/BLOB",
     )
     dynamic_config_allow: tuple[str, ...] = setting(
         "Settings that the dynamic configuration may have in addition to those that the column Dynamic marks with yes. "

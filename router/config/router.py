@@ -246,6 +246,8 @@ def _check_ports(settings: RouterSettings) -> None:
 
 
 def _check_dynamic_config(settings: RouterSettings) -> None:
-    """Raise `SettingsError` if the dynamic configuration has two sources."""
-    if settings.dynamic_config_file is not None and settings.dynamic_config_map is not None:
-        raise SettingsError("dynamic_config_map", settings.dynamic_config_map, "excludes dynamic_config_file")
+    """Raise `SettingsError` if the dynamic configuration has several sources."""
+    names = ("dynamic_config_file", "dynamic_config_map", "dynamic_config_blob")
+    first, *others = [name for name in names if getattr(settings, name) is not None] or [""]
+    for name in others:
+        raise SettingsError(name, getattr(settings, name), f"excludes {first}")

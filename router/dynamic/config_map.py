@@ -29,6 +29,9 @@ class ConfigMapSource:
         """See `Source`."""
         return f"ConfigMap {self._name}"
 
+    def close(self) -> None:
+        """See `Source`. The connections are those of the router's client of the API server."""
+
     async def fetch(self, etag: str) -> Document | None:
         """See `Source`."""
         path = f"/api/v1/namespaces/{self._name.namespace}/configmaps/{self._name.name}"

@@ -101,10 +101,21 @@ class DynamicConfig:
 
     async def run(self, apply: Apply) -> None:
         """Poll the source, and apply changes, until cancelled."""
+        try:
+            await self._poll_forever(apply)
+        finally:
+            self._source.close()
+
+    async def _poll_forever(self, apply: Apply) -> None:
         delay = self._poll_seconds if not self._failure else self._backoff.next_delay()
         while True:
             await asyncio.sleep(delay)
-            delay = await self.poll(apply)
+            try:
+                delay = await self.poll(apply)
+            except Exception as error:  # noqa: BLE001  (what is in effect stays, and the next poll may succeed)
+                message = "the dynamic configuration cannot be followed"
+                event(_log, logging.ERROR, message, source=self._source.name, exception=error)
+                delay = self._backoff.next_delay()
 
     async def poll(self, apply: Apply) -> float:
         """Read the source once. Return the seconds until the next read."""
@@ -180,6 +191,8 @@ class DynamicConfig:
         except SourceUnavailable as error:
             self._retry_after = min(error.retry_after, _MAX_RETRY_AFTER_SECONDS)
             self._fail(str(error))
+        except Exception as error:  # noqa: BLE001  (a fault of a library must not keep the router from starting)
+            self._fail(f"unexpected {type(error).__name__}")
         else:
             if self._failure:
                 message = "the source of the dynamic configuration can be read again"

@@ -43,7 +43,7 @@ class SourceUnavailable(Exception):
 
 
 class Source(Protocol):
-    """Where the dynamic configuration is. Both methods are called in the event loop."""
+    """Where the dynamic configuration is. The methods are called in the event loop."""
 
     @property
     def name(self) -> str:
@@ -51,6 +51,9 @@ class Source(Protocol):
 
     async def fetch(self, etag: str) -> Document | None:
         """Return the document, None if its version is still `etag`. Raises `SourceUnavailable`."""
+
+    def close(self) -> None:
+        """Close connections."""
 
 
 class ReadThread:
@@ -109,6 +112,9 @@ class FileSource:
             return await self._thread.call(lambda: self._read(etag))
         except OSError as error:
             raise SourceUnavailable(error.strerror or str(error)) from error
+
+    def close(self) -> None:
+        """See `Source`. There are no connections."""
 
     def _read(self, etag: str) -> Document | None:
         version = self._version()

@@ -82,15 +82,15 @@ def check_container(setting: str, container: str, login: AzureLogin) -> None:
 
 def open_container(container: str, login: AzureLogin) -> ContainerClient:
     """Return a client of a container. Its requests are not repeated. Raises `ValueError` for an unusable login."""
-    from azure.storage.blob import BlobServiceClient, ContainerClient
+    from azure.storage.blob import ContainerClient
 
     logging.getLogger("azure").setLevel(logging.WARNING)  # it logs each request
     options: dict[str, Any] = {
         "retry_total": 0, "connection_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS,
     }  # fmt: skip
     if login.connection_string:
-        service = BlobServiceClient.from_connection_string(login.connection_string, **options)
-        return service.get_container_client(container.rpartition("/")[2])
+        name = container.rpartition("/")[2]
+        return ContainerClient.from_connection_string(login.connection_string, name, **options)
     credential = login.sas_token or _identity()
     return ContainerClient.from_container_url(container, credential, **options)
 

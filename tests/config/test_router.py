@@ -129,6 +129,7 @@ def test_defaults() -> None:
         contested_scaling_pause_seconds=300.0,
         dynamic_config_file=None,
         dynamic_config_map=None,
+        dynamic_config_blob=None,
         dynamic_config_allow=(),
         dynamic_config_poll_seconds=5.0,
     )
@@ -239,6 +240,7 @@ def test_every_setting_can_be_set_in_file_and_environment(name: str) -> None:
         "trusted_proxies": "10.0.0.0/8",
         "peer_tls": "required",
         "dynamic_config_allow": "host,auth_enabled",
+        "dynamic_config_blob": "settings/dynamic.yaml",
     }
     text = valid.get(name) or texts[setting.kind]
     from_file = load(file={name: text})

@@ -229,6 +229,9 @@ class ScriptedSource:
     async def fetch(self, etag: str) -> Document | None:
         return self.reads.pop(0)()
 
+    def close(self) -> None:
+        pass
+
 
 def fails(reason: str, retry_after: float = 0.0) -> Callable[[], Document | None]:
     def read() -> Document | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from router.dynamic.config_map import DOCUMENT_KEY
 from tests.cluster.kubernetes.router_processes import RouterProcess, RouterStarter, deploy_model
+from tests.collection.azurite import running_azurite, settings_file
 from tests.kube_standin.cluster import ROUTER, Cluster, wait_for_event
 from tests.processes import send_request, wait_until
 
@@ -150,3 +152,31 @@ def test_missing_permission_and_missing_config_map_do_not_keep_a_router_from_ser
     wait_until(lambda: "not found" in str(status(router)["problems"]), "the missing ConfigMap")
     write(cluster, {"services": {"iris": {"replica_max_concurrent_requests": 5}}})
     wait_until(partial(has_slots, router, 5), "the dynamic configuration")
+
+
+def test_two_pods_apply_the_same_blob_and_keep_it_while_storage_is_away(
+    cluster: Cluster, routers: RouterStarter, model_port: int, tmp_path: Path
+) -> None:
+    deploy_model(cluster, model_port, num_replicas="1")
+    directory = tmp_path / "azurite"
+    directory.mkdir()
+    with running_azurite(directory) as azurite:
+        azurite.client.upload_blob("dynamic.yaml", "services: {iris: {replica_max_concurrent_requests: 5}}")
+        settings: dict[str, Any] = {
+            "dynamic_config_blob": f"{azurite.container}/dynamic.yaml",
+            "dynamic_config_poll_seconds": 0.5,
+            "azure_connection_string_file": settings_file(tmp_path, "login", azurite.connection_string()),
+        }
+        pods = [routers.start(**settings), routers.start(**settings)]
+        for pod in pods:
+            wait_until(partial(has_slots, pod, 5), "the blob")
+        changed = "services: {iris: {replica_max_concurrent_requests: 6}}"
+        azurite.client.upload_blob("dynamic.yaml", changed, overwrite=True)
+        for pod in pods:
+            wait_until(partial(has_slots, pod, 6), "the changed blob")
+        wait_until(lambda: stored(cluster)["text"] == changed, "the stored document")
+    pods.append(routers.start(**settings))
+    for pod in pods:
+        wait_until(partial(has_slots, pod, 6), "the last valid document")
+        wait_until(lambda: "unreachable: no connection" in str(status(pod)["problems"]), "the problem")  # noqa: B023
+        assert pod.score("iris").status == 200
