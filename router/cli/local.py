@@ -32,7 +32,7 @@ from router.config.dynamic import NO_DYNAMIC_SETTINGS, DynamicSettings
 from router.config.router import SourcedSettings, environment_name, load_sourced_settings
 from router.config.schema import ErrorCollector, SettingsError
 from router.dynamic.follower import DynamicConfig
-from router.model.services import Service
+from router.model.services import Service, Version, VersionKey
 from router.peers.dialer import PeerAddress
 from router.supervisor.readiness import ClusterStatus
 from router.telemetry import log
@@ -142,6 +142,7 @@ class LocalRouter:
             drain=self._drain_replica,
             has_requests=self._has_requests,
             logs_exception_messages=settings.log_exception_messages,
+            log_environment=self._log_environment,
         )
         self._router = ForegroundRouter(
             configured,
@@ -175,6 +176,9 @@ class LocalRouter:
 
     async def _drain_replica(self, replica_id: str, timeout_seconds: float) -> bool:
         return await self._router.supervisor.serving.wait_until_drained(replica_id, timeout_seconds)
+
+    def _log_environment(self, key: VersionKey, version: Version) -> Mapping[str, str]:
+        return self._router.supervisor.log_environment(key, version)
 
     def _has_requests(self, replica_id: str) -> bool:
         return self._router.supervisor.serving.is_busy(replica_id)

@@ -6,17 +6,20 @@ import asyncio
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from router.collection.assembly import Assembly
 from router.collection.buffer import Budget
+from router.collection.custom_log import CustomLogServer
 from router.collection.event_log import EventLog
 from router.collection.events import Layout
 from router.collection.frames import MAX_PACKET_BYTES, frames
-from router.collection.messages import CollectorReport
+from router.collection.messages import CollectorReport, LogSources
 from router.collection.store import Store
 from router.collection.writer import Writer
 from router.config.router import RouterSettings
+from router.model.data_collection import DataCollector
+from router.model.services import VersionKey
 
 _TICK_SECONDS = 0.05
 _REPORT_TICKS = 10
@@ -33,11 +36,13 @@ class Collector:
         settings: RouterSettings,
         instance: str,
         packets: socket.socket,
+        log_socket: socket.socket | None,
         store: Store,
         fallback: Store | None,
         report: Callable[[CollectorReport], None],
     ) -> None:
-        """`packets` does not block. `fallback` gets what `store` has not taken at the end."""
+        """`packets` does not block. `log_socket` is bound; entry scripts connect to it. `fallback` gets what
+        `store` has not taken at the end."""
         layout = Layout(instance, settings.collection_workspace)
         budget = Budget(settings.collection_buffer_bytes)
         self._budget = budget
@@ -45,6 +50,10 @@ class Collector:
         self.log = EventLog(layout, budget, flush_seconds=flush_seconds, url=self._url)
         self.assembly = Assembly(self.log, lambda: str(uuid.uuid4()))
         self._writer = Writer(self.log, store)
+        self._custom_log = (
+            CustomLogServer(log_socket, self.log, settings.max_payload_bytes) if log_socket is not None else None
+        )
+        self._starting: asyncio.Task[None] | None = None  # of the custom log
         self._packets = packets
         self._fallback = fallback
         self._report = report
@@ -52,6 +61,19 @@ class Collector:
         self._has_ended = False  # the socket: all workers have
         self._stop_at: float | None = None
         asyncio.get_running_loop().add_reader(packets.fileno(), self._read)
+
+    def set_collectors(self, collectors: Mapping[VersionKey, DataCollector]) -> None:
+        """Apply the complete settings of all versions."""
+        self.assembly.collectors = collectors
+        if self._custom_log is not None:
+            self._custom_log.collectors = collectors
+            if self._starting is None and any(collector.custom for collector in collectors.values()):
+                self._starting = asyncio.ensure_future(self._custom_log.start())
+
+    def set_log_sources(self, sources: LogSources) -> None:
+        """Apply how the replicas whose entry scripts log are recognized."""
+        if self._custom_log is not None:
+            self._custom_log.sources = sources
 
     def _url(self, name: str) -> str:
         return self._writer.store.url(name)
@@ -93,6 +115,9 @@ class Collector:
             ticks += 1
             if ticks % _REPORT_TICKS == 0:
                 self._send_report()
+        if self._custom_log is not None and self._starting is not None:
+            await self._starting
+            await self._custom_log.stop()
         self._writer.begin_stop()
         await self._write_rest(self._stop_at)
         if self._fallback is not None and not self._is_done:

@@ -1,8 +1,8 @@
 """The collector process.
 
-Started as `python -m router.collection.main CHANNEL_FD PACKETS_FD`. All other data arrives over the channel: first the
-settings, then those of the versions. When the supervisor ends, the collector stores what the workers still send, and
-ends, too.
+Started as `python -m router.collection.main CHANNEL_FD PACKETS_FD [LOG_FD]`. All other data arrives over the channel:
+first the settings, then those of the versions. When the supervisor ends, the collector stores what the workers still
+send, and ends, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import sys
 
 from router.collection.collector import Collector
-from router.collection.messages import CollectorsUpdate, ConfigureCollector, StopCollector, WorkersEnded
+from router.collection.messages import CollectorsUpdate, ConfigureCollector, LogSources, StopCollector, WorkersEnded
 from router.collection.stores import make_fallback, make_store
 from router.net.channel import Channel
 from router.telemetry import log
@@ -27,8 +27,9 @@ _FLUSH_SECONDS = 1.0  # for the last report
 class CollectorMain:
     """Connects a collector with the supervisor."""
 
-    def __init__(self, packets: socket.socket) -> None:
+    def __init__(self, packets: socket.socket, log_socket: socket.socket | None) -> None:
         self._packets = packets
+        self._log_socket = log_socket
         self._channel = Channel(self._on_message, self._on_closed)
         self._collector: asyncio.Future[Collector | None] = asyncio.get_running_loop().create_future()
         self._drain_seconds = 0.0
@@ -53,13 +54,18 @@ class CollectorMain:
             log.configure(settings.log_level, sys.stderr, human=message.human_log)
             self._drain_seconds = settings.drain_seconds
             store, fallback = make_store(settings), make_fallback(settings)
-            collector = Collector(settings, message.instance, self._packets, store, fallback, self._channel.send)
-            self._collector.set_result(collector)
+            self._collector.set_result(
+                Collector(
+                    settings, message.instance, self._packets, self._log_socket, store, fallback, self._channel.send
+                )
+            )
             return
         current = self._collector.result()
         assert current is not None, "messages after the end of the channel"
         if isinstance(message, CollectorsUpdate):
-            current.assembly.collectors = message.collectors
+            current.set_collectors(message.collectors)
+        elif isinstance(message, LogSources):
+            current.set_log_sources(message)
         elif isinstance(message, WorkersEnded):
             current.on_workers_ended(message.pids)
         elif isinstance(message, StopCollector):
@@ -79,13 +85,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the supervisor handles signals, and stops its processes
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(_NICENESS)
-    channel, packets = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:])
-    for sock in (channel, packets):
+    channel, packets, *log_sockets = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:])
+    for sock in (channel, packets, *log_sockets):
         sock.setblocking(False)
         os.set_inheritable(sock.fileno(), False)
 
     async def run() -> None:
-        await CollectorMain(packets).run(channel)
+        await CollectorMain(packets, log_sockets[0] if log_sockets else None).run(channel)
 
     asyncio.run(run())
 

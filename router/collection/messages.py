@@ -28,6 +28,13 @@ class CollectorsUpdate(NamedTuple):
     collectors: Mapping[VersionKey, DataCollector]
 
 
+class LogSources(NamedTuple):
+    """How the replicas whose entry scripts log are recognized: by the token of a version, or by their address."""
+
+    tokens: Mapping[str, VersionKey]
+    hosts: Mapping[str, VersionKey]
+
+
 class WorkersEnded(NamedTuple):
     """These worker processes have ended. All that they have sent is in the socket."""
 

@@ -14,22 +14,25 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from router.collection.messages import (
     CollectorReport,
     CollectorsUpdate,
     ConfigureCollector,
+    LogSources,
     StopCollector,
     WorkersEnded,
 )
 from router.collection.stores import check_store
 from router.config.router import RouterSettings
 from router.model.data_collection import DataCollector
-from router.model.services import Service, VersionKey
+from router.model.services import Service, Version, VersionKey
+from router.model.version_replicas import VersionReplicas
 from router.net.backoff import Backoff
 from router.net.channel import Channel
 from router.net.child_process import spawn
+from router.net.listen import bind_listener, listen_error
 from router.telemetry.catalogue import Sample
 from router.telemetry.log import event
 
@@ -43,6 +46,11 @@ _MIN_STOP_SECONDS = 1.0
 _KILL_MARGIN_SECONDS = 5.0
 """Time between the end of the time for the rest and the kill. The rest is written to the folder in it."""
 
+_SOURCES_SECONDS = 1.0
+"""Interval of checks for changed addresses of replicas."""
+
+ReplicasOf = Callable[[VersionKey], VersionReplicas]
+
 _EMPTY = CollectorReport(
     events=Counter(), sizes=Counter(), truncated=Counter(), dropped=Counter(), failures=Counter(), unstored=Counter(),
     buffered_bytes=0, lag_seconds=0.0, problem="",
@@ -52,7 +60,17 @@ _EMPTY = CollectorReport(
 class CollectorProcess:
     """The collector of one router, and all that was counted by it and its predecessors."""
 
-    def __init__(self, settings: RouterSettings, own_id: str, *, human_log: bool) -> None:
+    def __init__(
+        self, settings: RouterSettings, own_id: str, replicas_of: ReplicasOf, *, human_log: bool, in_cluster: bool
+    ) -> None:
+        """`replicas_of` returns the current replicas of a version. Pods are recognized by their addresses, other
+        replicas by the `environment` that they were started with."""
+        self._replicas_of = replicas_of
+        self._in_cluster = in_cluster
+        self._log_socket: socket.socket | None = None
+        self._tokens: dict[VersionKey, str] = {}
+        self._log_sources = LogSources({}, {})
+        self._next_sources_at = 0.0
         self._settings = settings
         self._own_id = re.sub("[^A-Za-z0-9.-]", "-", own_id)
         self._human_log = human_log
@@ -75,6 +93,15 @@ class CollectorProcess:
         reader.setblocking(False)
         writer.setblocking(False)
         self._sockets = (reader, writer)
+        port = self._settings.collection_log_port
+        if port is not None:
+            try:
+                self._log_socket = bind_listener(self._settings.host, port)
+            except OSError as error:
+                raise listen_error("collection_log_port", port, self._settings.host, error) from None
+        elif not self._in_cluster:
+            self._log_socket = socket.socket()
+            self._log_socket.bind(("127.0.0.1", 0))  # the collector listens on it, if a version needs it
 
     @property
     def worker_socket(self) -> socket.socket | None:
@@ -90,11 +117,40 @@ class CollectorProcess:
             if collectors != self._collectors:
                 self._collectors = collectors
                 self._channel.send(CollectorsUpdate(collectors))
+        if self._log_socket is not None and (now := time.monotonic()) >= self._next_sources_at:
+            self._next_sources_at = now + _SOURCES_SECONDS
+            self._update_log_sources()
         if workers != self._workers:
             self._channel.send(WorkersEnded(self._workers - workers))
             self._workers = workers
         if self._collectors and self._running is None and self._sockets is not None:
             self._running = asyncio.ensure_future(self._keep_running(self._sockets[0]))
+
+    def _update_log_sources(self) -> None:
+        custom = [key for key, collector in self._collectors.items() if collector.custom]
+        tokens = {token: key for key, token in self._tokens.items()}
+        # Other local processes have the same address.
+        hosts = (
+            {each.host: key for key in custom for each in self._replicas_of(key).replicas} if self._in_cluster else {}
+        )
+        sources = LogSources(tokens, hosts)
+        if sources != self._log_sources:
+            self._log_sources = sources
+            self._channel.send(sources)
+
+    def environment(self, key: VersionKey, version: Version) -> dict[str, str]:
+        """Return the variables with which a replica's entry script logs to this router; none if it does not log."""
+        collector = version.collected
+        if self._log_socket is None or collector is None or not collector.custom or not collector.sampling_rate:
+            return {}
+        token = self._tokens.setdefault(key, secrets.token_hex(16))
+        self._next_sources_at = 0.0
+        return {
+            "AZUREML_MDC_ENABLED": "true",
+            "AZUREML_MDC_HOST": f"{token}:@127.0.0.1",
+            "AZUREML_MDC_PORT": str(self._log_socket.getsockname()[1]),
+            "AZUREML_MDC_SAMPLE_RATE": str(max(1, round(100 * collector.sampling_rate))),
+        }
 
     async def _keep_running(self, packets: socket.socket) -> None:
         backoff = Backoff(_FIRST_RESTART_DELAY_SECONDS, _MAX_RESTART_DELAY_SECONDS)
@@ -118,10 +174,11 @@ class CollectorProcess:
         """Run one collector until its end. Return its exit code."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        arguments = [str(theirs.fileno()), str(packets.fileno())]
+        inherited = [theirs, packets, *([self._log_socket] if self._log_socket is not None else [])]
+        fds = [sock.fileno() for sock in inherited]
         try:
             with theirs:
-                process = await spawn("router.collection.main", arguments, [theirs.fileno(), packets.fileno()])
+                process = await spawn("router.collection.main", list(map(str, fds)), fds)
         except BaseException:
             ours.close()
             raise
@@ -132,6 +189,7 @@ class CollectorProcess:
         instance = f"{self._own_id}-{secrets.token_hex(4)}"
         self._channel.send(ConfigureCollector(self._settings, instance, self._human_log))
         self._channel.send(CollectorsUpdate(self._collectors))
+        self._channel.send(self._log_sources)
         exit_code = await process.wait()
         await closed.wait()  # after the last report
         return exit_code
@@ -174,6 +232,9 @@ class CollectorProcess:
         if self._sockets is not None:
             self._sockets[0].close()
             self._sockets = None
+        if self._log_socket is not None:
+            self._log_socket.close()
+            self._log_socket = None
 
     def stop_soon(self) -> None:
         """While stopping: store what is left within a second."""

@@ -29,6 +29,13 @@ class CollectionSettings:
         minimum=2**20,
         maximum=2**40,
     )
+    collection_log_port: int | None = setting(
+        "Port on which entry scripts log their own collections, with azureml-ai-monitoring. Pods are recognized by "
+        "their addresses.",
+        default_text="none in a pod, else any free port of the loopback address",
+        minimum=1,
+        maximum=65535,
+    )
     collection_workspace: str = setting(
         "The Azure ML workspace in the attribute source of events.",
         default="",

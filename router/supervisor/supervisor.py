@@ -38,7 +38,7 @@ from router.cluster.joined import JoinedCluster
 from router.collection.process import CollectorProcess
 from router.config.router import SourcedSettings
 from router.dynamic.follower import DynamicConfig
-from router.model.services import Service, VersionKey
+from router.model.services import Service, Version, VersionKey
 from router.model.version_replicas import VersionReplicas
 from router.net.address import host_port
 from router.net.certificate_files import server_certificate_files
@@ -159,7 +159,9 @@ class Supervisor:
             ledger_dispatcher=self._ledger_dispatcher, leadership=self._leadership, tokens=tokens, signals=signals,
             activity=self.activity, recorder=self._recorder, certificate=certificate, cluster=cluster,
         )  # fmt: skip
-        self._collector = CollectorProcess(settings, own_id, human_log=human_log)
+        self._collector = CollectorProcess(
+            settings, own_id, self.serving.replicas, human_log=human_log, in_cluster=in_cluster
+        )
         self._workers = WorkerPool(
             settings, worker_events, self._listeners, self._channels, human_log=human_log,
             peer_listeners=peer_listeners, collection_socket=lambda: self._collector.worker_socket,
@@ -433,6 +435,10 @@ class Supervisor:
     def replicas(self, key: VersionKey) -> VersionReplicas:
         """The replicas of a version; none if the version is unknown."""
         return self.serving.replicas(key)
+
+    def log_environment(self, key: VersionKey, version: Version) -> Mapping[str, str]:
+        """The variables with which the entry script of a local replica logs data; none if it does not."""
+        return self._collector.environment(key, version)
 
     def version_metrics(self, key: VersionKey) -> VersionMetrics:
         """The current state of a version. Raises KeyError if it is not served."""

@@ -70,6 +70,7 @@ def test_defaults() -> None:
         collection_container=None,
         collection_folder=None,
         collection_folder_max_bytes=10 * 2**30,
+        collection_log_port=None,
         collection_workspace="",
         collection_flush_seconds=5.0,
         collection_buffer_bytes=67_108_864,

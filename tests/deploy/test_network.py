@@ -105,10 +105,13 @@ def _sources_by_port(policy: Any) -> dict[str, list[Any] | None]:
 
 def test_network_policy_sources_by_port() -> None:
     sources = _sources_by_port(render(values_file("production"))["NetworkPolicy", "azureml-fe"])
-    assert set(sources) == {"http", "https", "peers", "admin"}
+    assert set(sources) == {"http", "https", "peers", "admin", "collection"}
     assert sources["http"] is None
     assert sources["https"] is None
     assert sources["peers"] == [{"podSelector": {"matchLabels": {"azuremlappname": "azureml-fe"}}}]
+    assert sources["collection"] == [
+        {"namespaceSelector": {}, "podSelector": {"matchLabels": {"isazuremlapp": "true"}}}
+    ]
     assert sources["admin"] == [
         {"podSelector": {"matchLabels": {"azuremlappname": "azureml-fe-test"}}},
         *values_file("production")["networkPolicy"]["metricsFrom"],

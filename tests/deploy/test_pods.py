@@ -100,6 +100,8 @@ def test_container_ports_match_the_settings(objects: Any) -> None:
     defaults = {setting.name: setting.default for setting in ROUTER_SETTINGS}
     expected = {"http": defaults["port"], "admin": defaults["admin_port"], "peers": defaults["peer_port"]}
     expected["https"] = defaults.get("https_port", 8443)
+    if "collection_log_port" in router_yaml(objects)["router"]:
+        expected["collection"] = router_yaml(objects)["router"]["collection_log_port"]
     ports = {port["name"]: port["containerPort"] for port in container_of(objects)["ports"]}
     assert ports.items() <= expected.items()
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):

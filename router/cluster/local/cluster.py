@@ -15,7 +15,13 @@ from pathlib import Path
 from router.cluster import ClusterListener
 from router.cluster.local.config_change import ConfigChange, change_between, with_keys
 from router.cluster.local.config_file import LocalConfig
-from router.cluster.local.context import BackgroundTasks, DrainReplica, HasRequestsInFlight, LocalContext
+from router.cluster.local.context import (
+    BackgroundTasks,
+    DrainReplica,
+    HasRequestsInFlight,
+    LocalContext,
+    LogEnvironment,
+)
 from router.cluster.local.key_store import KeyStore
 from router.cluster.local.known_services import KnownServices
 from router.cluster.local.launch import LaunchSettings
@@ -44,6 +50,10 @@ def _has_no_requests(replica_id: str) -> bool:
     return False
 
 
+def _logs_nothing(key: VersionKey, version: Version) -> Mapping[str, str]:
+    return {}
+
+
 class LocalCluster:
     """The `Cluster` of one configuration file. It runs in one event loop."""
 
@@ -58,12 +68,14 @@ class LocalCluster:
         has_requests: HasRequestsInFlight = _has_no_requests,
         clock: Callable[[], float] = time.monotonic,
         logs_exception_messages: bool = False,
+        log_environment: LogEnvironment = _logs_nothing,
     ) -> None:
         """`state_dir` is the directory for keys, logs and models. Replicas listen on `host`.
         `scoring_prefix` is the path of all services, for replicas that want to know theirs.
 
         `drain` is awaited before a replica that may have requests is stopped. While `has_requests` returns True, a
         replica may respond late to probes. `logs_exception_messages` is the router's setting `log_exception_messages`.
+        `log_environment` returns the variables with which the entry script of a replica logs data.
         """
         self._config = config
         self._known_services = KnownServices(state_dir)
@@ -81,6 +93,7 @@ class LocalCluster:
             has_requests=has_requests,
             clock=clock,
             logs_exception_messages=logs_exception_messages,
+            log_environment=log_environment,
             new_id=lambda key: f"{_id_prefix(key)}-{next(numbers)}",
         )
         self._versions: dict[VersionKey, _LocalVersion] = {}

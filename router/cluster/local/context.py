@@ -5,13 +5,13 @@ Does not contain: any state of a version (`process_replicas`, `static_replicas`)
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from router.cluster.local.replica_process import PortAllocator
-from router.model.services import VersionKey
+from router.model.services import Version, VersionKey
 
 DrainReplica = Callable[[str, float], Awaitable[bool]]
 """Called with the id of a replica and a timeout in seconds. Waits until the replica has no request in flight. After the
@@ -19,6 +19,10 @@ timeout, aborts its remaining requests and returns False."""
 
 HasRequestsInFlight = Callable[[str], bool]
 """Called with the id of a replica. Returns True if it has requests in flight."""
+
+
+LogEnvironment = Callable[[VersionKey, Version], Mapping[str, str]]
+"""Returns the variables with which the entry script of a replica logs data."""
 
 
 class Notify(Protocol):
@@ -74,4 +78,5 @@ class LocalContext:
     has_requests: HasRequestsInFlight
     clock: Callable[[], float]
     logs_exception_messages: bool
+    log_environment: LogEnvironment
     new_id: Callable[[VersionKey], str]

@@ -244,6 +244,7 @@ class ProcessReplicas:
             port=port,
             model_dir=model_dir,
             scoring_prefix=context.scoring_prefix,
+            log_environment=context.log_environment(self._key, self._version),
         )
         log = LogFile(log_path(log_dir, replica_id))
         process = ReplicaProcess(program, host=context.host, port=port, log=log)

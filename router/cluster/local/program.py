@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from router.cluster.local import inference_server
 from router.cluster.local.launch import LaunchSettings
@@ -155,15 +156,17 @@ def build_program(
     port: int,
     model_dir: Path,
     scoring_prefix: str = SCORING_PREFIXES["v1"],
+    log_environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Program:
     """Return the program of one replica of version `key` that listens on `host` and `port`.
 
     `model_dir` is the `AZUREML_MODEL_DIR` of an entry script, unless the setting `environment` or the router's own
-    environment has this variable.
+    environment has this variable. `log_environment` has the variables with which an entry script logs data.
     """
     inherited = _inherited_environment()
     # Azure's server puts SERVICE_PATH_PREFIX in front of the paths in its swagger.json; its routes do not depend on it.
     environment = inherited | {"HOST": host, "PORT": str(port), "SERVICE_PATH_PREFIX": scoring_prefix + key[0]}
+    environment |= log_environment
     if launch.entry_script is None:
         first, *rest = launch.command_for(host, port)
         # The router's interpreter has the packages that were installed with it. `python` in PATH may be another one.
