@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from router.auth.issuers import ISSUER_SETTINGS
 from router.cli.markdown import table
-from router.cluster.kubernetes.annotations import DEPLOYMENT_SETTINGS, annotation_name
+from router.cluster.kubernetes.annotations import DEPLOYMENT_SETTINGS, PROBE_PATHS, annotation_name
 from router.cluster.local.launch import LAUNCH_SETTINGS
 from router.config.dynamic_settings import NEVER_DYNAMIC
 from router.config.router import ROUTER_SETTINGS, SERVE_DEFAULTS, environment_name, flag_name
@@ -18,6 +18,8 @@ from router.config.service_settings import (
     SERVICE_SETTINGS,
     VERSION_SETTINGS,
 )
+
+_IN_POD_TEMPLATE = ", ".join(f"`{name}`" for name in (*POD_TEMPLATE_SETTINGS, *PROBE_PATHS))
 
 _INTRODUCTION = f"""\
 # Settings
@@ -72,7 +74,7 @@ In Kubernetes a version is a Deployment. The Deployment and its pods have the la
 - Several Deployments of one service are its versions, each with its own `{annotation_name("version")}`. Settings of the
   service may be set on any of them. If they contradict each other, those of the oldest Deployment apply.
 - A service is in one namespace: that of its oldest Deployment.
-- Settings of the pod template are not annotations: {", ".join(f"`{name}`" for name in POD_TEMPLATE_SETTINGS)}.
+- Settings of the pod template are not annotations: {_IN_POD_TEMPLATE}.
   Neither are the keys: {", ".join(f"`{name}`" for name in SECRET_SETTINGS)}.
 - An invalid annotation causes the Warning Event `SettingsRefused` of the Deployment; the previous settings stay in
   effect.

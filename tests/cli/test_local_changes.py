@@ -96,7 +96,7 @@ def test_no_garbage_is_collected_while_a_file_is_parsed(monkeypatch: pytest.Monk
         enabled.append(gc.isenabled())
         raise SettingsError("services", None, "must be a mapping")
 
-    monkeypatch.setattr("router.cluster.local.service_files.load_local_config", load)
+    monkeypatch.setattr("router.cluster.local.service_files.read_file", load)
     with pytest.raises(SettingsError):
         LocalSources(ServiceFiles([Path("models.yaml")]), {}).load()
     assert (enabled, gc.isenabled()) == ([False], True)

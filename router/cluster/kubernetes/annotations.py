@@ -89,6 +89,10 @@ _SHARED_SETTINGS = {setting.name for setting in (*SERVICE_SETTINGS, *VERSION_SET
 }
 
 
+PROBE_PATHS = ("readiness_path", "liveness_path")
+"""Settings of the launch of local replicas that are in the Deployment's pod template in Kubernetes."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedAnnotations:
     """The valid annotations of a Deployment. The keys of the two mappings are setting names."""
@@ -203,15 +207,15 @@ def _check_is_allowed(name: str, annotation: str) -> None:
     if name in SECRET_SETTINGS:
         problem = f"must be in a Secret, which {annotation_name('keys_secret')} can name"
         raise SettingsError(name, None, problem)
-    if name in POD_TEMPLATE_SETTINGS:
+    if name in (*POD_TEMPLATE_SETTINGS, *PROBE_PATHS):
         raise SettingsError(name, None, "must be in the Deployment's pod template, as a resource or probe")
     if name not in _SHARED_SETTINGS:
         raise _unknown(annotation)
 
 
 def _unknown(annotation: str) -> SettingsError:
-    known = map(annotation_name, {*_SHARED_SETTINGS, *_DEPLOYMENT_SETTINGS})
-    return unknown_setting(ANNOTATION_PREFIX + annotation, known)
+    error = unknown_setting(annotation, {*_SHARED_SETTINGS, *_DEPLOYMENT_SETTINGS}, spell=annotation_name)
+    return SettingsError(ANNOTATION_PREFIX + annotation, None, error.problem)
 
 
 def _naming_annotation(error: SettingsError) -> SettingsError:

@@ -61,7 +61,7 @@ def load_local_config(
     `environ` and `flags` matter for rules between settings of the router, and for `compatibility`, which selects the
     defaults of services. Raises `SettingsError` for all errors, each with file, line and setting.
     """
-    directory = _directory_of(path)
+    directory = directory_of(path)
     return parse_local_config(read_yaml(path), directory, environ=environ, flags=flags, dynamic=dynamic)
 
 
@@ -124,7 +124,7 @@ def load_router_file(path: Path) -> tuple[RouterSection, dict[str, Issuer]]:
     document = read_yaml(path)
     errors = ErrorCollector()
     sections = _sections(document, _ROUTER_SECTIONS, errors)
-    directory = _directory_of(path)
+    directory = directory_of(path)
     router, issuers = RouterSection({}, {}), dict[str, Issuer]()
     with errors.collect():
         router = _read_router_section(document, sections.get("router"), directory)
@@ -142,7 +142,8 @@ def _sections(document: Document, known: tuple[str, ...], errors: ErrorCollector
     return sections
 
 
-def _directory_of(path: Path) -> Path:
+def directory_of(path: Path) -> Path:
+    """Return the directory of a file, to which its paths are relative."""
     # Links are not resolved: a mounted file may be a link, and relative paths in it refer to the link's directory.
     return Path(os.path.abspath(path)).parent
 

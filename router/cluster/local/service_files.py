@@ -6,10 +6,10 @@ from pathlib import Path
 
 from router.azureml.conversion import convert_files
 from router.azureml.files import kind_of, read_file
-from router.cluster.local.config_file import LocalConfig, load_local_config, parse_local_config
+from router.cluster.local.config_file import LocalConfig, directory_of, parse_local_config
 from router.cluster.local.declared_services import local_document
 from router.config.dynamic import NO_DYNAMIC_SETTINGS, DynamicSettings
-from router.config.schema import ArgumentError, SettingsError
+from router.config.schema import ArgumentError
 
 FileIdentity = tuple[tuple[int, int, int] | None, ...]
 """Changes when one of several files changes. An element is None if its file does not exist."""
@@ -33,11 +33,13 @@ class ServiceFiles:
         flags: Mapping[str, object] | None = None,
         dynamic: DynamicSettings = NO_DYNAMIC_SETTINGS,
     ) -> LocalConfig:
-        """Return the validated content. Raises `SettingsError` for all errors; see `load_local_config`."""
-        if not self._are_of_azureml():
+        """Return the validated content. Raises `SettingsError` for all errors; see `parse_local_config`."""
+        given = read_file(self.paths[0]) if len(self.paths) == 1 else None
+        if given is not None and kind_of(given) is None:
             if self._name is not None:
                 raise ArgumentError("--name", self._name, "allowed only for files of Azure ML")
-            return load_local_config(self.paths[0], environ=environ, flags=flags, dynamic=dynamic)
+            directory = directory_of(self.paths[0])
+            return parse_local_config(given, directory, environ=environ, flags=flags, dynamic=dynamic)
         conversion = convert_files(self.paths, self._name)
         document = local_document(conversion, str(self.paths[0]))
         config = parse_local_config(document, conversion.directory, environ=environ, flags=flags, dynamic=dynamic)
@@ -47,15 +49,6 @@ class ServiceFiles:
         """Return a value that changes when a file is written or replaced, or when a symbolic link in its path
         changes."""
         return tuple(map(_identity, self.paths))
-
-    def _are_of_azureml(self) -> bool:
-        """True for several files, or for one whose keys are those of Azure ML."""
-        if len(self.paths) > 1:
-            return True
-        try:
-            return kind_of(read_file(self.paths[0])) is not None
-        except SettingsError:
-            return False  # `load_local_config` reports why it cannot be read
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

@@ -61,7 +61,11 @@ def test_rules_between_settings_are_checked() -> None:
     ("name", "message"),
     [
         ("scoring_timeout", "no such setting; did you mean azureml-fe/scoring-timeout-ms?"),
+        ("max_queue_wait_ms", "no such setting; did you mean azureml-fe/max-request-wait-time?"),
+        ("maxQueueWaitMs", "no such setting; did you mean azureml-fe/max-request-wait-time?"),
+        ("instance-count", "no such setting; did you mean azureml-fe/num-replicas?"),
         ("cpu_cores", "must be in the Deployment's pod template, as a resource or probe"),
+        ("readiness_path", "must be in the Deployment's pod template, as a resource or probe"),
         ("primary_key", "must be in a Secret, which azureml-fe/keys-secret can name"),
     ],
 )

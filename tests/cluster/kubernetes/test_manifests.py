@@ -12,6 +12,7 @@ import yaml
 from router.azureml.conversion import check_settings, convert_files
 from router.cluster.kubernetes.directory_config_map import MAX_BYTES, TooLargeError, config_map_files
 from router.cluster.kubernetes.manifests import MISSING_IMAGE, Manifests, make_manifests
+from router.config.yaml_document import dump_yaml
 
 IMAGE = "example/iris:1"
 CODE = {"code": "src", "scoring_script": "parts/score.py"}
@@ -205,8 +206,6 @@ def test_objects_survive_yaml(directory: Path) -> None:
     """Code with tabs, trailing spaces, long lines and other scripts arrives unchanged."""
     code = "# tab\t é 花 \n" + "x = '" + "y" * 300 + "' \n\n\nprint('\\n')\n"
     (directory / "src" / "parts" / "score.py").write_text(code)
-    from router.config.yaml_document import dump_yaml
-
     (config_map,) = of_kind(deployment(IMAGE, code_configuration=CODE), "ConfigMap")
     assert yaml.safe_load(dump_yaml(config_map))["data"]["0-score.py"] == code
 
