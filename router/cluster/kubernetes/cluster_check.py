@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from router.cluster.kubernetes.access import ACCESS_RULES, SELF_SCALING_ACCESS_RULES, SETTINGS_CONFIG_MAP, AccessRule
-from router.cluster.kubernetes.adoption.commands import find_other_routers, releases_of
+from router.cluster.kubernetes.adoption.commands import ADOPTION_FIELD_MANAGER, find_other_routers, releases_of
 from router.cluster.kubernetes.adoption.facts import OtherRouter
 from router.cluster.kubernetes.client import FIELD_MANAGER, ApiClient, ApiError, JsonObject
 from router.cluster.kubernetes.commands import open_client, read_claims
@@ -128,7 +128,7 @@ def _other_router(router: OtherRouter, in_charge: Sequence[Deployment]) -> str:
     writers: dict[str, list[str]] = {}
     for deployment in in_charge:
         manager = deployment.replicas_manager
-        if manager and not manager.startswith(f"{FIELD_MANAGER}/"):
+        if manager and manager != ADOPTION_FIELD_MANAGER and not manager.startswith(f"{FIELD_MANAGER}/"):
             writers.setdefault(manager, []).append(str(name_of(deployment)))
     line = f"Azure ML's router runs beside this one: {router}"
     if not in_charge:

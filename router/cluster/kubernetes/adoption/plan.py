@@ -225,6 +225,8 @@ def plan_undo(service: AdoptableService, errors: ErrorCollector, *, has_other_ro
         )
     if faults.found:
         return None
+    if service.stage is Stage.IN_CHARGE:
+        notes.append("unless router.mode is observe, the router stays in charge of it, by default")
     if service.stage is Stage.IN_CHARGE and not has_other_router:
         notes.append("no other router runs: the service is unreachable until Azure ML's router does")
     return ServicePlan(

@@ -113,7 +113,9 @@ def test_undo_after_all_steps_restores_the_annotations_and_raises_replicas_that_
         assert adopted(in_charge, plan).members[0].annotations == service.members[0].annotations
     without_router = plan_undo(in_charge, ErrorCollector(), has_other_router=False)
     assert without_router is not None
-    assert "no other router runs" in without_router.notes[0]
+    mode, no_router = without_router.notes
+    assert mode == "unless router.mode is observe, the router stays in charge of it, by default"
+    assert "no other router runs" in no_router
 
 
 def test_take_over_beside_another_router_needs_force() -> None:
