@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from router.collection.event_log import Body, EventLog
 from router.collection.events import Event, EventKey, request_extra
+from router.collection.frame_reader import Frame, parse_end, split_fields
 from router.collection.frames import (
     BEGIN,
     END,
@@ -19,9 +20,6 @@ from router.collection.frames import (
     RESPONSE_DATA,
     RESPONSE_TRUNCATED,
     RESTART,
-    Frame,
-    parse_end,
-    split_fields,
 )
 from router.config.data_collector import attribute_name
 from router.model import data_collection

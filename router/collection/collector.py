@@ -13,7 +13,8 @@ from router.collection.buffer import Budget
 from router.collection.custom_log import CustomLogServer
 from router.collection.event_log import EventLog
 from router.collection.events import Layout
-from router.collection.frames import MAX_PACKET_BYTES, frames
+from router.collection.frame_reader import frames
+from router.collection.frames import MAX_PACKET_BYTES
 from router.collection.messages import CollectorReport, LogSources
 from router.collection.store import Store
 from router.collection.writer import Writer

@@ -4,7 +4,7 @@
     frame:   length of the payload, kind, number of the exchange, payload
 
 All workers share one SOCK_SEQPACKET socket, which keeps the packets of each in order and whole. Both processes run the
-same release.
+same release. Does not contain: reading packets (`frame_reader`).
 
 Compiled by mypyc.
 """
@@ -12,8 +12,7 @@ Compiled by mypyc.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 BEGIN: Final = 1
 """The request is sent to a replica. Payload: `join_fields` of service, version, request id, time (seconds since the
@@ -27,7 +26,7 @@ RESPONSE: Final = 4
 RESPONSE_DATA: Final = 5
 """A piece of the body of the response."""
 END: Final = 6
-"""The exchange has ended. Payload: `END_PAYLOAD`."""
+"""The exchange has ended. Payload: `end_payload`."""
 
 REQUEST_COMPLETE: Final = 1
 RESPONSE_COMPLETE: Final = 2
@@ -39,66 +38,27 @@ MAX_PACKET_BYTES: Final = 65_536
 MAX_PIECE_BYTES: Final = 60_000
 """Of a body in one frame. A packet must fit into the socket's buffer, whose default size is 208 KiB."""
 
-_PACKET: Final = struct.Struct("!I")
-_FRAME: Final = struct.Struct("!IBQ")
-_END: Final = struct.Struct("!BQQ")
-_SEPARATOR: Final = b"\0"  # occurs in no header, path or name
-
-
-class Frame(NamedTuple):
-    """A frame of an exchange. Exchanges are numbered by their sender."""
-
-    sender: int
-    number: int
-    kind: int
-    payload: memoryview
-
-
-class EndPayload(NamedTuple):
-    """The payload of END: flags, and bytes of the bodies that have passed."""
-
-    flags: int
-    request_bytes: int
-    response_bytes: int
+PACKET: Final = struct.Struct("!I")
+FRAME: Final = struct.Struct("!IBQ")
+END_LAYOUT: Final = struct.Struct("!BQQ")
+SEPARATOR: Final = b"\0"  # occurs in no header, path or name
 
 
 def packet_head(sender: int) -> bytes:
     """Return the beginning of each packet of a process."""
-    return _PACKET.pack(sender)
+    return PACKET.pack(sender)
 
 
 def frame(kind: int, number: int, payload: bytes) -> bytes:
     """Return a frame."""
-    return _FRAME.pack(len(payload), kind, number) + payload
+    return FRAME.pack(len(payload), kind, number) + payload
 
 
 def end_payload(flags: int, request_bytes: int, response_bytes: int) -> bytes:
     """Return the payload of END."""
-    return _END.pack(flags, request_bytes, response_bytes)
-
-
-def parse_end(payload: memoryview) -> EndPayload:
-    """Return the payload of END."""
-    flags, request_bytes, response_bytes = _END.unpack(payload)
-    return EndPayload(flags, request_bytes, response_bytes)
+    return END_LAYOUT.pack(flags, request_bytes, response_bytes)
 
 
 def join_fields(fields: list[bytes]) -> bytes:
     """Return fields as a payload."""
-    return _SEPARATOR.join(fields)
-
-
-def split_fields(payload: memoryview) -> list[bytes]:
-    """Return the fields of a payload."""
-    return bytes(payload).split(_SEPARATOR)
-
-
-def frames(packet: memoryview) -> Iterator[Frame]:
-    """Yield the frames of a packet."""
-    (sender,) = _PACKET.unpack_from(packet, 0)
-    position, size = _PACKET.size, len(packet)
-    while position < size:
-        length, kind, number = _FRAME.unpack_from(packet, position)
-        position += _FRAME.size
-        yield Frame(sender, number, kind, packet[position : position + length])
-        position += length
+    return SEPARATOR.join(fields)

@@ -12,6 +12,7 @@ from router.collection.assembly import Assembly
 from router.collection.buffer import Budget
 from router.collection.event_log import EventLog
 from router.collection.events import MAX_INLINE_BYTES, EventKey, Layout
+from router.collection.frame_reader import Frame
 from router.collection.frames import (
     BEGIN,
     END,
@@ -21,7 +22,6 @@ from router.collection.frames import (
     RESPONSE_COMPLETE,
     RESPONSE_DATA,
     RESTART,
-    Frame,
     end_payload,
     join_fields,
 )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from router.collection.frame_reader import Frame, frames, parse_end, split_fields
 from router.collection.frames import (
     BEGIN,
     END,
@@ -18,10 +19,6 @@ from router.collection.frames import (
     RESPONSE_COMPLETE,
     RESPONSE_DATA,
     RESTART,
-    Frame,
-    frames,
-    parse_end,
-    split_fields,
 )
 from router.collection.outbox import CollectionOutbox, CollectionRule, ExchangeTap, collection_rule
 from router.model.data_collection import PAYLOADS, Collection, DataCollector
