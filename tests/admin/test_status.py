@@ -145,7 +145,10 @@ def test_page_shows_services_and_follows_changes(start: StartRouter) -> None:
 
 @pytest.mark.needs("chromium")
 def test_page_of_a_service(start: StartRouter) -> None:
-    router = start({"free": open_echo_service(), "locked": echo_service()})
+    described = {"description": "Names <b>flowers</b>", "tags": {"team": "risk"}, "properties": {"cost": "7"}}
+    router = start({"free": open_echo_service(**described), "locked": echo_service()})
+    assert {name: version(router, "free")[name] for name in described} == described
+    assert version(router, "locked") | {"description": "", "tags": {}, "properties": {}} == version(router, "locked")
     failed = send_request(router.port, "/api/v1/service/free/status/500").headers["x-ms-request-id"]
     with open_page(router) as page:
         page.evaluate("document.querySelector('[data-service=free]').click()")
@@ -154,6 +157,7 @@ def test_page_of_a_service(start: StartRouter) -> None:
         page.wait_until(text_of("#detail") + f".includes('{address}')")
         page.wait_until(text_of("#detail") + ".includes('ok, ')")
         assert page.evaluate(text_of("#overview") + " !== '' && document.getElementById('overview').offsetHeight === 0")
+        assert page.evaluate(text_of("#detail") + ".includes('Names <b>flowers</b> · team: risk · cost: 7')")
         page.evaluate(WITH_TROUBLE)
         shown = page.evaluate(text_of("#detail"))
         assert "1 replica ejected" in shown

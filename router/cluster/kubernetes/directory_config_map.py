@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def config_map_files(files: Path, root: Path) -> tuple[dict[str, Any], list[dict
     """Return `data` and `binaryData` of a ConfigMap with a file, or with all files of a directory, and the `items` of
     its volume, whose paths are relative to `root`.
 
-    Hidden files and byte code are left out. Raises `TooLargeError`, and OSError if a file cannot be read.
+    Hidden files, byte code and files that are not regular are left out. Raises `TooLargeError`, and OSError if a file
+    cannot be read.
     """
     content: dict[str, dict[str, str]] = {}
     items = []
@@ -45,8 +47,8 @@ def config_map_files(files: Path, root: Path) -> tuple[dict[str, Any], list[dict
 def _files(path: Path) -> Iterator[Path]:
     """Yield a file itself, or the files of a directory in the order of their names. Raises OSError."""
     if not path.is_dir():
-        path.stat()  # raises an error if there is no such file
-        yield path
+        if stat.S_ISREG(path.stat().st_mode):  # reading a named pipe would not end
+            yield path
         return
     with os.scandir(path) as entries:
         names = sorted(entry.name for entry in entries)

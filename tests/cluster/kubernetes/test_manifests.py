@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +211,11 @@ def test_objects_survive_yaml(directory: Path) -> None:
     assert yaml.safe_load(dump_yaml(config_map))["data"]["0-score.py"] == code
 
 
-def test_hidden_files_and_byte_code_are_left_out(tmp_path: Path) -> None:
+def test_hidden_and_special_files_and_byte_code_are_left_out(tmp_path: Path) -> None:
     for name in (".git/config", "__pycache__/a.pyc", ".env", "a b.py", "sub/a.py"):
         (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "files" / name).write_text(name)
+    os.mkfifo(tmp_path / "files" / "pipe.py")
     content, items = config_map_files(tmp_path / "files", tmp_path / "files")
     assert [each["path"] for each in items] == ["a b.py", "sub/a.py"]
     assert content == {"data": {"0-a_b.py": "a b.py", "1-a.py": "sub/a.py"}}
