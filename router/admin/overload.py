@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from router.admin.rates import WINDOW_SECONDS, RequestRates
+from router.model.problems import Problem
 from router.model.services import ReplicaState, Version, VersionKey, describe_version
 from router.model.version_replicas import VersionReplicas
 from router.scaling.autoscaler import ScalingDecision
@@ -47,7 +48,7 @@ class _Overload:
 
     def __init__(self, now: float) -> None:
         self.since = self.last_at = now
-        self.problem = ""
+        self.problem = Problem("")
 
 
 class OverloadMonitor:
@@ -64,8 +65,8 @@ class OverloadMonitor:
         self._checked_at = float("-inf")
         self._overloads: dict[VersionKey, _Overload] = {}  # ended ones are kept for `QUIET_SECONDS`
 
-    def problems(self) -> list[str]:
-        """Return a line for each version that is overloaded."""
+    def problems(self) -> list[Problem]:
+        """Return a problem for each version that is overloaded."""
         return [each.problem for each in self._overloads.values() if each.last_at == self._checked_at]
 
     def tick(self, now: float) -> None:
@@ -97,23 +98,23 @@ class OverloadMonitor:
         if overload is None:
             overload = self._overloads[key] = _Overload(now)
             event(
-                _log, logging.WARNING, "overload began", text=problem, service=key[0], version=key[1],
-                refused_share=round(share, 3), replicas_ready=ready, problem=problem,
+                _log, logging.WARNING, "overload began", text=problem.line, service=key[0], version=key[1],
+                refused_share=round(share, 3), replicas_ready=ready, problem=problem.line,
             )  # fmt: skip
         overload.last_at, overload.problem = now, problem
 
 
 def describe_overload(
     key: VersionKey, version: Version, share: float, decision: ScalingDecision | None, ready: int
-) -> str:
-    """Return the problem as one line. `share` of the requests were refused, and `ready` replicas get requests."""
+) -> Problem:
+    """Return the problem. `share` of the requests were refused, and `ready` replicas get requests."""
     reason = f"no slot within {version.max_request_wait_time} ms" if version.max_queue_length else "no free slot"
-    line = f"{describe_version(key)}: refuses {int(share * 100)} % of its requests ({reason}): "
+    detail = f"{int(share * 100)} % of them: "
     if decision is not None and decision.raw_desired > ready:
-        line += f"needs {decision.raw_desired} replicas, "
-    line += f"has {ready}"
+        detail += f"needs {decision.raw_desired} replicas, "
+    detail += f"has {ready}"
     limit = "" if decision is None else _limit(version, decision, ready)
-    return f"{line} ({limit})" if limit else line
+    return Problem(f"refuses many of its requests: {reason}", *key, detail=f"{detail}; {limit}" if limit else detail)
 
 
 def _limit(version: Version, decision: ScalingDecision, ready: int) -> str:

@@ -14,6 +14,7 @@ from router.admin.activity import Activity
 from router.admin.effective_settings import EffectiveSettings
 from router.admin.timeline import Timeline
 from router.dynamic.follower import DynamicConfig
+from router.model.problems import Problem
 from router.model.replica_health import ProbeReport
 from router.model.services import ReplicaState, Service, Version, VersionKey
 from router.model.version_replicas import VersionReplicas
@@ -34,8 +35,8 @@ from router.workers.reports import Reports
 SampleSource = Callable[[], Iterable[Sample]]
 """Returns samples of metrics. `telemetry.catalogue` has their names."""
 
-ProblemSource = Callable[[], Iterable[str]]
-"""Returns current problems for operators. Each is one line, which lines of details may follow."""
+ProblemSource = Callable[[], Iterable[Problem]]
+"""Returns current problems for operators."""
 
 
 ProbesOf = Callable[[VersionKey], Mapping[str, ProbeReport]]
@@ -132,10 +133,14 @@ class Overview:
         for source in self._sample_sources:
             yield from source()
 
-    def problems(self) -> Iterator[str]:
-        """Yield current problems for operators, each as in `ProblemSource`."""
+    def problems(self) -> Iterator[Problem]:
+        """Yield current problems for operators."""
         for name, seconds in self.workers.stuck.items():
-            yield f"{name} has not reported for {seconds:.0f} s: requests of its clients are delayed"
+            yield Problem(
+                "a worker does not report: requests of its clients are delayed",
+                place=name,
+                detail=f"for {seconds:.0f} s",
+            )
         for source in self._problem_sources:
             yield from source()
         if self.dynamic is not None:

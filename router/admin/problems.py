@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from router.model.problems import Problem
 
 MAX_GROUPS = 30
 MAX_SERVICES = 20
 """Of a group that are named."""
 
-_OF_SERVICE = re.compile(r"service (?P<service>\S+?)(?:, version (?P<version>\S+?))?: (?P<text>.*)", re.DOTALL)
-_DURATION = re.compile(r"\b\d+(?:\.\d+)? (?:ms|s|min|h)\b")
-
 
 class ProblemGroup(NamedTuple):
-    """Problems with the same text, except for the names of services and replicas and for durations."""
+    """Problems with the same cause."""
 
-    text: str
-    """Of the first one, without the service. If several services have it, without the ids of replicas."""
+    cause: str
+    note: str
+    """Place and detail of the first one; empty if several services have it."""
+    output: str
+    """Further lines of the first one."""
     problems: int
     services: list[str]
     """The first services that have it; empty if it is a problem of the router."""
@@ -26,30 +27,28 @@ class ProblemGroup(NamedTuple):
     """Number of further services."""
 
 
-def group_problems(problems: Iterable[str]) -> list[ProblemGroup]:
+def group_problems(problems: Iterable[Problem]) -> list[ProblemGroup]:
     """Return the groups of these problems, the ones of the router first, then those with the most problems. At most
     `MAX_GROUPS`; the last one then counts all others."""
-    collected: dict[tuple[bool, str], list[tuple[str, str]]] = {}  # service and text of each problem, by pattern
+    by_cause: dict[tuple[bool, str], list[Problem]] = {}
     for problem in problems:
-        match = _OF_SERVICE.fullmatch(problem)
-        service, text = ("", problem) if match is None else (match["service"], match["text"])
-        pattern = bool(service), _DURATION.sub("a while", _without_replicas(text, service))
-        collected.setdefault(pattern, []).append((service, text))
-    groups = sorted(map(_group, collected.values()), key=lambda group: (bool(group.services), -group.problems))
-    if len(groups) <= MAX_GROUPS:
-        return groups
-    others = sum(group.problems for group in groups[MAX_GROUPS - 1 :])
-    return [*groups[: MAX_GROUPS - 1], ProblemGroup(f"{others} further problems", others, [], 0)]
+        by_cause.setdefault((bool(problem.service), problem.cause), []).append(problem)
+    ordered = sorted(by_cause.values(), key=lambda group: (bool(group[0].service), -len(group)))
+    if len(ordered) <= MAX_GROUPS:
+        return [_group(group) for group in ordered]
+    others = sum(map(len, ordered[MAX_GROUPS - 1 :]))
+    shown = [_group(group) for group in ordered[: MAX_GROUPS - 1]]
+    return [*shown, ProblemGroup(f"{others} further problems", "", "", others, [], 0)]
 
 
-def _group(problems: list[tuple[str, str]]) -> ProblemGroup:
-    services = list(dict.fromkeys(service for service, _ in problems if service))
-    service, text = problems[0]
-    if len(services) > 1:
-        text = _without_replicas(text, service)
-    return ProblemGroup(text, len(problems), services[:MAX_SERVICES], max(0, len(services) - MAX_SERVICES))
-
-
-def _without_replicas(text: str, service: str) -> str:
-    """Return a text without ids of replicas, which begin with the name of their service."""
-    return re.sub(rf"\b{re.escape(service)}-[\w-]+", "a replica", text) if service else text
+def _group(problems: Sequence[Problem]) -> ProblemGroup:
+    first = problems[0]
+    services = list(dict.fromkeys(problem.service for problem in problems if problem.service))
+    return ProblemGroup(
+        first.cause,
+        first.note if len(services) <= 1 else "",
+        first.output,
+        len(problems),
+        services[:MAX_SERVICES],
+        max(0, len(services) - MAX_SERVICES),
+    )

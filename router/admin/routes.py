@@ -22,6 +22,7 @@ _NONCE = "@NONCE@"
 _SCRIPTS = ("base.js", "plots.js", "services.js", "detail.js", "main.js")
 _MAX_TIMELINES = 100
 _MAX_REQUESTS = 20
+_MAX_COMPRESSED_HERE = 16_384  # bytes; a thread compresses larger responses
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -95,7 +96,7 @@ class StatusRoutes:
         if range_ not in RANGES:
             return _json({"error": f"range must be one of {', '.join(RANGES)}"}, status=400)
         names = request.query.getall("service", [])[:_MAX_TIMELINES]
-        return _json(timeline_document(self._overview, range_, names))
+        return _json(await timeline_document(self._overview, range_, names))
 
     async def _get_requests(self, request: web.Request) -> web.Response:
         name = request.query.get("service", "")
@@ -143,6 +144,7 @@ def _json(data: object, status: int = 200) -> web.Response:
         content_type="application/json",
         status=status,
         headers=_HEADERS,
+        zlib_executor_size=_MAX_COMPRESSED_HERE,
     )
     response.enable_compression()
     return response

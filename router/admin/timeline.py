@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from router.scaling.window import percentile
@@ -248,6 +249,7 @@ def _encode(value: float | None) -> int:
     return _ZERO + 1 + round(math.log(value / _SMALLEST) * _PER_E)
 
 
+@lru_cache(maxsize=4096)  # most values occur many times, such as 0
 def _decode(code: int) -> float | None:
     if code <= _ZERO:
         return 0.0 if code else None

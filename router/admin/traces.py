@@ -6,6 +6,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from router.model.problems import Problem
 from router.model.services import VersionKey
 from router.telemetry.app_insights import AppInsightsSpanBuilder
 from router.telemetry.catalogue import Sample
@@ -102,7 +103,7 @@ class TraceSink:
             dropped = sum(counts[index] for counts in workers)
             yield Sample(name, dropped + (export.dropped if export is not None else 0))
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Yield why Application Insights gets no requests."""
         if self._app_insights is not None and (problem := self._app_insights.problem) is not None:
-            yield f"Application Insights gets no requests: {problem}"
+            yield Problem(f"Application Insights gets no requests: {problem}")

@@ -41,6 +41,7 @@ from router.config.regular_file import read_regular_file
 from router.config.router import CONFIG_VARIABLE, SERVE_DEFAULTS, RouterSettings, SourcedSettings, load_sourced_settings
 from router.config.schema import SettingsError
 from router.config.service_settings import COMPATIBILITY_DEFAULTS
+from router.model.problems import Problem
 from router.net.address import host_port
 from router.peers.handshake import MIN_SECRET_BYTES, PeerIdentity
 from router.peers.links import MeshObserver
@@ -261,14 +262,16 @@ class PodRouter:
         yield from self._cluster.connection_warnings()
 
     def _own_problems(self) -> Iterator[OwnProblem]:
-        for problem in self._supervisor.certificate_problems():
-            yield OwnProblem("CertificateProblem", problem)
+        for line in self._supervisor.certificate_problems():
+            yield OwnProblem("CertificateProblem", line)
         for problem in self._dynamic.source_problems() if self._dynamic is not None else ():
-            yield OwnProblem("DynamicConfigProblem", problem)
+            yield OwnProblem("DynamicConfigProblem", problem.text)
 
-    def _problems(self) -> Iterator[str]:
-        yield from map(str, self._cluster.problems())
-        yield from map(str, self._cluster.release_conflicts())
+    def _problems(self) -> Iterator[Problem]:
+        for problem in self._cluster.problems():
+            yield problem.to_problem()
+        for conflict in self._cluster.release_conflicts():
+            yield Problem(str(conflict))
 
     def _samples(self) -> Iterator[Sample]:
         return samples(self._api, self._cluster)

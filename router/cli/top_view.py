@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
+
+from router.model.problems import with_note
 
 Status = dict[str, Any]
 Version = dict[str, Any]
@@ -24,6 +26,7 @@ _MAX_EJECTED = 3  # replicas of a version that are listed with the reason
 _MAX_PROBLEMS = 3  # on a screen
 _LINES_OF_PROBLEM = 2
 _MIN_WRAPPED = 20
+_MAX_SERVICES_OF_PROBLEM = 5  # that are named
 _MIN_NAME, _MAX_NAME = 10, 40
 _MIN_CELLS = 4
 _LINES_OF_DETAILS = 15
@@ -236,12 +239,13 @@ def _head(status: Status, width: int, *, details: bool, max_problems: int | None
         f"{_count(totals['replicas_ready'], 'replica')} ready",
         _count(totals["services"], "service"),
     ]
-    problems = list(status.get("problems", ()))
+    groups = status.get("problem_groups", ())
+    problems, count = list(map(_problem, groups)), sum(group["problems"] for group in groups)
     if not router["config_in_force"] and status["config_errors"]:
         problems.append(f"rejected settings: {status['config_errors'][0]['error']}")
-    problems = [problem.partition("\n")[0] for problem in problems]  # details follow the first line
+        count += 1
     if not details and problems:
-        return [_line("bad", f"{_count(len(problems), 'problem')}: {problems[0]}", width)]
+        return [_line("bad", f"{_count(count, 'problem')}: {problems[0]}", width)]
     title = f"azureml-fe {router['version']}  {router['pod']}" + ("  leader" if router["leads"] else "")
     lines = [_line("bold", title, width)] if details else []
     lines.append(_line("", _join(filter(None, numbers), width), width))
@@ -257,6 +261,19 @@ def _wrap(problem: str, width: int, *, complete: bool) -> list[str]:
     if complete or width < _MIN_WRAPPED:
         return [problem]
     return textwrap.wrap(problem, width, subsequent_indent="  ", max_lines=_LINES_OF_PROBLEM, placeholder=" ...")
+
+
+def _problem(group: Mapping[str, Any]) -> str:
+    """Return a group of problems in one line."""
+    services, note = list(group["services"]), group["note"]
+    more = group["more_services"] + max(0, len(services) - _MAX_SERVICES_OF_PROBLEM)
+    if len(services) == 1:
+        repeated = f", and {group['problems'] - 1} more like this" if group["problems"] > 1 else ""
+        return f"service {services[0]}: {with_note(group['cause'], note)}{repeated}"
+    if not services:
+        return with_note(group["cause"], note)
+    names = ", ".join(services[:_MAX_SERVICES_OF_PROBLEM]) + (f" and {more} more" if more else "")
+    return f"{len(services) + group['more_services']} services: {with_note(group['cause'], names)}"
 
 
 def _foot(status: Status, width: int) -> list[Text]:

@@ -13,11 +13,12 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from typing import Any
+
+from router.config.error_collector import Collector
 
 MAX_NUMBER = 2**31 - 1
 """Maximum of every number that declares none: it keeps sums and timers in range and is the SDK's largest integer."""
@@ -70,40 +71,27 @@ class SettingsErrors(SettingsError):
         return self._errors
 
 
-class ErrorCollector:
-    """Collects the errors of independent settings, so that all of them are reported, not only the first one."""
+class ErrorCollector(Collector[SettingsError]):
+    """Collects the errors of independent settings."""
 
     def __init__(self) -> None:
-        self._errors: dict[str, SettingsError] = {}  # by text: two checks may find the same error
-
-    def __len__(self) -> int:
-        return len(self._errors)
-
-    @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Collect the errors that are raised within this context, which then ends."""
-        try:
-            yield
-        except SettingsError as error:
-            self.add(error)
-
-    def add(self, error: SettingsError) -> None:
-        """Collect an error."""
-        self._errors |= {str(each): each for each in error.errors}
+        super().__init__(SettingsError, SettingsErrors)
+        self._sources: Mapping[str, str] = {}
 
     def raise_errors(self, sources: Mapping[str, str] | None = None) -> None:
         """Raise what was collected: nothing, the only error, or `SettingsErrors` in the order of files and lines.
         `sources` has the sources of settings by name, for errors without one."""
-        if not self._errors:
-            return
-        errors = [
-            SettingsError(each.setting, each.value, each.problem, sources[each.setting])
-            if sources and not each.where and each.setting in sources
-            else each
-            for each in self._errors.values()
-        ]
-        errors.sort(key=_place)
-        raise errors[0] if len(errors) == 1 else SettingsErrors(errors)
+        self._sources = sources or {}
+        super().raise_errors()
+
+    def errors(self) -> list[SettingsError]:
+        """Return what was collected, with its sources, in the order of files and lines."""
+        return sorted(map(self._with_source, super().errors()), key=_place)
+
+    def _with_source(self, error: SettingsError) -> SettingsError:
+        if error.where or error.setting not in self._sources:
+            return error
+        return SettingsError(error.setting, error.value, error.problem, self._sources[error.setting])
 
 
 def _place(error: SettingsError) -> tuple[str, int]:

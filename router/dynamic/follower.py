@@ -22,6 +22,7 @@ from router.config.schema import SettingsError
 from router.config.yaml_document import parse_yaml
 from router.dynamic.last_valid import LastValid, LastValidStore
 from router.dynamic.source import MAX_DOCUMENT_BYTES, Document, Source, SourceUnavailable
+from router.model.problems import Problem
 from router.model.services import Service
 from router.net.backoff import Backoff
 from router.telemetry.catalogue import Sample
@@ -225,22 +226,25 @@ class DynamicConfig:
         """Yield the samples of a scrape."""
         yield Sample("dynamic_config_unreadable_seconds", time.time() - self._failing_since if self._failure else 0.0)
 
-    def problems(self, services: Mapping[str, Service]) -> Iterator[str]:
-        """Yield the problems that an operator should correct. Further lines of a problem are details."""
+    def problems(self, services: Mapping[str, Service]) -> Iterator[Problem]:
+        """Yield the problems that an operator should correct."""
         yield from self.source_problems()
         unknown = list(self._unknown(services))
         if unknown:
             shown = ", ".join(unknown[:_MAX_UNKNOWN]) + (" and others" if len(unknown) > _MAX_UNKNOWN else "")
-            yield f"dynamic configuration: {self._source.name} has settings of what is not served here: {shown}"
+            cause = f"dynamic configuration: {self._source.name} has settings of what is not served here"
+            yield Problem(cause, detail=shown)
 
-    def source_problems(self) -> Iterator[str]:
+    def source_problems(self) -> Iterator[Problem]:
         """Yield the problems of the source and of its document."""
         name = self._source.name
         if self._failure:
             since = rfc3339(self._failing_since)
-            yield (f"dynamic configuration: {name} cannot be read since {since}: {self._failure}; {self._what_stays()}")
+            yield Problem(
+                f"dynamic configuration: {name} cannot be read since {since}: {self._failure}; {self._what_stays()}"
+            )
         if self._refusal:
-            yield f"dynamic configuration: {name} is refused, {self._what_stays()}:\n{self._refusal}"
+            yield Problem(f"dynamic configuration: {name} is refused, {self._what_stays()}", output=self._refusal)
 
     def _unknown(self, services: Mapping[str, Service]) -> Iterator[str]:
         if not services:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
+from router.config.error_collector import Collector
 from router.config.router import flag_name
 from router.net.address import host_port
 
 __all__ = [
     "ALL_ADDRESSES",
-    "ListenErrorCollector",
     "ListenErrors",
     "bind_listener",
     "bind_shared_listeners",
     "listen_error",
+    "listen_error_collector",
 ]
 
 ALL_ADDRESSES = "::"
@@ -85,28 +85,11 @@ def listen_error(setting: str, port: int, host: str, error: OSError, *, host_set
 class ListenErrors(OSError):
     """Several addresses that cannot be bound. `str()` has a line for each."""
 
-    def __init__(self, errors: tuple[OSError, ...]) -> None:
+    def __init__(self, errors: Sequence[OSError]) -> None:
         super().__init__("\n".join(map(str, errors)))
-        self.errors = errors
+        self.errors = tuple(errors)
 
 
-class ListenErrorCollector:
-    """Collects the errors of independent addresses, so that all of them are reported, not only the first one."""
-
-    def __init__(self) -> None:
-        self._errors: list[OSError] = []
-
-    @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Collect an OSError that is raised within this context, which then ends."""
-        try:
-            yield
-        except ListenErrors as error:
-            self._errors += error.errors
-        except OSError as error:
-            self._errors.append(error)
-
-    def raise_errors(self) -> None:
-        """Raise what was collected: nothing, the only error, or `ListenErrors`."""
-        if self._errors:
-            raise self._errors[0] if len(self._errors) == 1 else ListenErrors(tuple(self._errors))
+def listen_error_collector() -> Collector[OSError]:
+    """Return a collector of the errors of independent addresses."""
+    return Collector(OSError, ListenErrors)

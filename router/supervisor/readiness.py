@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from router.admin.overview import ProbesOf, no_probes
+from router.admin.overview import ProbesOf, ProblemSource, no_probes
 from router.net.certificate_reloader import CertificateReloader
 from router.scaling.self.loop import SelfScalingLoop
 from router.telemetry.catalogue import Sample
@@ -22,8 +22,8 @@ class ClusterStatus:
     """Why the pod is not ready; empty if the cluster lets it be ready."""
     warnings: Lines = tuple
     """Problems in spite of which the pod is ready."""
-    problems: Lines = tuple
-    """Problems of models. Lines of details may follow the first one of each."""
+    problems: ProblemSource = tuple
+    """Problems of models."""
     samples: Callable[[], Iterable[Sample]] = tuple
     """Samples of metrics. `telemetry.catalogue` has their names."""
     service_settings_source: str = "file"

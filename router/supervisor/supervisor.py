@@ -38,12 +38,13 @@ from router.cluster.joined import JoinedCluster
 from router.collection.process import CollectorProcess
 from router.config.router import SourcedSettings
 from router.dynamic.follower import DynamicConfig
+from router.model.problems import Problem
 from router.model.services import Service, Version, VersionKey
 from router.model.version_replicas import VersionReplicas
 from router.net.address import host_port
 from router.net.certificate_files import server_certificate_files
 from router.net.certificate_reloader import CertificateReloader
-from router.net.listen import ListenErrorCollector
+from router.net.listen import listen_error_collector
 from router.peers.leadership import ClusterTable, Leadership
 from router.peers.ledger_dispatcher import LedgerDispatcher
 from router.peers.links import MeshObserver
@@ -186,8 +187,11 @@ class Supervisor:
                 *(each.samples for each in self._certificates), status.samples,
             ],
             problems=[
-                self._readiness.unmet_conditions, self._readiness.warnings, self.certificate_problems,
-                status.problems, self._overload.problems, self.activity.traces.problems, self._collector.problems,
+                lambda: map(Problem, self._readiness.unmet_conditions()),
+                lambda: map(Problem, self._readiness.warnings()),
+                lambda: map(Problem, self.certificate_problems()),
+                status.problems, self._overload.problems, self.activity.traces.problems,
+                lambda: map(Problem, self._collector.problems()),
             ],
         )  # fmt: skip
         self._admin = AdminServer(
@@ -218,7 +222,7 @@ class Supervisor:
         Raises OSError with the name of the setting if an address cannot be bound, `SettingsError` if traces or metrics
         cannot be exported, and the exceptions of `cluster.start`.
         """
-        settings, errors = self.effective.values, ListenErrorCollector()
+        settings, errors = self.effective.values, listen_error_collector()
         with errors.collect():
             self._listeners.open()
         with errors.collect():

@@ -15,7 +15,7 @@ from router.config.router import RouterSettings
 from router.config.schema import SettingsError
 from router.gateway.acceptor import BACKLOG
 from router.net.keepalive import set_keepalive
-from router.net.listen import ListenErrorCollector, bind_shared_listeners, listen_error
+from router.net.listen import bind_shared_listeners, listen_error, listen_error_collector
 
 _MIN_PER_PORT = 16
 """Minimum number of sockets of a port. Each worker accepts from several sockets, so that all workers get about equal
@@ -34,7 +34,7 @@ class ClientListeners:
 
     def open(self) -> None:
         """Listen. Raises OSError with the name of the setting if an address cannot be bound."""
-        settings, errors = self._settings, ListenErrorCollector()
+        settings, errors = self._settings, listen_error_collector()
         if settings.allows_plain_http:
             with errors.collect():
                 self.plain = _listen(settings, "port", settings.port)

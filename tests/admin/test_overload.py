@@ -5,7 +5,6 @@ import logging
 import pytest
 
 from router.admin.overload import QUIET_SECONDS, OverloadMonitor, describe_overload
-from router.admin.problems import group_problems
 from router.admin.rates import WINDOW_SECONDS, RequestRates
 from router.model.services import Replica, ReplicaState, Version, VersionKey
 from router.model.version_replicas import NO_REPLICAS, VersionReplicas
@@ -50,11 +49,15 @@ class Watched:
     def report(self, now: float, arrivals: int, refused: int) -> list[str]:
         self.rates.add(IRIS, Demand(0.2, arrivals=arrivals, refused=refused).usage, now)
         self.monitor.tick(now)
-        return self.monitor.problems()
+        return self.problems()
+
+    def problems(self) -> list[str]:
+        return [problem.text for problem in self.monitor.problems()]
 
 
 PROBLEM = (
-    "service iris: refuses 97 % of its requests (no slot within 500 ms): needs 47 replicas, has 1 (num_replicas is 1)"
+    "service iris: refuses many of its requests: no slot within 500 ms "
+    "(97 % of them: needs 47 replicas, has 1; num_replicas is 1)"
 )
 
 
@@ -62,9 +65,9 @@ def test_overload_is_a_problem_until_the_window_has_passed() -> None:
     watched = Watched()
     assert watched.report(1.0, 100, 97) == [PROBLEM]
     watched.monitor.tick(1.1)  # no check is due
-    assert watched.monitor.problems() == [PROBLEM]
+    assert watched.problems() == [PROBLEM]
     watched.monitor.tick(1.0 + WINDOW_SECONDS)
-    assert watched.monitor.problems() == []
+    assert watched.problems() == []
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_few_refused_requests_are_no_problem(arrivals: int, refused: int, is_ove
 
 def test_requests_that_arrived_before_the_window_are_at_most_all() -> None:
     (problem,) = Watched().report(1.0, 2, 20)
-    assert "refuses 100 % of" in problem
+    assert "(100 % of them" in problem
 
 
 def test_log_has_the_start_and_the_end_of_a_load_that_comes_in_waves(caplog: pytest.LogCaptureFixture) -> None:
@@ -110,23 +113,24 @@ SCALED = version(autoscale_max_replicas=10)
 @pytest.mark.parametrize(
     ("settings", "made", "ready", "end"),
     [
-        (SCALED, decision(desired=10, bound="maximum"), 10, "needs 47 replicas, has 10 (autoscale_max_replicas is 10)"),
-        (SCALED, decision(desired=8, raw_desired=8), 3, "needs 8 replicas, has 3 (5 more requested)"),
+        (SCALED, decision(desired=10, bound="maximum"), 10, "needs 47 replicas, has 10; autoscale_max_replicas is 10"),
+        (SCALED, decision(desired=8, raw_desired=8), 3, "needs 8 replicas, has 3; 5 more requested"),
         (SCALED, decision(desired=3, raw_desired=2), 3, "has 3"),
         (SCALED, None, 0, "has 0"),
-        (FIXED, decision(bound="silence", raw_desired=1), 1, "has 1 (num_replicas is 1)"),
+        (FIXED, decision(bound="silence", raw_desired=1), 1, "has 1; num_replicas is 1"),
     ],
 )
 def test_problem_names_what_limits_the_replicas(
     settings: Version, made: ScalingDecision | None, ready: int, end: str
 ) -> None:
-    line = describe_overload(BLUE, settings, 0.5, made, ready)
-    assert line == f"service iris, version blue: refuses 50 % of its requests (no slot within 500 ms): {end}"
-    assert group_problems([line])[0].services == ["iris"]
+    problem = describe_overload(BLUE, settings, 0.5, made, ready)
+    assert (problem.service, problem.version) == BLUE
+    assert problem.cause == "refuses many of its requests: no slot within 500 ms"
+    assert problem.detail == f"50 % of them: {end}"
 
 
 def test_version_without_a_queue_has_no_time_to_wait() -> None:
-    assert "(no free slot)" in describe_overload(IRIS, version(max_queue_length=0), 0.5, None, 1)
+    assert describe_overload(IRIS, version(max_queue_length=0), 0.5, None, 1).cause.endswith(": no free slot")
 
 
 def test_overload_of_a_router_is_in_its_status_and_its_log(start: StartRouter) -> None:
@@ -135,6 +139,6 @@ def test_overload_of_a_router_is_in_its_status_and_its_log(start: StartRouter) -
         wait_until(lambda: router.status()["problems"], "a problem")
         (problem,) = router.status()["problems"]
     assert problem.startswith("service slow: refuses ")
-    assert problem.endswith("has 1 (num_replicas is 1)")
+    assert problem.endswith("has 1; num_replicas is 1)")
     (line,) = router.log("overload began")
     assert (line["level"], line["service"]) == ("warning", "slow")

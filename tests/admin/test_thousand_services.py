@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
+import orjson
 import pytest
 
 from router.admin.activity import Activity
@@ -15,7 +16,7 @@ from router.admin.metrics import metrics_snapshot
 from router.admin.overview import Overview
 from router.admin.routes import StatusRoutes
 from router.admin.server import AdminServer
-from router.admin.status import status_document
+from router.admin.status import status_document, timeline_document
 from router.admin.timeline import STEP_SECONDS, Gauges, Timeline
 from router.config.router import load_sourced_settings
 from router.config.service import parse_service
@@ -126,6 +127,25 @@ def test_status_document_of_a_thousand_services() -> None:
         "requests_per_second": 0, "refused_per_second": 0,
     }  # fmt: skip
     assert len(json.dumps(document)) < 1100 * COUNT
+
+
+async def test_other_work_runs_between_the_timelines_of_services() -> None:
+    sources, turns = ThousandServices(), 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count_turns())
+    names = list(sources.services)[:100]
+    document = await timeline_document(sources.overview, "hour", [*names, "unknown"])
+    counting.cancel()
+    assert turns >= 100
+    services = json.loads(orjson.dumps(document["services"]))
+    assert list(services) == names
+    assert services[names[0]] == sources.timeline.points(names[0], "hour")
 
 
 @pytest.mark.needs("chromium")

@@ -39,7 +39,7 @@ def test_broken_init_is_one_headline_in_log_and_status(start: StartRouter, tmp_p
     assert "weights not found" in Path(lines[0]["log"]).read_text()
     (problem,) = router.status()["problems"]
     headline, *details = problem.splitlines()
-    assert headline.startswith(f"service iris: cannot start (exit code 3): {error}, ")
+    assert headline.startswith(f"service iris: cannot start (exit code 3): {error} (")
     assert len(details) == 11
     assert details[-1].startswith(f"whole output: {router.state_dir}/logs/iris/default/iris-")
 

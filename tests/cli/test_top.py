@@ -98,12 +98,40 @@ def test_several_versions_are_named_and_unlimited_slots_are_omitted() -> None:
     assert lines[1] == ["ab/green", "2/2", "3.5", "0", "1", "0", "█·+-"]
 
 
+def group(cause: str, *services: str, **fields: Any) -> dict[str, Any]:
+    """Return a group of problems of these services, by default of the router."""
+    problems = max(1, len(services))
+    return {
+        "cause": cause,
+        "note": "",
+        "output": "",
+        "problems": problems,
+        "services": services,
+        "more_services": 0,
+    } | fields
+
+
+def test_group_of_problems_is_one_line() -> None:
+    groups = [
+        group("no worker accepts clients", note="worker-1"),
+        group("is not ready", "iris", problems=3, note="iris-1, for 9 s"),
+        group("is refused", *"abcdefgh", problems=70, more_services=50),
+    ]
+    lines = lines_of(status(service("iris"), problem_groups=groups), 120, 24)
+    assert "no worker accepts clients (worker-1)" in lines
+    assert "service iris: is not ready (iris-1, for 9 s), and 2 more like this" in lines
+    assert "58 services: is refused (a, b, c, d, e and 53 more)" in lines
+    assert lines_of(status(service("iris"), problem_groups=groups), 80, 10)[0].startswith("74 problems: no worker")
+
+
 def many_services(count: int = 1000) -> dict[str, Any]:
     return status(
         *(service(f"service-{number:04}") for number in range(count)),
         decisions=[{"time": 0, "service": "a", "version": "default", "desired": 3, "reason": "x" * 300}] * 9,
         peers=[{"name": "pod-2", "standing": "live", "services_owned": 3, "encrypted": True}] * 20,
-        problems=["first problem\ndetails", "second problem", "third", "fourth"],
+        problem_groups=[
+            group(cause, output="details") for cause in ("first problem", "second problem", "third", "fourth")
+        ],
     )
 
 
@@ -240,8 +268,9 @@ def test_status_is_printed_once_without_a_terminal() -> None:
 
 
 def test_problems_are_complete_without_a_terminal_unless_columns_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = [f"service m{number}: " + "is not ready, " * 20 + "end" for number in range(5)]
-    document = status(service("n" * 60), problems=problems)
+    cause = "is not ready, " * 20 + "end"
+    problems = [f"service m{number}: {cause}" for number in range(5)]
+    document = status(service("n" * 60), problem_groups=[group(cause, f"m{number}") for number in range(5)])
 
     def printed() -> list[str]:
         out = io.StringIO()
@@ -260,11 +289,12 @@ def test_problems_are_complete_without_a_terminal_unless_columns_is_set(monkeypa
 
 
 def test_problem_that_is_longer_than_the_screen_continues_on_a_second_line() -> None:
-    problem = "service resnet: refuses 86 % of its requests: needs 38 replicas, has 2 (num_replicas is 2)"
-    lines = lines_of(status(service("iris"), problems=[problem]), 60, 24)
+    cause = "refuses 86 % of its requests: needs 38 replicas, has 2 (num_replicas is 2)"
+    problem = f"service resnet: {cause}"
+    lines = lines_of(status(service("iris"), problem_groups=[group(cause, "resnet")]), 60, 24)
     first = next(number for number, line in enumerate(lines) if line.startswith("service resnet"))
     assert lines[first : first + 2] == [problem[:54], f"  {problem[55:]}"]
-    lines = lines_of(status(service("iris"), problems=["a word " * 50]), 60, 24)
+    lines = lines_of(status(service("iris"), problem_groups=[group("a word " * 50)]), 60, 24)
     assert [line.startswith("  ") for line in lines[first : first + 3]] == [False, True, False]
     assert lines[first + 1].endswith(" ...")
 
@@ -288,10 +318,10 @@ def test_more_load_than_capacity_is_full() -> None:
 
 
 def test_screen_has_the_first_problems_and_one_is_singular() -> None:
-    problems = [f"service m{number}: x" for number in range(4)]
-    lines = lines_of(status(service("iris"), problems=problems), 80, 24)
+    groups = [group("x", f"m{number}") for number in range(4)]
+    lines = lines_of(status(service("iris"), problem_groups=groups), 80, 24)
     assert "... and 1 more problem" in lines
-    assert lines_of(status(service("iris"), problems=["x"]), 80, 10)[0] == "1 problem: x"
+    assert lines_of(status(service("iris"), problem_groups=[group("x")]), 80, 10)[0] == "1 problem: x"
     document = status(service("iris"))
     document["totals"]["replicas_ready"] = 1
     assert lines_of(document)[1].endswith("  1 replica ready  1 service")

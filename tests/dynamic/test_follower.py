@@ -107,7 +107,8 @@ async def test_invalid_document_is_refused_as_a_whole(
     assert directory.applied == []
     assert config.settings.router == {"max_headers": 5}
     assert (config.is_refused, config.refusal_count) == (True, 1)
-    (shown,) = config.problems({})
+    (problem_of_source,) = config.problems({})
+    shown = problem_of_source.text
     assert "is refused, the last valid one stays in effect" in shown
     assert problem in shown
     assert [record.levelname for record in log.records if "refused" in record.msg] == ["ERROR"]
@@ -125,7 +126,7 @@ async def test_document_that_contradicts_other_settings_is_refused(directory: Di
     directory.write("router: {min_workers: 9}")
     await config.poll(directory.apply)
     assert config.settings.router == {"max_headers": 5}
-    assert "min_workers = 9: must not exceed max_workers" in next(config.problems({}))
+    assert "min_workers = 9: must not exceed max_workers" in next(config.problems({})).text
 
 
 async def test_document_that_cannot_be_applied_now_is_tried_again(directory: Directory) -> None:
@@ -149,8 +150,8 @@ async def test_last_valid_one_is_used_while_the_source_is_away_also_after_a_rest
     config = directory.config()
     assert (await config.load(directory.check)).router == {"max_headers": 5}
     (problem,) = config.problems({})
-    assert "cannot be read since" in problem
-    assert "No such file or directory" in problem
+    assert "cannot be read since" in problem.text
+    assert "No such file or directory" in problem.text
     directory.write("router: {max_headers: 6}")
     await config.poll(directory.apply)
     assert list(config.problems({})) == []
@@ -214,7 +215,8 @@ async def test_settings_of_unknown_services_and_versions_are_a_problem(directory
     config = directory.config()
     await config.load(directory.check)
     (problem,) = config.problems({"iris": parse_service("iris", {})})
-    assert problem.endswith("has settings of what is not served here: version green of service iris, service gone")
+    assert problem.cause.endswith("has settings of what is not served here")
+    assert problem.detail == "version green of service iris, service gone"
     assert list(config.problems({})) == []  # the services are not known yet
 
 
@@ -263,6 +265,6 @@ async def test_hanging_source_is_a_failure(directory: Directory, monkeypatch: py
     source = HangingSource()
     config = DynamicConfig(source, LastValidFile(directory.state_dir, source.name), load_settings(environ={}))
     await config.poll(directory.apply)
-    assert "no response within 0.01 s; none is in effect" in next(config.problems({}))
+    assert "no response within 0.01 s; none is in effect" in next(config.problems({})).text
     (sample,) = config.samples()
     assert sample.value > 0

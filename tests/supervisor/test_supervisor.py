@@ -195,7 +195,7 @@ async def test_unmet_conditions_and_warnings_are_problems_of_the_status_page() -
     conditions, warnings = ["deployments not listed yet"], ["secrets: last update 9 s ago"]
     status = ClusterStatus(lambda: conditions, lambda: warnings)
     async with running_supervisor(status) as harness:
-        assert list(harness.supervisor.overview.problems()) == [*conditions, *warnings]
+        assert [problem.text for problem in harness.supervisor.overview.problems()] == [*conditions, *warnings]
         conditions.clear()
         warnings.clear()
         assert list(harness.supervisor.overview.problems()) == []

@@ -167,13 +167,13 @@ function drawProblems(status) {
   const groups = status.problem_groups;
   const total = groups.reduce((problems, group) => problems + group.problems, 0);
   $("problems").classList.toggle("hidden", !groups.length);
-  // Times in the texts change every second; an open group must stay open.
-  const box = $("problems"), key = groups.map(group => [group.problems, group.services, headline(group), headAndRest(group)[1] !== ""]);
+  // Notes and output change every second; an open group must stay open.
+  const box = $("problems"), key = groups.map(group => [group.problems, group.services, group.cause, group.output !== ""]);
   redraw(box, key, () => h("div", "alert", h("h2", "bad", count(total, "problem")), ...groups.map(drawProblem)));
   groups.forEach((group, i) => {
-    const element = box.querySelectorAll(".problem")[i], [first, rest] = headAndRest(group);
-    setText(element.querySelector(".first"), first);
-    if (rest) setText(element.querySelector("pre"), rest);
+    const element = box.querySelectorAll(".problem")[i];
+    setText(element.querySelector(".first"), withNote(group));
+    if (group.output) setText(element.querySelector("pre"), group.output);
   });
   const inForce = status.router.config_in_force;
   $("errors").classList.toggle("hidden", inForce);
@@ -181,19 +181,17 @@ function drawProblems(status) {
     h("h2", "bad", "The changed settings are not in use"), h("div", "muted small", "They were rejected, and the previous ones stay in force."),
     ...status.config_errors.slice(0, 3).map(each => h("div", "problem", h("span", "muted nowrap", clock(each.time)), h("div", "what", each.error)))));
 }
-const headAndRest = group => [group.text.split("\n", 1)[0], group.text.split("\n").slice(1).join("\n")];
-const headline = group => headAndRest(group)[0].replace(/\b\d+(\.\d+)? (s|ms|min|h)\b/g, "").replace(/, \d+ times in /, " ");
+const withNote = group => group.note ? `${group.cause} (${group.note})` : group.cause;
 
 function drawProblem(group) {
-  const [first, rest] = headAndRest(group);
   const all = group.services.length + group.more_services;
   const chips = group.services.slice(0, 6).map(name => h("span", "chip", toService(name, name)));
   const [name] = group.services;
   const subject = all > 1 ? h("b", "", `${all} services: `) : all ? h("span", "", toService(name, name), ": ") : null;
   const times = group.problems > Math.max(all, 1) ? h("span", "muted", ` and ${group.problems - 1} more like this`) : null;
-  const element = h("div", "problem", h("div", "what", subject, h("span", "first", first), times),
+  const element = h("div", "problem", h("div", "what", subject, h("span", "first", withNote(group)), times),
     all > 1 ? h("div", "chips", ...chips, all > chips.length ? h("span", "muted", `and ${all - chips.length} more`) : null) : null);
-  if (rest) element.append(h("details", "", h("summary", "", "Details"), h("pre", "", rest)));
+  if (group.output) element.append(h("details", "", h("summary", "", all > 1 ? `Details of ${name}` : "Details"), h("pre", "", group.output)));
   return element;
 }
 

@@ -57,7 +57,7 @@ from router.cluster.kubernetes.resources import (
     router_pods,
 )
 from router.cluster.kubernetes.scale_writer import ScaleWriter
-from router.cluster.kubernetes.service_assembler import Problem, ResolvedVersion
+from router.cluster.kubernetes.service_assembler import DeploymentProblem, ResolvedVersion
 from router.cluster.kubernetes.service_registry import ServiceRegistry
 from router.config.dynamic import ServiceOverlay
 from router.config.polling import POLL_SECONDS
@@ -471,7 +471,7 @@ class KubernetesCluster:
             yield f"the last valid settings of models cannot be stored ({self._stored_settings.failure})"
         yield from self._names.warnings()
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[DeploymentProblem]:
         """Return the current problems of all Deployments."""
         return [*self._registry.problems(), *self._names.problems()]
 
@@ -493,7 +493,9 @@ class KubernetesCluster:
 
     def _post_problems(self) -> None:
         for problem in self.problems():
-            self.event_recorder.record(problem.deployment, problem.uid, problem.reason, problem.message)
+            self.event_recorder.record(
+                problem.deployment, problem.uid, problem.reason, problem.message, service=problem.service
+            )
         for key in self._paused:
             version = self._versions[key]
             assert version.scaling_paused_until is not None

@@ -100,17 +100,18 @@ class EventRecorder:
         kind: ObjectKind = "Deployment",
         event_type: EventType = "Warning",
         logged: bool = True,
+        service: str = "",
     ) -> None:
         """Queue an Event of an object unless the filter drops it. If `logged`, also write it to the log; only Events of
-        Deployments may be."""
+        Deployments may be. The log has the `service` if it is given."""
         candidate = ObjectEvent(kind, name, uid, event_type, reason, message[:_MAX_MESSAGE_CHARACTERS])
         if not self._filter.admit(candidate, time.monotonic()):
             return
         if logged:
             level = logging.WARNING if event_type == "Warning" else logging.INFO
-            log_event(
-                _log, level, "event", namespace=name.namespace, deployment=name.name, reason=reason, text=message
-            )  # fmt: skip
+            fields: dict[str, Any] = {"service": service} if service else {}
+            fields |= {"namespace": name.namespace, "deployment": name.name, "reason": reason}
+            log_event(_log, level, "event", text=message, **fields)
         self._queue.append(candidate)
         self._wake.set()
 

@@ -15,7 +15,7 @@ from router.cluster.kubernetes.client import ApiClient
 from router.cluster.kubernetes.config_map_store import ConfigMapStore, Content
 from router.cluster.kubernetes.name_claims import add_claims, claimed_name, parse_claims
 from router.cluster.kubernetes.objects import NamespacedName, named_after
-from router.cluster.kubernetes.service_assembler import Problem, problem_of
+from router.cluster.kubernetes.service_assembler import DeploymentProblem, problem_of
 from router.cluster.kubernetes.service_registry import ServiceRegistry
 
 _CLAIM_SECONDS = 5.0
@@ -59,7 +59,7 @@ class NameClaimer:
                 self._unclaimed_since = self._clock()
             self.store.wake()
 
-    def problems(self) -> Iterable[Problem]:
+    def problems(self) -> Iterable[DeploymentProblem]:
         """Yield a problem for each Deployment that gets no requests because its name cannot be claimed."""
         if self.store.content is None or self._unclaimed_since is None:
             return
@@ -71,7 +71,8 @@ class NameClaimer:
                 f"the name {claimed_name(service)} cannot be recorded for this namespace in the ConfigMap "
                 f"{self._stored_in} of the router, so this Deployment gets no requests: {reason}"
             )
-            yield problem_of(deployment, "ServiceNameUnclaimed", message)
+            cause = f"the name cannot be recorded for this namespace, so this Deployment gets no requests: {reason}"
+            yield problem_of(deployment, service, "ServiceNameUnclaimed", message, cause=cause)
 
     def warnings(self) -> Iterable[str]:
         """Yield a line if names are not protected because there are no claims and none can be stored."""

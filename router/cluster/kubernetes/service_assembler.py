@@ -34,6 +34,7 @@ from router.config.dynamic import ServiceOverlay
 from router.config.overlay import overlay_service
 from router.config.schema import SettingsError
 from router.config.service import parse_service
+from router.model.problems import Problem
 from router.model.services import Service, Version, VersionKey
 
 SETTINGS_REFUSED = "SettingsRefused"
@@ -44,21 +45,35 @@ KEYS_SECRET_PREFIX = "azureml-fe-keys-"  # noqa: S105  (a prefix of names)
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class DeploymentProblem:
     """A problem of a Deployment. `reason` and `message` are those of its Event."""
 
     deployment: NamespacedName
     uid: str
+    service: str
     reason: str
     message: str
+    cause: str
+    """What the problems of several Deployments have in common."""
+
+    def to_problem(self) -> Problem:
+        """Return the problem in the form of the status page."""
+        return Problem(
+            f"{self.reason}: {self.cause}",
+            self.service,
+            place=f"Deployment {self.deployment}",
+            output="" if self.cause == self.message else self.message,
+        )
 
     def __str__(self) -> str:
-        return f"{self.deployment}: {self.reason}: {self.message}"
+        return Problem(f"{self.reason}: {self.message}", self.service, place=f"Deployment {self.deployment}").line
 
 
-def problem_of(deployment: Deployment, reason: str, message: str) -> Problem:
-    """Return a problem of a Deployment."""
-    return Problem(name_of(deployment), deployment.uid, reason, message)
+def problem_of(
+    deployment: Deployment, service: str, reason: str, message: str, *, cause: str = ""
+) -> DeploymentProblem:
+    """Return a problem of a Deployment. `cause` is needed if `message` has a name."""
+    return DeploymentProblem(name_of(deployment), deployment.uid, service, reason, message, cause or message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,7 @@ class ResolvedService:
     secret: NamespacedName
     mode: str | None
     """The annotation `azureml-fe/mode` of the oldest Deployment that has one; None if none has."""
-    problems: tuple[Problem, ...]
+    problems: tuple[DeploymentProblem, ...]
     valid_annotations: Mapping[str, ParsedAnnotations]
     """The annotations of the Deployments without problems, by uid."""
 
@@ -120,8 +135,8 @@ class ServiceAssembler:
         self._last_valid = last_valid
         self._defaults = defaults
         self._overlay = overlay
-        self._overlay_problems: list[Problem] = []  # they do not make annotations invalid
-        self._problems: list[Problem] = []
+        self._overlay_problems: list[DeploymentProblem] = []  # they do not make annotations invalid
+        self._problems: list[DeploymentProblem] = []
         self._unscalable: set[str] = set()  # uids of Deployments whose scaling settings have never been valid
         self._without_mode: set[str] = set()  # uids of Deployments whose mode has never been valid
 
@@ -134,8 +149,11 @@ class ServiceAssembler:
         with_problems = {problem.uid for problem in self._problems}
         for deployment, _ in candidates.values():
             if deployment.replica_failure:
-                message = f"replicas cannot be created ({deployment.replicas} desired): {deployment.replica_failure}"
-                self._report(deployment, "ReplicasRefused", message)
+                self._report(
+                    deployment, "ReplicasRefused",
+                    f"replicas cannot be created ({deployment.replicas} desired): {deployment.replica_failure}",
+                    cause=f"replicas cannot be created: {deployment.replica_failure}",
+                )  # fmt: skip
         for version in service.versions:
             deployment, parsed = candidates[version.name]
             self._check_grace_period(deployment, version, parsed)
@@ -183,6 +201,8 @@ class ServiceAssembler:
                     f"terminationGracePeriodSeconds = {grace} is below {annotation_name(setting)} = "
                     f"{annotations.settings[setting]}: if a rolling update or a node drain removes a pod, its requests "
                     f"are aborted after {grace} s; it must be at least {math.ceil(seconds)}",
+                    cause=f"terminationGracePeriodSeconds is below {annotation_name(setting)}: if a rolling update or "
+                    "a node drain removes a pod, its requests are aborted",
                 )  # fmt: skip
                 return
 
@@ -197,6 +217,8 @@ class ServiceAssembler:
                     deployment, "VersionTaken",
                     f"version {annotations.version} of service {self._name} belongs to Deployment {other}, which is "
                     f"older; this one gets no requests and is not scaled: give it another {annotation_name('version')}",
+                    cause="an older Deployment has the same version; this one gets no requests and is not scaled: "
+                    f"give it another {annotation_name('version')}",
                 )  # fmt: skip
                 continue
             candidates[annotations.version] = _Candidate(deployment, annotations)
@@ -249,7 +271,9 @@ class ServiceAssembler:
         except SettingsError as errors:
             for error in errors.errors:
                 message = f"{error}; the service's settings in the dynamic configuration are ignored"
-                self._overlay_problems.append(problem_of(self._deployments[0], DYNAMIC_SETTINGS_REFUSED, message))
+                self._overlay_problems.append(
+                    problem_of(self._deployments[0], self._name, DYNAMIC_SETTINGS_REFUSED, message)
+                )
             return service
 
     def _unify_service_settings(self, candidates: dict[str, _Candidate]) -> None:
@@ -265,6 +289,8 @@ class ServiceAssembler:
                         deployment, SETTINGS_REFUSED,
                         f"{annotation_name(setting)} = {text!r}: must be {value!r} as in Deployment {older}, which is "
                         f"older and decides for service {self._name}; its value stays in effect",
+                        cause=f"{annotation_name(setting)} = {text!r}: must be {value!r} as in the oldest Deployment "
+                        "of the service, whose value stays in effect",
                     )  # fmt: skip
             candidates[version] = _Candidate(deployment, replace(parsed, service_settings=kept))
 
@@ -295,8 +321,8 @@ class ServiceAssembler:
         last = self._last_valid.get(candidate.deployment.uid)
         return last is not None and last != candidate.annotations
 
-    def _report(self, deployment: Deployment, reason: str, message: str) -> None:
-        self._problems.append(problem_of(deployment, reason, message))
+    def _report(self, deployment: Deployment, reason: str, message: str, *, cause: str = "") -> None:
+        self._problems.append(problem_of(deployment, self._name, reason, message, cause=cause))
 
 
 def _without(setting: str, settings: Mapping[str, str], last_valid: Mapping[str, str]) -> dict[str, str]:

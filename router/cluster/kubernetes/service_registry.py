@@ -33,7 +33,7 @@ from router.cluster.kubernetes.objects import (
 )
 from router.cluster.kubernetes.service_assembler import (
     SETTINGS_REFUSED,
-    Problem,
+    DeploymentProblem,
     ResolvedService,
     ResolvedVersion,
     ServiceAssembler,
@@ -46,6 +46,11 @@ from router.model.services import Replica, ReplicaState, Service, VersionKey
 
 T = TypeVar("T")
 _NO_VERSION: VersionKey = ("", "")
+_KEYS_REFUSED = (
+    "must have primaryKey or secondaryKey, each of 1 to 256 visible ASCII characters without spaces; the previous keys "
+    "stay valid"
+)
+_NAME_TAKEN = "the name belongs to another namespace; this Deployment gets no requests and is not scaled"
 
 
 class Changes(NamedTuple):
@@ -87,7 +92,7 @@ class ServiceRegistry:
         self._last_valid = LastValidSettings()
         self._invalid: dict[str, tuple[Deployment, ...]] = {}  # by service: those whose annotations are invalid
         self._resolved: dict[str, ResolvedService] = {}
-        self._name_problems: dict[str, tuple[Problem, ...]] = {}  # by service: those about its name
+        self._name_problems: dict[str, tuple[DeploymentProblem, ...]] = {}  # by service: those about its name
         self._services_of_secret: dict[NamespacedName, set[str]] = {}
         self._version_of_pod: dict[str, VersionKey] = {}  # by uid of the pod
         self._reported: dict[VersionKey, tuple[Replica, ...]] = {}
@@ -225,13 +230,13 @@ class ServiceRegistry:
         """All services by name, with their Deployments."""
         return self._resolved
 
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[DeploymentProblem]:
         """Return all current problems."""
         of_services = [problem for resolved in self._resolved.values() for problem in resolved.problems]
         of_names = [problem for problems in self._name_problems.values() for problem in problems]
         return [*of_services, *of_names, *self._start_failures()]
 
-    def _start_failures(self) -> Iterable[Problem]:
+    def _start_failures(self) -> Iterable[DeploymentProblem]:
         """Yield one problem for each version with pods that cannot start. Its text does not depend on the pod, so that
         pods which fail in turn are one problem."""
         for resolved in self._resolved.values():
@@ -239,7 +244,7 @@ class ServiceRegistry:
                 failures = {pod.start_failure for pod in self.pods_of(version) if not pod.deleting}
                 for failure in sorted(failures - {""}):
                     message = f"a container of its pods cannot start: {failure}; the log of the pod has the reason"
-                    yield problem_of(version.deployment, "PodsCannotStart", message)
+                    yield problem_of(version.deployment, version.key[0], "PodsCannotStart", message)
 
     def pods_of(self, version: ResolvedVersion) -> list[Pod]:
         """Return the pods of a version."""
@@ -280,7 +285,11 @@ class ServiceRegistry:
         except SettingsError as error:
             source = f"label {SERVICE_LABEL}" if oldest.service == oldest.app else SERVICE_ANNOTATION
             message = f"{source} = {oldest.service!r}: {error.problem}; this Deployment gets no requests"
-            self._name_problems[name] = tuple(problem_of(each, "ServiceNameRefused", message) for each in deployments)
+            cause = f"{error.problem}; this Deployment gets no requests"
+            self._name_problems[name] = tuple(
+                problem_of(each, name, "ServiceNameRefused", message, cause=f"the name of the service {cause}")
+                for each in deployments
+            )
             return None
         claim = self._claims.get(claimed_name(name)) if self._claims is not None else None
         owner = claim or Claim(oldest.namespace, oldest.created_at)
@@ -295,7 +304,9 @@ class ServiceRegistry:
                 return None
         message = self._name_taken(name, owner)
         self._name_problems[name] = tuple(
-            problem_of(each, "ServiceNameTaken", message) for each in deployments if each.namespace != owner.namespace
+            problem_of(each, name, "ServiceNameTaken", message, cause=_NAME_TAKEN)
+            for each in deployments
+            if each.namespace != owner.namespace
         )
         if resolved is None:
             return None
@@ -333,14 +344,12 @@ class ServiceRegistry:
             return resolved
         if secret.primary_key or secret.secondary_key:
             return _replace_keys(resolved, secret.primary_key, secret.secondary_key)
-        message = (
-            f"Secret {secret.name}: must have primaryKey or secondaryKey, each of 1 to 256 visible ASCII characters "
-            "without spaces; the previous keys stay valid"
-        )
+        message = f"Secret {secret.name}: {_KEYS_REFUSED}"
         before = self._resolved.get(resolved.service.name)
         if before is not None and before.secret == resolved.secret:
             resolved = _replace_keys(resolved, before.service.primary_key, before.service.secondary_key)
-        return replace(resolved, problems=(*resolved.problems, problem_of(oldest, "KeysRefused", message)))
+        problem = problem_of(oldest, resolved.service.name, "KeysRefused", message, cause=_KEYS_REFUSED)
+        return replace(resolved, problems=(*resolved.problems, problem))
 
     # Replicas.
 

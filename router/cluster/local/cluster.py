@@ -32,8 +32,9 @@ from router.cluster.local.static_replicas import StaticReplicas
 from router.config.listener_settings import SCORING_PREFIXES
 from router.config.polling import POLL_SECONDS
 from router.config.schema import SettingsError
+from router.model.problems import Problem
 from router.model.replica_health import ProbeReport
-from router.model.services import DEFAULT_VERSION_NAME, Replica, Service, Version, VersionKey, describe_version
+from router.model.services import DEFAULT_VERSION_NAME, Replica, Service, Version, VersionKey
 
 _VERSIONS_PER_SLICE = 20
 """Number of versions that are updated in one turn of the event loop. An update takes up to 0.2 ms."""
@@ -179,12 +180,10 @@ class LocalCluster:
         if key in self._versions:
             self._versions[key].report_server_error(replica_id, status)
 
-    def problems(self) -> Iterator[str]:
-        """Yield the reasons why replicas are not ready: a line each, for a failed start with further lines of
-        details."""
-        for key, replicas in self._versions.items():
-            for problem in replicas.problems():
-                yield f"{describe_version(key)}: {problem}"
+    def problems(self) -> Iterator[Problem]:
+        """Yield the reasons why replicas are not ready."""
+        for replicas in self._versions.values():
+            yield from replicas.problems()
 
     def probes(self, key: VersionKey) -> Mapping[str, ProbeReport]:
         """Return the last readiness probe of each replica of a version, by id."""
@@ -298,7 +297,7 @@ class _LocalVersion:
         """Report the exception in the output of a process, once."""
         self._processes.report_server_error(replica_id, status)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Reasons why replicas are not ready."""
         return [] if self._is_retired else [*self._static.problems(), *self._processes.problems()]
 

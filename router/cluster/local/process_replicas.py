@@ -34,6 +34,7 @@ from router.cluster.local.reconcile import Candidate, plan_next_step
 from router.cluster.local.replica_process import ReplicaProcess
 from router.cluster.local.restart_backoff import RestartBackoff
 from router.cluster.local.start_failures import StartFailure, StartFailures, excerpt
+from router.model.problems import Problem
 from router.model.replica_health import ProbeReport
 from router.model.services import Replica, ReplicaState, Version, VersionKey, version_label
 from router.net.address import host_port
@@ -113,12 +114,17 @@ class ProcessReplicas:
         """All replicas, in the order of their start."""
         return tuple(replica.to_replica() for replica in self._replicas.values())
 
-    def problems(self) -> list[str]:
-        """Reasons why replicas are not ready: a line, for a failed start with further lines of details."""
+    def problems(self) -> list[Problem]:
+        """Reasons why replicas are not ready."""
         now = self._context.clock()
-        failure = self._start_failures.describe(now) if self._wanted else None
+        failure = self._start_failures.problem(self._key, now) if self._wanted else None
         return ([] if failure is None else [failure]) + [
-            f"{replica.id} has not been ready for {now - replica.not_ready_since:.0f} s: {replica.not_ready_reason}"
+            Problem(
+                f"a replica is not ready: {replica.not_ready_reason}",
+                *self._key,
+                place=replica.id,
+                detail=f"for {now - replica.not_ready_since:.0f} s",
+            )
             for replica in self._replicas.values()
             if replica.not_ready_reason is not None and replica.state is ReplicaState.STARTING
         ]

@@ -7,6 +7,9 @@ its output. The same failure is then reported only when its number has doubled.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from router.model.problems import Problem, with_note
+from router.model.services import VersionKey
+
 _OUTPUT_LINES = 10
 _TRACEBACK_LINES = 6
 _LINES_AFTER_TRACEBACK = 3
@@ -57,20 +60,29 @@ class StartFailures:
         self._last, self._count, self._last_at, self._retry_at = failure, self._count + 1, now, now + delay
         if self._count & (self._count - 1):
             return None
-        return self.describe(now, with_output=self._count == 1)
+        return self._describe(failure, now, with_output=self._count == 1)
 
     def clear(self) -> None:
         """Forget all failures: a replica was ready, or the program has changed."""
         self._last = None
 
-    def describe(self, now: float, *, with_output: bool = True) -> str | None:
-        """Return the last failure; None if there is none. The first line is its headline; the others are details."""
-        failure = self._last
-        if failure is None:
+    def problem(self, key: VersionKey, now: float) -> Problem | None:
+        """Return the last failure as a problem of this version; None if there is none."""
+        if self._last is None:
             return None
-        repeats = f", {self._count} times in {self._last_at - self._first_at:.0f} s" if self._count > 1 else ""
+        return Problem(
+            self._last.headline, *key, detail=self._repeats(), output="\n".join(self._output_lines(self._last, now))
+        )
+
+    def _describe(self, failure: StartFailure, now: float, *, with_output: bool) -> str:
+        """Return a failure as text. The first line is its headline; the others are details."""
+        lines = self._output_lines(failure, now)
+        return "\n".join([with_note(failure.headline, self._repeats()), *(lines if with_output else lines[-1:])])
+
+    def _repeats(self) -> str:
+        return f"{self._count} times in {self._last_at - self._first_at:.0f} s" if self._count > 1 else ""
+
+    def _output_lines(self, failure: StartFailure, now: float) -> list[str]:
         wait = self._retry_at - now
         retry = f"next start in {wait:.2g} s" if wait > 0 else "starting again"
-        details = [*failure.output] if with_output else []
-        details.append(f"whole output: {failure.log}; {retry}" if failure.log else retry)
-        return "\n".join([failure.headline + repeats, *details])
+        return [*failure.output, f"whole output: {failure.log}; {retry}" if failure.log else retry]

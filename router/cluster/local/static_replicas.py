@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from router.cluster.local.context import LocalContext
 from router.cluster.local.launch import LaunchSettings
 from router.cluster.local.probe import ProbeFailure, Prober, extra_timeout, readiness_settings
+from router.model.problems import Problem
 from router.model.replica_health import ProbeReport
 from router.model.services import Replica, ReplicaState, Version, VersionKey
 from router.net.address import host_port
@@ -55,10 +56,14 @@ class StaticReplicas:
         replicas = (*self._replicas.values(), *self._draining)
         return tuple(Replica(replica.id, *replica.address, replica.state) for replica in replicas)
 
-    def problems(self) -> list[str]:
-        """Reasons why replicas are not ready, one line each."""
+    def problems(self) -> list[Problem]:
+        """Reasons why replicas are not ready."""
         return [
-            f"{replica.id} at {host_port(*replica.address)} is not ready: {replica.not_ready_reason}"
+            Problem(
+                f"a replica at {host_port(*replica.address)} is not ready: {replica.not_ready_reason}",
+                *self._key,
+                place=replica.id,
+            )
             for replica in self._replicas.values()
             if replica.not_ready_reason is not None
         ]

@@ -399,11 +399,12 @@ def test_check_prints_services_and_problems(
     assert main(command) == 2
     errors = capsys.readouterr().err
     assert "azureml-fe: service other: Secret azureml-fe-keys-other is missing, so there are no keys yet\n" in errors
-    assert f"{cluster.namespace}/other: SettingsRefused: azureml-fe/scoring-timeout-ms = 'x': must be" in errors
+    assert "service other: SettingsRefused: azureml-fe/scoring-timeout-ms = 'x': must be" in errors
+    assert f" (Deployment {cluster.namespace}/other)\n" in errors
     deploy_model(cluster, model_port, "streams", replica_drain_seconds="90")
     assert main(command) == 2
     assert (
-        f"{cluster.namespace}/streams: GracePeriodTooShort: terminationGracePeriodSeconds = 5 is below "
+        "service streams: GracePeriodTooShort: terminationGracePeriodSeconds = 5 is below "
         "azureml-fe/replica-drain-seconds = 90"
     ) in capsys.readouterr().err
     cluster.create_service_account("nobody")

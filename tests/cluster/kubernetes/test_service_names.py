@@ -123,9 +123,12 @@ def test_name_outlives_its_deployment_and_namespace_until_it_is_released(
     assert served_by(other) == "404"
     assert other.metric("deployment_problems", reason="ServiceNameTaken") == 1
     (problem,) = json.loads(send_request(other.admin_port, "/status.json").body)["problems"]
-    assert problem.startswith(f"{intruder}/iris: ServiceNameTaken: the name iris has belonged to namespace {owner}")
+    headline, message = problem.splitlines()
+    assert headline.startswith("service iris: ServiceNameTaken: the name belongs to another namespace")
+    assert headline.endswith(f" (Deployment {intruder}/iris)")
+    assert message.startswith(f"the name iris has belonged to namespace {owner}")
     assert main(teams.command("check", "--namespace", intruder)) == 2
-    assert f"{intruder}/iris: ServiceNameTaken: the name iris" in capsys.readouterr().err
+    assert "service iris: ServiceNameTaken: the name iris has" in capsys.readouterr().err
     assert main(teams.command("keys", "show", "iris", "--namespace", intruder)) == 2
     assert f"the name iris has belonged to namespace {owner}" in capsys.readouterr().err
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from router.admin.problems import group_problems
 from router.cluster.kubernetes.objects import Deployment, Pod, Secret
 from router.cluster.kubernetes.parsing import PodParser, parse_deployment
 from router.cluster.kubernetes.service_registry import ServiceRegistry
@@ -451,3 +452,31 @@ def test_nothing_is_kept_of_services_that_were_removed() -> None:
         registry.refresh()
         sizes.add(len(pickle.dumps(registry)))
     assert len(sizes) == 1
+
+
+def test_problems_of_many_deployments_are_grouped_by_cause_and_name_their_services() -> None:
+    """The messages of Events have names and numbers, which the causes have not."""
+    faulty = []
+    for number in range(50):
+        grace = raw_deployment(f"grace-{number}", f"grace-{number}", replica_drain_seconds=f"{60 + number}")
+        grace["spec"]["template"] = {"spec": {"terminationGracePeriodSeconds": number}}
+        faulty.append(parse_deployment(grace))
+        faulty.append(deployment(f"typo-{number}", f"typo-{number}", scoring_timeout_ms="ten"))
+        faulty.append(deployment(f"old-{number}", f"twice-{number}", age=2))
+        faulty.append(deployment(f"new-{number}", f"twice-{number}"))
+    groups = group_problems(problem.to_problem() for problem in Cluster(*faulty).registry.problems())
+    assert {group.cause.partition(":")[0]: group.problems for group in groups} == {
+        "GracePeriodTooShort": 50,
+        "SettingsRefused": 50,
+        "VersionTaken": 50,
+    }
+    for group, prefix in zip(sorted(groups), ("grace-", "typo-", "twice-"), strict=True):
+        assert len(group.services) + group.more_services == 50
+        assert all(name.startswith(prefix) for name in group.services)
+
+
+def test_single_problem_names_its_deployment_and_has_the_whole_message() -> None:
+    cluster = Cluster(deployment("iris-a", "iris", age=2), deployment("iris-b", "iris"))
+    (problem,) = (each.to_problem() for each in cluster.registry.problems())
+    assert (problem.service, problem.place) == ("iris", "Deployment models/iris-b")
+    assert "version default of service iris belongs to Deployment iris-a" in problem.output

@@ -50,8 +50,8 @@ def test_all_pods_and_commands_agree_on_settings_that_are_invalid_now(
     pods.append(routers.start())
 
     def check_agreement() -> None:
-        problem = f"{cluster.namespace}/iris: SettingsRefused: {event['message']}"
-        assert problem.endswith("; the previous settings stay in effect")
+        assert event["message"].endswith("; the previous settings stay in effect")
+        problem = f"service iris: SettingsRefused: {event['message']} (Deployment {cluster.namespace}/iris)"
         for pod in pods:
             assert slots_and_problems(pod) == (3, [problem])
         assert [each["message"] for each in cluster.list_events("iris", reason="SettingsRefused")] == [event["message"]]

@@ -226,7 +226,7 @@ async def test_failed_start_is_retried_after_a_delay_and_reported_with_its_outpu
         f"whole output: {first['log']}; next start in 0.5 s",
     ]
     assert len(texts[1]) == 2
-    assert re.match(r"echo cannot start \(exit code 3\), 2 times in \d+ s$", texts[1][0])
+    assert re.match(r"echo cannot start \(exit code 3\) \(2 times in \d+ s\)$", texts[1][0])
     assert {level for _, level, text, _ in listener.notices if text == "replica cannot start"} == {logging.WARNING}
 
 
@@ -250,7 +250,8 @@ async def test_slow_start_is_reported_once_with_its_reason(make_config: MakeConf
         (fields,) = listener.fields_of("replica is not ready yet")
         reason = "GET / responded with 503"
         assert (fields["replica"], fields["seconds"], fields["reason"]) == ("echo-1", 31.0, reason)
-        assert list(cluster.problems()) == [f"service echo: echo-1 has not been ready for 99 s: {reason}"]
+        (problem,) = cluster.problems()
+        assert problem.text == f"service echo: a replica is not ready: {reason} (echo-1, for 99 s)"
         assert cluster.probes(KEY)["echo-1"][1:] == ("status 503", reason)
 
 
@@ -261,7 +262,7 @@ async def test_failed_start_is_a_problem_until_a_replica_is_ready(make_config: M
     ):
         await listener.wait_until(lambda: listener.fields_of("replica cannot start"))
         (problem,) = cluster.problems()
-        assert problem.splitlines()[0] == "service echo: cannot start (exit code 3)"
+        assert problem.line == "service echo: cannot start (exit code 3)"
         await cluster.apply(make_config("num_replicas: 1"))
         assert list(cluster.problems()) == []
         await listener.wait_until(lambda: listener.ready("echo"))
@@ -281,7 +282,8 @@ async def test_fixed_address_that_is_never_ready_is_reported_once(tmp_path: Path
             assert listener.fields_of("replica is not ready") == [
                 {"replica": "far-1", "address": address, "reason": "Connection refused"}
             ]
-            assert list(cluster.problems()) == [f"service far: far-1 at {address} is not ready: Connection refused"]
+            (problem,) = cluster.problems()
+            assert problem.text == f"service far: a replica at {address} is not ready: Connection refused (far-1)"
             probe_report = cluster.probes(("far", "default"))["far-1"]
             assert (probe_report.failure, probe_report.not_ready_reason) == ("Connection refused", "Connection refused")
             assert cluster.probes(("other", "default")) == {}
@@ -332,7 +334,8 @@ async def test_wrong_readiness_path_is_reported_early_with_advice(
             f"GET /status/{status} responded with {status}; set readiness_path to a path with a status of 200 to 399"
         )
         assert f"echo-1 is not ready: {reason}" in listener.texts
-        assert list(cluster.problems()) == [f"service echo: echo-1 has not been ready for 4 s: {reason}"]
+        (problem,) = cluster.problems()
+        assert problem.text == f"service echo: a replica is not ready: {reason} (echo-1, for 4 s)"
         assert not listener.ready("echo")
 
 
@@ -349,7 +352,8 @@ async def test_replica_that_never_listens_is_reported_with_its_address(make_conf
         text = f"echo-1 is not ready: nothing listens on 127.0.0.1:{port}; does the program use {{port}}?"
         assert text in listener.texts
         (problem,) = cluster.problems()
-        assert problem.endswith("not been ready for 31 s: nothing listens on its port; does the program use {port}?")
+        assert problem.cause == "a replica is not ready: nothing listens on its port; does the program use {port}?"
+        assert problem.detail == "for 31 s"
 
 
 async def test_server_without_get_becomes_ready(tmp_path: Path, mark: str) -> None:
@@ -405,7 +409,8 @@ async def test_replica_that_is_no_longer_ready_gets_no_requests_and_is_kept(
         send_request(replica.port, "/unready", b"")
         await listener.wait_until(lambda: not listener.ready("echo"))
         assert [each.state for each in listener.replicas[KEY]] == [ReplicaState.STARTING]
-        assert "echo-1 has not been ready for 0 s: status 503" in str(list(cluster.problems()))
+        (problem,) = cluster.problems()
+        assert problem.line.startswith("service echo: a replica is not ready: status 503 (echo-1, for ")
         send_request(replica.port, "/ready", b"")
         await listener.wait_until(lambda: listener.ready("echo"))
         assert list(cluster.problems()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from router.cluster.local.start_failures import StartFailure, StartFailures, excerpt
+from router.model.problems import Problem
 
 FAILURE = StartFailure(
     "exit code 3", "RuntimeError: no weights (score.py, line 12)", ("line 1", "line 2"), "/state/iris-1.log"
@@ -22,7 +23,7 @@ def test_equal_failures_are_reported_when_their_number_doubles() -> None:
     reported = [number for number, text in enumerate(texts, start=1) if text is not None]
     assert reported == [1, 2, 4, 8, 16, 32, 64]
     assert texts[3] == (
-        "cannot start (exit code 3): RuntimeError: no weights (score.py, line 12), 4 times in 3 s\n"
+        "cannot start (exit code 3): RuntimeError: no weights (score.py, line 12) (4 times in 3 s)\n"
         "whole output: /state/3.log; next start in 2 s"
     )
 
@@ -38,12 +39,16 @@ def test_other_failure_is_reported_at_once() -> None:
 
 def test_description_follows_the_time_of_the_next_start() -> None:
     failures = StartFailures()
-    assert failures.describe(100.0) is None
+    key = "iris", "blue"
+    assert failures.problem(key, 100.0) is None
     failures.add(StartFailure("no process: Permission denied"), 100.0, 8.0)
-    assert failures.describe(102.0) == "cannot start (no process: Permission denied)\nnext start in 6 s"
-    assert failures.describe(109.0) == "cannot start (no process: Permission denied)\nstarting again"
+    cause = "cannot start (no process: Permission denied)"
+    assert failures.problem(key, 102.0) == Problem(cause, *key, output="next start in 6 s")
+    assert failures.problem(key, 109.0) == Problem(cause, *key, output="starting again")
+    failures.add(StartFailure("no process: Permission denied"), 110.0, 8.0)
+    assert failures.problem(key, 111.0) == Problem(cause, *key, detail="2 times in 10 s", output="next start in 7 s")
     failures.clear()
-    assert failures.describe(109.0) is None
+    assert failures.problem(key, 109.0) is None
 
 
 def test_excerpt_is_the_last_ten_lines_that_are_not_blank() -> None:
