@@ -1,7 +1,7 @@
 """Standard output and standard error of a command: pipes without a reader, full disks, closed descriptors, encodings.
 
 Python reports a failure of buffered output when it exits, with a traceback and exit code 120. Commands have the exit
-codes of `cli.main` instead.
+codes of `cli.handlers` instead.
 """
 
 import io
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from router.cli.main import EXIT_DONE, EXIT_FAILED
+from router.cli.handlers import EXIT_DONE, EXIT_FAILED
 from router.telemetry.standard_error import protect_standard_error
 
 if TYPE_CHECKING:
