@@ -1,8 +1,8 @@
 """The worker's part of data collection: copies what passes through exchanges into packets for the collector.
 
-Theory of operation. `CollectionOutbox` sends at the end of a turn of the event loop, without waiting. What the socket
-does not take is kept, up to a limit. Above it pieces of bodies are dropped, and the exchange is marked as truncated. An
-exchange that begins while even its metadata has no room is not collected, and counted.
+Theory of operation. `CollectionOutbox` gathers frames for some milliseconds, and sends them without waiting. What the
+socket does not take is kept, up to a limit. Above it pieces of bodies are dropped, and the exchange is marked as
+truncated. An exchange that begins while even its metadata has no room is not collected, and counted.
 
 Compiled by mypyc, and imported by the gateway: it needs none of the collector's libraries.
 """
@@ -42,6 +42,9 @@ from router.model.data_collection import DataCollector
 from router.model.services import VersionKey
 from router.telemetry.counters import VersionCounters
 
+_GATHER_SECONDS: Final = 0.02
+"""Time in which frames gather in a packet. A system call, and a collector that wakes up, for each request would cost
+requests more than all else."""
 _RETRY_SECONDS: Final = 0.1  # after an error of the socket other than a full buffer
 
 
@@ -100,7 +103,7 @@ class CollectionOutbox:
         self._number = 0
         self._packets: deque[_Packet] = deque()
         self._size = 0
-        self._scheduled = False  # a flush at the end of this turn
+        self._scheduled = False  # a flush, soon
         self._blocked = False  # until the socket is writable
         self._waits = False  # after an error
 
@@ -123,7 +126,7 @@ class CollectionOutbox:
         return self._number
 
     def put(self, data: bytes) -> _Packet:
-        """Send a frame at the end of this turn of the event loop. Return its packet."""
+        """Send a frame soon. Return its packet."""
         packets = self._packets
         packet = packets[-1] if packets else None
         if packet is None or packet.size + len(data) > MAX_PACKET_BYTES:
@@ -136,7 +139,7 @@ class CollectionOutbox:
         self._size += len(data)
         if not self._scheduled and not self._blocked and not self._waits:
             self._scheduled = True
-            self._loop.call_soon(self._flush_scheduled)
+            self._loop.call_later(_GATHER_SECONDS, self._flush_scheduled)
         return packet
 
     def _flush_scheduled(self) -> None:

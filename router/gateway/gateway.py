@@ -41,7 +41,7 @@ _POOL_CHECK_SECONDS = 1.0  # interval of checks for idle connections to replicas
 _BUSY_SECONDS = 1.0  # a client connection is busy if it had a request in this time
 _ACCESS_LOG_SECONDS = 0.2  # interval of writes of the access log
 _ACCESS_LOG_BUSY_SECONDS = 0.005  # until the next write while lines remain
-_COLLECTION_SECONDS = 1.0  # maximum time until the collector has taken all data, when this process ends
+_COLLECTION_SECONDS = 3.0  # maximum time until the collector has taken all data, when this process ends
 _ACCEPT_TURNS = 3  # of the event loop; after `accept` a connection takes one turn until its protocol is called
 
 _CALLBACKS = ExchangeCallbacks(

@@ -36,12 +36,16 @@ class Sockets:
         self.reader.setblocking(False)
         self.writer.setblocking(False)
         self.received: list[Frame] = []
+        self._outboxes: list[CollectionOutbox] = []
 
     def outbox(self, limit: int = 2**20) -> CollectionOutbox:
-        return CollectionOutbox(asyncio.get_running_loop(), self.writer, limit)
+        self._outboxes.append(CollectionOutbox(asyncio.get_running_loop(), self.writer, limit))
+        return self._outboxes[-1]
 
     def read(self) -> list[Frame]:
-        """Read what is in the socket, and return all frames so far."""
+        """Send what the socket takes, read it, and return all frames so far."""
+        for outbox in self._outboxes:
+            outbox.flush()
         while True:
             try:
                 packet = self.reader.recv(2 * MAX_PACKET_BYTES)

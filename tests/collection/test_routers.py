@@ -110,6 +110,7 @@ def test_everything_is_stored_when_the_router_stops(start: StartRouter) -> None:
     for body in [*bodies, large]:
         assert router.score("echo", body).status == 200
     assert collected(router) == []
+    wait_until(lambda: router.metric("collection_bytes_total") == 2 * len(large), "the last exchange at the collector")
     assert router.stop() == 0
     events = collected(router)
     assert len(events) == 102
