@@ -57,6 +57,12 @@ from router.cluster.kubernetes.resources import (
     router_pods,
 )
 from router.cluster.kubernetes.scale_writer import ScaleWriter
+from router.cluster.kubernetes.scaling_suspension import (
+    ScalingFacts,
+    ScalingSuspension,
+    SuspensionCause,
+    find_suspensions,
+)
 from router.cluster.kubernetes.service_assembler import DeploymentProblem, ResolvedVersion
 from router.cluster.kubernetes.service_registry import ServiceRegistry
 from router.config.dynamic import ServiceOverlay
@@ -144,11 +150,8 @@ class KubernetesCluster:
         self._tasks: list[asyncio.Task[None]] = []
         self._versions: dict[VersionKey, ResolvedVersion] = {}
         self._keys: dict[NamespacedName, VersionKey] = {}  # by Deployment
-        self._suspended: dict[VersionKey, str] = {}
-        self._paused: set[VersionKey] = set()  # of these, those whose annotation pauses scaling
-        self._on_standby: set[VersionKey] = set()  # of these, those that another release scales
+        self._suspended: dict[VersionKey, ScalingSuspension] = {}
         self._in_charge: set[VersionKey] = set()  # those that this router serves, unless it observes them
-        self._hpa_of: dict[VersionKey, Hpa] = {}
         self._changed_deployments: set[NamespacedName] = set()
         served = tuple(namespaces) or ("",)
         self.informers.add(DEPLOYMENTS, served, self._on_deployment_changed)
@@ -348,36 +351,16 @@ class KubernetesCluster:
             self._listener.replicas_changed_externally(key, replicas)
 
     def _update_suspensions(self) -> None:
-        """Suspend scaling of the versions that another release or controller scales, whose scaling settings are
-        invalid, or whose scaling is paused."""
-        hpas = {NamespacedName(hpa.namespace, hpa.target_deployment): hpa for hpa in self._hpas()}
-        now, today = time.monotonic(), datetime.now(UTC)
-        suspended: dict[VersionKey, str] = {}
-        self._hpa_of = {}
-        self._paused, self._on_standby = set(), set()
-        holders = self._claims.other_holders()
-        for key, version in self._versions.items():
-            name = name_of(version.deployment)
-            hpa, state = hpas.get(name), self._writer.state_of(name)
-            if name.namespace in holders:
-                self._on_standby.add(key)
-                suspended[key] = f"scaled by the release {holders[name.namespace]}"
-            elif hpa is not None:
-                self._hpa_of[key] = hpa
-                suspended[key] = str(hpa)
-            elif not version.is_scalable:
-                suspended[key] = "its scaling annotations have never been valid"
-            elif version.scaling_paused_until is not None and today < version.scaling_paused_until:
-                self._paused.add(key)
-                suspended[key] = f"paused until {version.scaling_paused_until.isoformat()}"
-            elif state is not None and now < state.backs_off_until:
-                suspended[key] = "a competing controller writes the number of replicas"
+        """Find out which versions are not scaled, and report changes."""
+        backing_off = self._writer.backing_off(time.monotonic())
+        facts = ScalingFacts(self._claims.other_holders(), self._hpas(), backing_off)
+        suspended = find_suspensions(self._versions, facts, datetime.now(UTC))
         before, self._suspended = self._suspended, suspended
         for key in before.keys() ^ suspended.keys():
             if key in suspended and (state := self._writer.state_of(self._name_of(key))) is not None:
                 state.clear_desired()
             if self._listener is not None and key in self._versions:
-                self._listener.scaling_suspended(key, suspended.get(key))
+                self._listener.scaling_suspended(key, suspended[key].reason if key in suspended else None)
 
     def _name_of(self, key: VersionKey) -> NamespacedName:
         return name_of(self._versions[key].deployment)
@@ -431,7 +414,7 @@ class KubernetesCluster:
     def scaling_conflicts(self) -> Collection[VersionKey]:
         """The versions that the router does not scale, except those of another release, and those whose annotation says
         so."""
-        return self._suspended.keys() - self._paused - self._on_standby
+        return {key for key, suspension in self._suspended.items() if suspension.is_conflict}
 
     def _pods_of(self, name: NamespacedName) -> Iterable[Pod]:
         key = self._keys.get(name)
@@ -496,18 +479,17 @@ class KubernetesCluster:
             self.event_recorder.record(
                 problem.deployment, problem.uid, problem.reason, problem.message, service=problem.service
             )
-        for key in self._paused:
-            version = self._versions[key]
-            assert version.scaling_paused_until is not None
-            self.event_recorder.record(
-                self._name_of(key), version.deployment.uid, "ScalingPaused",
-                f"the router does not change the number of replicas until {version.scaling_paused_until.isoformat()}",
-                event_type="Normal",
-            )  # fmt: skip
-        for key, hpa in self._hpa_of.items():
-            deployment = self._versions[key].deployment
-            self.event_recorder.record(
-                name_of(deployment), deployment.uid, "ScaledByOther",
-                f"{hpa} scales this Deployment, so the router does not. If the router should scale it, by the requests "
-                "that it receives, delete the autoscaler.",
-            )  # fmt: skip
+        for key, suspension in self._suspended.items():
+            deployment, paused_until = self._versions[key].deployment, self._versions[key].scaling_paused_until
+            if suspension.cause is SuspensionCause.PAUSED and paused_until is not None:
+                self.event_recorder.record(
+                    name_of(deployment), deployment.uid, "ScalingPaused",
+                    f"the router does not change the number of replicas until {paused_until.isoformat()}",
+                    event_type="Normal",
+                )  # fmt: skip
+            elif suspension.cause is SuspensionCause.HPA:
+                self.event_recorder.record(
+                    name_of(deployment), deployment.uid, "ScaledByOther",
+                    f"{suspension.reason} scales this Deployment, so the router does not. If the router should scale "
+                    "it, by the requests that it receives, delete the autoscaler.",
+                )  # fmt: skip

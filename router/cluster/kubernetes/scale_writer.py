@@ -55,6 +55,10 @@ class ScaleWriter:
         """Return the replica count state of a Deployment, None if the Deployment was not added."""
         return self._states.get(name)
 
+    def backing_off(self, now: float) -> frozenset[NamespacedName]:
+        """Return the Deployments that are not written for a while, because a competing controller undoes the writes."""
+        return frozenset(name for name, state in self._states.items() if now < state.backs_off_until)
+
     def add(self, name: NamespacedName, state: ReplicaCountState) -> None:
         """Add a Deployment. `set_desired` has no effect before that."""
         self._states[name] = state
