@@ -35,6 +35,7 @@ HOT_PATH = (
     "router/gateway/own_headers.py",
     "router/gateway/pool.py",
     "router/gateway/replica_connection.py",
+    "router/gateway/replica_health.py",
     "router/gateway/request.py",
     "router/gateway/request_reader.py",
     "router/gateway/routes.py",

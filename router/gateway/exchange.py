@@ -40,9 +40,9 @@ from router.gateway.admission import (
 )
 from router.gateway.buffers import buffered_size, merge_small_pieces
 from router.gateway.context import GatewayContext
-from router.gateway.outliers import CLOSED, HALF_OPEN, INVALID, ON_TRIAL, TIMEOUT
 from router.gateway.own_headers import add_request_lines, response_lines, timing_line
 from router.gateway.pool import ReplicaPool
+from router.gateway.replica_health import CLOSED, HALF_OPEN, INVALID, ON_TRIAL, TIMEOUT
 from router.gateway.request import Request
 from router.gateway.routes import VersionRoute
 from router.gateway.timeouts import TimeoutList

@@ -8,8 +8,8 @@ from time import monotonic
 
 from router.config.router import RouterSettings
 from router.gateway.connecting import open_replica_connection
-from router.gateway.outliers import ReplicaHealth
 from router.gateway.replica_connection import ReplicaConnection
+from router.gateway.replica_health import ReplicaHealth
 from router.gateway.turns import TurnQueue
 from router.http.header_rules import HeaderRules
 from router.http.streams import ReplicaStream

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from router.auth.credentials import AUTHORIZATION
 from router.auth.keys import KeyCheck
 from router.collection.outbox import collection_rule
-from router.gateway.outliers import REFUSING, OutlierDetector
+from router.gateway.outliers import OutlierDetector
 from router.gateway.pool import ReplicaPool
 from router.gateway.refused_ids import RefusedIds
+from router.gateway.replica_health import REFUSING
 from router.gateway.suspensions import Suspensions
 from router.gateway.timeouts import TimeoutList
 from router.http.location import PublicPath

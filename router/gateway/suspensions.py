@@ -18,18 +18,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from router.gateway.outliers import (
-    AVOIDED,
-    EJECTED,
-    HALF_OPEN,
-    IN_USE,
-    ON_TRIAL,
-    REFUSED,
-    REFUSING,
-    OutlierDetector,
-    Suspension,
-)
+from router.gateway.outliers import OutlierDetector, Suspension
 from router.gateway.pool import FIRST_SUSPENSION_SECONDS, ReplicaPool
+from router.gateway.replica_health import AVOIDED, EJECTED, HALF_OPEN, IN_USE, ON_TRIAL, REFUSED, REFUSING
 from router.http.streams import ReplicaStream
 from router.model.services import VersionKey
 from router.slots.lease_cache import LeaseCache

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from router.gateway.outliers import HALF_OPEN, IN_USE
+from router.gateway.replica_health import HALF_OPEN, IN_USE
 from tests.gateway.harness import GatewayHarness, ScriptedReplica, open_descriptors
 from tests.gateway.http_connection import Connection, get, ok, ok_chunked, post, post_chunked, run_loop
 

@@ -11,20 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.config.service import parse_service
-from router.gateway.outliers import (
+from router.gateway.outliers import FIRST_AVOIDANCE_SECONDS, OutlierDetector, Suspension
+from router.gateway.replica_health import (
     AVOIDED,
     CLOSED,
     EJECTED,
-    FIRST_AVOIDANCE_SECONDS,
     HALF_OPEN,
     IN_USE,
     INVALID,
     ON_TRIAL,
     REFUSING,
     TIMEOUT,
-    OutlierDetector,
     ReplicaHealth,
-    Suspension,
 )
 
 SETTINGS = parse_service("iris", {"num_replicas": 1, "auth_enabled": False}).versions[0]

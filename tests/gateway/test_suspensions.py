@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from router.gateway.outliers import HALF_OPEN, IN_USE, ON_TRIAL, REFUSING, ReplicaHealth
+from router.gateway.replica_health import HALF_OPEN, IN_USE, ON_TRIAL, REFUSING, ReplicaHealth
 from router.model.services import ReplicaState
 from tests.gateway.harness import GatewayHarness, Script, ScriptedReplica
 from tests.gateway.http_connection import Connection, ok, post
