@@ -236,7 +236,7 @@ def test_layers_in_architecture_are_those_of_the_import_contract() -> None:
     ("file", "path_pattern"),
     [
         ("CONTRIBUTING.md", r"`((?:router|tests|deploy|benchmarks|docs)/[\w./-]+)`"),
-        (".ci/run", r"(?<!/)\btests/[\w./-]+"),
+        (".ci/run", r"(?<!/)\btests/(?![\w/]*\.venv)[\w./-]+"),  # environments are made there
     ],
 )
 def test_paths_exist(file: str, path_pattern: str) -> None:
