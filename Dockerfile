@@ -31,10 +31,11 @@ RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf 
     && useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/azureml-fe --shell /usr/sbin/nologin azureml-fe \
     && install --directory --owner=10001 --group=0 --mode=0770 /var/lib/azureml-fe
 COPY --from=build /opt/azureml-fe /opt/azureml-fe
-# Write the byte code of all modules that a router imports, the base image's included: user 10001 cannot. Workers run with -O.
+# Write the byte code of all modules that a router imports, the base image's included: user 10001 cannot. Workers and the
+# collector run with -O.
 RUN cd /opt/azureml-fe/bin \
     && ./python -c "import router.cli.main, router.cli.local, router.cli.serve" \
-    && ./python -O -c "import router.workers.main"
+    && ./python -O -c "import router.workers.main, router.collection.main"
 # Nothing outside the container could reach 127.0.0.1.
 ENV PATH="/opt/azureml-fe/bin:$PATH" \
     PYTHONUNBUFFERED=1 \

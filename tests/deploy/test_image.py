@@ -1,6 +1,7 @@
 """What the image's environment is reduced to still works."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,15 @@ def test_pinned_versions_are_those_that_the_package_allows() -> None:
         required = Requirement(text)
         (version,) = pinned[canonicalize_name(required.name)]
         assert required.specifier.contains(version.version, prereleases=True), text
+
+
+def test_image_has_byte_code_of_all_processes() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
+    spawned = set(re.findall(r"""\bspawn\(\s*"([\w.]+)\"""", sources))
+    imported = re.search(r"\./python -O -c \"import ([^\"]+)\"", (ROOT / "Dockerfile").read_text())
+    assert imported is not None
+    assert len(spawned) >= 2
+    assert spawned == set(imported[1].split(", "))
 
 
 def directory_size(directory: Path) -> int:
