@@ -21,12 +21,12 @@ import uvloop
 
 from router.cli.dynamic import make_local_dynamic_config
 from router.cli.foreground import ForegroundRouter
-from router.cli.joining import JoiningRouter
+from router.cli.joining import JoiningRouter, JoiningSources
 from router.cli.run import bind_peer_listener
 from router.cli.trial import Trial, trial_of
 from router.cluster.local import example_path
 from router.cluster.local.cluster import LocalCluster
-from router.cluster.local.config_file import LocalConfig, check_local_settings
+from router.cluster.local.config_file import LocalConfig
 from router.cluster.local.service_files import FileIdentity, ServiceFiles
 from router.config.dynamic import NO_DYNAMIC_SETTINGS, DynamicSettings
 from router.config.router import SourcedSettings, environment_name, load_sourced_settings
@@ -51,13 +51,17 @@ def run_local(files: ServiceFiles | None, flags: Mapping[str, object], peers: Se
     slots. Raises SettingsError or OSError if the router cannot start.
     """
     if peers:
-        configured = load_sourced_settings(environ=os.environ, flags=flags)
-        settings = configured.settings
-        check_local_settings(settings)
+        joining = JoiningSources(flags)
+        settings = joining.load().settings
         log.configure(settings.log_level, sys.stderr, human=sys.stderr.isatty())
+        dynamic = make_local_dynamic_config(settings)
+        if dynamic is not None:
+            asyncio.run(dynamic.load(joining.check))
+            settings = joining.load(dynamic.settings).settings
+            log.set_level(settings.log_level)
         port = settings.peer_port if _is_set("peer_port", flags) else 0
         peer_socket = bind_peer_listener(settings.host, port)
-        return uvloop.run(JoiningRouter(peers, configured, peer_socket, sys.stderr).run())
+        return uvloop.run(JoiningRouter(peers, joining, dynamic, peer_socket, sys.stderr).run())
     files = files or ServiceFiles([example_path()])
     identity = files.identity()
     sources = LocalSources(files, flags)

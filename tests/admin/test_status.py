@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +142,21 @@ def test_page_shows_services_and_follows_changes(start: StartRouter) -> None:
         page.wait_until(f"{SERVICES}.join() === 'new'")
         page.wait_until("document.getElementById('errors').classList.contains('hidden')")
         router.write_config({})
+
+
+@pytest.mark.needs("chromium")
+def test_page_shows_settings_with_their_sources_and_changes(start: StartRouter, tmp_path: Path) -> None:
+    source = tmp_path / "dynamic.yaml"
+    source.write_text("router: {max_headers: 50}")
+    services = {"free": open_echo_service()}
+    router = start(services, dynamic_config_file=str(source), dynamic_config_poll_seconds=0.5)
+    with open_page(router) as page:
+        page.wait_until(text_of("#settings") + f".includes('max_headers50{source}, line 1: router')")
+        page.wait_until(text_of("#dynamic") + f".startsWith('Dynamic configuration: {source}, version ')")
+        source.write_text("router: {max_headers: 60}")
+        page.wait_until(text_of("#changes") + f".includes('max_headers: 50 -> 60 ({source}, line 1: router)')")
+        router.write_config(services, drain_seconds=7)
+        page.wait_until(text_of("#settings") + ".includes('60 (at the next start: 7)')")
 
 
 @pytest.mark.needs("chromium")

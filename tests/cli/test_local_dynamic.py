@@ -10,7 +10,7 @@ import pytest
 
 from router.cli.main import main
 from tests.processes import send_request, wait_until
-from tests.routers import Router, StartRouter, open_echo_service
+from tests.routers import Router, StartRouter, joined_router, open_echo_service
 
 VALID = {"router": {"max_payload_bytes": 15}, "services": {"echo": {"scoring_timeout_ms": 50}}}
 
@@ -181,3 +181,16 @@ def test_config_show_prints_values_with_their_sources(
     assert "did you mean echo?" in capsys.readouterr().err
     assert main(["config", "show", "http://127.0.0.1:1"]) == 1
     assert "Connection refused" in capsys.readouterr().err
+
+
+def test_joined_router_applies_settings_of_the_router(start: StartRouter, source: Path) -> None:
+    write(source, VALID)
+    router = start({"echo": open_echo_service()})
+    with joined_router(router, dynamic_config_file=source, dynamic_config_poll_seconds=0.5) as port:
+
+        def status() -> int:
+            return send_request(port, "/api/v1/service/echo/score", b"x" * 20).status
+
+        wait_until(lambda: status() == 413, "the dynamic configuration")
+        write(source, {"router": {"max_payload_bytes": 100}})
+        wait_until(lambda: status() == 200, "the changed one")

@@ -154,6 +154,7 @@ function draw() {
   drawTotals(status, timeline && timeline.total);
   arrange();
   drawActivity(status);
+  drawSettings(status);
 }
 
 // Updates.

@@ -219,3 +219,16 @@ function drawActivity(status) {
     table([["Router"], ["Connection"], ["Manages", "n"], ["TLS", "n"]], status.peers.map(each =>
       [each.name, standing(each), count(each.services_owned, "service"), each.encrypted ? "yes" : "no"]))]);
 }
+
+function drawSettings(status) {
+  const { settings, dynamic_config: dynamic } = status, changes = status.config_changes.slice(0, 10);
+  $("configuration").classList.toggle("hidden", !settings.length && !dynamic && !changes.length);
+  redraw($("dynamic"), dynamic, () => dynamic ? h("div", "small", h("b", "", "Dynamic configuration: "), dynamic.source, h("span", "muted",
+    dynamic.applied_at ? `, version ${dynamic.etag} since ${clock(dynamic.applied_at)}` : ", none in effect")) : []);
+  redraw($("settings"), settings, () => table([["Setting", "nowrap"], ["Value"], ["Source", "text"]], settings.map(each => [each.name,
+    settingText(each.value) + ("at_next_start" in each ? ` (at the next start: ${settingText(each.at_next_start)})` : ""),
+    h("span", "muted", each.source)]), true));
+  redraw($("changes"), changes, () => changes.length ? [h("h2", "", "Latest changes"), ...changes.map(each =>
+    h("div", "small", h("span", "muted nowrap", clock(each.time) + " "), each.change))] : []);
+}
+const settingText = value => value === null ? "none" : Array.isArray(value) ? value.join(",") || "none" : String(value);
