@@ -3,6 +3,7 @@
 #   docker build -t azureml-fe --build-arg COMPILE=0 .                 everything interpreted
 #   docker build -t azureml-fe --build-arg EXTRAS='[otel]' .           with traces and pushed metrics over OTLP
 #   docker build -t azureml-fe --build-arg EXTRAS='[azure-monitor]' .  with Application Insights
+#   docker build -t azureml-fe --build-arg EXTRAS='[azure]' .          with collected data in Azure Blob Storage
 #   docker build -t azureml-fe --build-arg EXTRAS='[example]' .        with the server for entry scripts
 #   docker build -t azureml-fe --build-arg BASE=python@sha256:... .    with a base image that does not change
 
