@@ -51,6 +51,9 @@ class KeyReader:
         if key is not None and not isinstance(key.value, str):
             self._reject(path, "must be a single value")
             return None
+        if key is not None and "\0" in key.value:
+            self._reject(path, "must not contain the character NUL")
+            return None
         return key
 
     def mapping(self, path: KeyPath) -> dict[str, Key] | None:

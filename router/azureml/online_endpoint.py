@@ -4,6 +4,7 @@ Names, meanings and defaults of keys are those of the schemas of azure-ai-ml and
 endpoint is a service, a deployment one of its versions.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -64,8 +65,10 @@ _MEANINGLESS: tuple[KeyPath, ...] = tuple(
 )
 
 _MODEL_REFERENCE = re.compile(r"azureml:([A-Za-z0-9._-]+)[:@]([A-Za-z0-9._-]+)")
-_CPU = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m?)", re.ASCII)
-_MEMORY = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKMGT]i?|)", re.ASCII)
+_CPU = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(m?)", re.ASCII)
+_MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kKMGT]i?|)", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+_PERCENT = re.compile(r"[0-9]{1,3}", re.ASCII)
 _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
 _GIGABYTE = 2**30
 
@@ -149,7 +152,8 @@ def read_endpoint(
 def _with_traffic(versions: Mapping[str, DeclaredVersion], traffic: Mapping[str, Key]) -> Iterable[DeclaredVersion]:
     """Yield the versions with their shares. The one with the largest share is the default, which gets the rest. Without
     shares it is the first one."""
-    shares = {name: int(key.value) for name, key in traffic.items() if name in versions and key.value.isdecimal()}
+    given = {name: key.value for name, key in traffic.items() if name in versions}
+    shares = {name: int(text) for name, text in given.items() if _PERCENT.fullmatch(text)}
     default = max(shares, key=lambda name: shares[name]) if any(shares.values()) else None
     first = next(iter(versions), None)
     for name, version in versions.items():
@@ -350,7 +354,7 @@ def _route(reader: KeyReader, name: str, errors: ErrorCollector) -> Route | None
     path, port = reader.text((*base, "path")), reader.text((*base, "port"))
     if path is None and port is None:
         return None
-    if path is None or port is None or not port.value.isdecimal() or not 0 < int(port.value) < 65536:
+    if path is None or port is None or not _PORT.fullmatch(port.value) or not 0 < int(port.value) < 65536:
         given = path or port
         problem = "must have a path, and a port from 1 to 65535"
         errors.add(SettingsError(".".join(base), None, problem, given.where if given else reader.file))
@@ -383,7 +387,7 @@ def _read_model(reader: KeyReader, directory: Path) -> _Model:
     if kind is not None and kind.value == _TRITON:
         reader.losses.append(loss_of(kind, "Azure ML has an image of Triton for it; here, environment.image names one"))
     local = None if ":" in path.value else (directory / path.value).resolve()
-    has_format = local is not None and (local / "MLmodel").is_file()
+    has_format = local is not None and os.path.isfile(local / "MLmodel")  # False for names that are too long
     return _Model(path, of_all, local, has_format or (kind is not None and kind.value.startswith("mlflow")))
 
 
@@ -401,7 +405,7 @@ def _required(reader: KeyReader, path: KeyPath, document: YamlDocument, errors: 
 
 
 def _percent(key: Key, errors: ErrorCollector) -> int | None:
-    if key.value.isdecimal() and int(key.value) <= 100:
+    if _PERCENT.fullmatch(key.value) and int(key.value) <= 100:
         return int(key.value)
     errors.add(SettingsError(key.name, key.value, "must be a whole number from 0 to 100", key.where))
     return None

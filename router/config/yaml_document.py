@@ -159,7 +159,7 @@ class _Converter:
         if isinstance(node, yaml.SequenceNode):
             return [self._convert_at(item, (*path, str(index)), item) for index, item in enumerate(node.value)]
         is_null = isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
-        return None if is_null else str(node.value)
+        return None if is_null else _without_surrogates(str(node.value))
 
     def _convert_mapping(self, node: yaml.MappingNode, path: SettingPath) -> dict[str, object]:
         values: dict[str, object] = {}
@@ -177,6 +177,14 @@ class _Converter:
 
     def _error(self, node: yaml.Node, problem: str) -> SettingsError:
         return SettingsError("file", None, problem, _location(self.file, node.start_mark.line + 1))
+
+
+def _without_surrogates(text: str) -> str:
+    """Return the text with the characters that pairs of surrogates stand for, as JSON escapes them, and with U+FFFD for
+    other surrogates, which cannot be written."""
+    if text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _location(file: str, line: int) -> str:

@@ -17,6 +17,7 @@ from router.cluster.kubernetes.service_registry import ServiceRegistry
 from router.cluster.local.config_file import parse_local_config
 from router.cluster.local.declared_services import local_document
 from router.config.schema import SettingsError
+from router.config.yaml_document import dump_yaml
 from tests.azureml.published import CASES, document_of, files_of, leaves
 
 # Keys without any effect: they say where a file belongs, and how Azure stores it.
@@ -46,6 +47,7 @@ def outcome(paths: list[Path]) -> Outcome:
     except SettingsError as error:
         return (str(error),)
     losses = {(loss.key, loss.reason) for loss in (*local.losses, *manifests.losses)}
+    dump_yaml([local.values, manifests.objects]).encode()
     return json.dumps(local.values), json.dumps(manifests.objects), losses
 
 
@@ -93,6 +95,38 @@ def test_every_key_has_an_effect_or_is_listed(case: str, tmp_path: Path) -> None
                 forgotten.append(f"{path.name}: {key}")
         path.write_text(text)
     assert forgotten == []
+
+
+STRANGE: tuple[Any, ...] = (
+    None,
+    [],
+    ["a", {"b": []}],
+    {"a": {"b": "c"}},
+    "",
+    "-1",
+    "9" * 300,
+    "1e999",
+    "\u0663",
+    "a\nb: c",
+    "/../..",
+)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_strange_values_cause_only_errors_of_settings(case: str, tmp_path: Path) -> None:
+    for path in files_of(case, tmp_path):
+        text, document = path.read_text(), document_of(path)
+        places = {leaf[:depth] for leaf in leaves(document) for depth in range(1, len(leaf) + 1)}
+        for place in sorted(places):
+            for value in STRANGE:
+                other = copy.deepcopy(document)
+                parent = other
+                for part in place[:-1]:
+                    parent = parent[part]
+                parent[place[-1]] = value
+                path.write_text(json.dumps(other) if path.suffix == ".json" else yaml.safe_dump(other))
+                outcome([path])
+        path.write_text(text)
 
 
 @pytest.mark.parametrize("case", CASES)

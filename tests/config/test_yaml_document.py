@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from router.config.schema import SettingsError
-from router.config.yaml_document import MAX_BYTES, YamlDocument, read_yaml
+from router.config.yaml_document import MAX_BYTES, YamlDocument, read_json, read_yaml
 
 
 @pytest.fixture
@@ -55,6 +55,23 @@ def test_location_is_the_line_of_the_value_or_of_its_nearest_parent(file: Path) 
     assert document.locate(("a", "c", "1", "y")) == f"{file}, line 5"
     assert document.locate(("a", "missing", "deeper")) == f"{file}, line 1"
     assert document.locate(("missing",)) == document.locate(()) == str(file)
+
+
+def test_escaped_surrogates_are_characters(file: Path) -> None:
+    text = r'{"a": "\ud83d\ude00", "b": "\ud83d", "c": "\u00e9"}'
+    expected = {"a": "\N{GRINNING FACE}", "b": "\N{REPLACEMENT CHARACTER}", "c": "\u00e9"}
+    assert read(file, text).values == expected
+    assert read_json(file).values == expected
+
+
+def test_json_has_lines_and_text(file: Path) -> None:
+    file.write_text('{\n\t"a": 01,\n\t"b": [true, null, 1.50]}')
+    with pytest.raises(SettingsError, match="line 2: file: is not JSON: "):
+        read_json(file)
+    file.write_text('{\n\t"a": 1,\n\t"b": [true, null, 1.50, "a\\tb"]}')
+    document = read_json(file)
+    assert document.values == {"a": "1", "b": ["true", None, "1.50", "a\tb"]}
+    assert document.locate(("b", "2")) == f"{file}, line 3"
 
 
 def test_aliases_are_expanded(file: Path) -> None:

@@ -214,11 +214,7 @@ class _DeploymentBuilder:
         program = self._program
         paths = {}
         if program.entry_script is not None:
-            root = program.source_directory or program.entry_script.parent
-            files = program.source_directory or program.entry_script
-            if self._mount("code", files, root, _CODE, program.script):
-                paths = {"AML_APP_ROOT": str(_CODE)}
-            paths["AZUREML_ENTRY_SCRIPT"] = program.entry_script.resolve().relative_to(root.resolve()).as_posix()
+            paths = self._code_paths(program.entry_script, program.source_directory)
         if program.model is None:
             return paths
         given = program.model_mount_path
@@ -229,6 +225,20 @@ class _DeploymentBuilder:
         else:
             self._mount("model", path, path.parent, directory, program.model)
         return paths | {"AZUREML_MODEL_DIR": str(directory)}
+
+    def _code_paths(self, script: Path, source_directory: Path | None) -> dict[str, str]:
+        """Mount the entry script, and return its environment variables."""
+        root = source_directory or script.parent
+        key = self._program.script
+        assert key is not None, "the path comes from it"
+        if not script.resolve().is_relative_to(root.resolve()):
+            problem = f"must be a file below the source directory {root}"
+            self.errors.add(SettingsError(key.name, key.value, problem, key.where))
+            return {}
+        paths = {"AZUREML_ENTRY_SCRIPT": script.resolve().relative_to(root.resolve()).as_posix()}
+        if self._mount("code", source_directory or script, root, _CODE, key):
+            paths["AML_APP_ROOT"] = str(_CODE)
+        return paths
 
     def _lose_model(self, reason: str) -> None:
         assert self._program.model is not None, "otherwise nothing is lost"
