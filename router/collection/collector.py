@@ -25,7 +25,7 @@ from router.model.services import VersionKey
 _TICK_SECONDS = 0.05
 _REPORT_TICKS = 10
 _PACKETS_PER_TURN = 64
-_FALLBACK_SECONDS = 2.0
+_FALLBACK_SECONDS = 4.0
 """Time for the rest to be written to the folder, after the time for the storage."""
 
 

@@ -89,7 +89,7 @@ def test_lines_and_large_bodies_are_stored_in_the_container(
 def test_two_routers_with_two_workers_each_share_a_container(
     start: StartRouter, azurite: Azurite, tmp_path: Path
 ) -> None:
-    shared = settings(azurite, tmp_path, workers=2)
+    shared = settings(azurite, tmp_path, workers=2, drain_seconds=15)
     router = start(ECHO, **shared)
     ids: list[str] = []
     with joined_router(router, **shared) as port:
