@@ -12,7 +12,6 @@ from router.model.services import VersionKey
 
 _OUTPUT_LINES = 10
 _TRACEBACK_LINES = 6
-_LINES_AFTER_TRACEBACK = 3
 
 
 class StartFailure(NamedTuple):
@@ -39,7 +38,7 @@ def excerpt(output: str, traceback: Sequence[str] = ()) -> tuple[str, ...]:
     lines = [line.rstrip() for line in output.splitlines() if line.strip()][-_OUTPUT_LINES:]
     if traceback and traceback[-1].rstrip() not in lines:
         cause = [line.rstrip() for line in traceback if line.strip()][-_TRACEBACK_LINES:]
-        lines = [*cause, "...", *lines[-_LINES_AFTER_TRACEBACK:]]
+        lines = [*cause, "...", *lines[len(cause) + 1 - _OUTPUT_LINES :]]
     return tuple(lines)
 
 

@@ -63,3 +63,10 @@ def test_excerpt_has_the_traceback_that_is_followed_by_much_output() -> None:
         *traceback[-6:], "...", *after[-3:],
     )  # fmt: skip
     assert excerpt("\n".join((*traceback, *after[:2])), traceback) == (*traceback[-8:], *after[:2])
+
+
+def test_short_traceback_leaves_more_lines_of_the_output() -> None:
+    output = "\n".join(f"line {number}" for number in range(20))
+    lines = excerpt(output, ("Traceback:", "ValueError: no weights"))
+    assert lines[:3] == ("Traceback:", "ValueError: no weights", "...")
+    assert lines[3:] == tuple(f"line {number}" for number in range(13, 20))
