@@ -12,8 +12,8 @@ import pytest
 
 from router.auth.issuers import ISSUER_SETTINGS
 from router.cli.main import main
-from router.cluster.local.config_file import load_local_config
 from router.cluster.local.launch import LAUNCH_SETTINGS
+from router.cluster.local.service_files import ServiceFiles
 from router.config.router import ROUTER_SETTINGS
 from router.config.service_settings import SERVICE_SETTINGS, VERSION_SETTINGS
 
@@ -180,7 +180,7 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
         for script in re.findall(r"entry_script: ([\w.]+)", text):
             (tmp_path / script).touch()
         (tmp_path / "models.yaml").write_text(text)
-        configs.append(load_local_config(tmp_path / "models.yaml"))
+        configs.append(ServiceFiles([tmp_path / "models.yaml"]).load())
     first, models, tokens = configs
     assert set(first.services) == {"iris", "resnet"}
     assert set(models.services) == {"iris", "resnet", "remote", "ab"}

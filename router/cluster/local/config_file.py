@@ -48,23 +48,6 @@ class LocalConfig:
     """Keys of Azure ML's files that have no counterpart here, each with the reason."""
 
 
-def load_local_config(
-    path: Path,
-    *,
-    environ: Mapping[str, str] | None = None,
-    flags: Mapping[str, object] | None = None,
-    dynamic: DynamicSettings = NO_DYNAMIC_SETTINGS,
-) -> LocalConfig:
-    """Return the validated content of the file at `path`, which is not one of Azure ML. The services have the settings
-    of the dynamic configuration.
-
-    `environ` and `flags` matter for rules between settings of the router, and for `compatibility`, which selects the
-    defaults of services. Raises `SettingsError` for all errors, each with file, line and setting.
-    """
-    directory = directory_of(path)
-    return parse_local_config(read_yaml(path), directory, environ=environ, flags=flags, dynamic=dynamic)
-
-
 def parse_local_config(
     document: Document,
     directory: Path,
@@ -73,7 +56,12 @@ def parse_local_config(
     flags: Mapping[str, object] | None = None,
     dynamic: DynamicSettings = NO_DYNAMIC_SETTINGS,
 ) -> LocalConfig:
-    """Return the validated content of a document, whose paths are relative to `directory`; see `load_local_config`."""
+    """Return the validated content of a document, whose paths are relative to `directory`. The services have the
+    settings of the dynamic configuration.
+
+    `environ` and `flags` matter for rules between settings of the router, and for `compatibility`, which selects the
+    defaults of services. Raises `SettingsError` for all errors, each with file, line and setting.
+    """
     errors = ErrorCollector()
     sections = _sections(document, _SECTIONS, errors)
     router = RouterSection({}, {})

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from router.cluster.local.cluster import LocalCluster
-from router.cluster.local.config_file import LocalConfig, load_local_config
+from router.cluster.local.config_file import LocalConfig
 from router.cluster.local.launch import LaunchSettings
+from router.cluster.local.service_files import ServiceFiles
 from router.model.services import Replica, ReplicaState, Service, VersionKey
 from tests.processes import ECHO_SERVER, TIMEOUT_SECONDS, pids_with
 
@@ -29,7 +30,7 @@ def config_of(directory: Path, text: str) -> LocalConfig:
     """Return the parsed content of a local file with this text."""
     path = directory / "local.yaml"
     path.write_text(textwrap.dedent(text))
-    return load_local_config(path)
+    return ServiceFiles([path]).load()
 
 
 def launch_settings(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from router.cluster.local.config_file import LocalConfig, load_local_config
+from router.cluster.local.config_file import LocalConfig
 from router.cluster.local.launch import LaunchSettings
+from router.cluster.local.service_files import ServiceFiles
 from router.config.router import load_settings
 from router.config.schema import SettingsError
 from tests.cluster.local.helpers import launch_settings
@@ -19,7 +20,7 @@ def directory(tmp_path: Path) -> Path:
 
 def load(directory: Path, text: str) -> LocalConfig:
     (directory / "m.yaml").write_text(text)
-    return load_local_config(directory / "m.yaml")
+    return ServiceFiles([directory / "m.yaml"]).load()
 
 
 def load_launch(directory: Path, settings: str) -> LaunchSettings:
@@ -88,7 +89,7 @@ def test_documented_example_is_read(directory: Path) -> None:
 def test_relative_paths_are_relative_to_the_file(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(directory, "services: {iris: {entry_script: score.py}}\nrouter: {state_dir: state}")
     monkeypatch.chdir(directory.parent)
-    config = load_local_config(Path(directory.name, "m.yaml"))
+    config = ServiceFiles([Path(directory.name, "m.yaml")]).load()
     assert config.launches["iris", "default"].entry_script == directory / "score.py"
     assert config.launches["iris", "default"].directory == directory
     assert load_settings(environ={}, file=config.router).state_dir == directory / "state"
@@ -98,7 +99,7 @@ def test_linked_file_uses_the_directory_of_the_link(directory: Path) -> None:
     (directory / "real").mkdir()
     (directory / "real" / "m.yaml").write_text("services: {iris: {entry_script: score.py}}")
     (directory / "m.yaml").symlink_to(directory / "real" / "m.yaml")
-    assert load_local_config(directory / "m.yaml").launches["iris", "default"].directory == directory
+    assert ServiceFiles([directory / "m.yaml"]).load().launches["iris", "default"].directory == directory
 
 
 @pytest.mark.parametrize("state", ["/state", "~/state"])
@@ -373,7 +374,7 @@ def test_compatibility_v2_changes_the_defaults_of_services(directory: Path) -> N
     text = "services: {iris: {entry_script: score.py}}\nrouter: {compatibility: v2}"
     version = load(directory, text).services["iris"].default_version
     assert (version.autoscale_max_replicas, version.scoring_timeout_ms) == (1, 5_000)
-    config = load_local_config(directory / "m.yaml", environ={"AZUREML_FE_COMPATIBILITY": "v1"})
+    config = ServiceFiles([directory / "m.yaml"]).load(environ={"AZUREML_FE_COMPATIBILITY": "v1"})
     assert config.services["iris"].default_version.autoscale_max_replicas == 10
 
 

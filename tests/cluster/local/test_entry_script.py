@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from router.cluster.local.config_file import load_local_config
 from router.cluster.local.program import check_program_runs, check_server_installed
+from router.cluster.local.service_files import ServiceFiles
 from router.config.schema import SettingsError
 from router.model.services import VersionKey
 from tests.cluster.local.helpers import launch_settings, running_cluster
@@ -33,7 +33,7 @@ async def score(directory: Path, settings: str) -> dict[str, object]:
     (directory / "local.yaml").write_text(
         f"services: {{iris: {{entry_script: score.py, num_replicas: 1, {settings}}}}}"
     )
-    async with running_cluster(load_local_config(directory / "local.yaml"), directory / "state") as (_, listener):
+    async with running_cluster(ServiceFiles([directory / "local.yaml"]).load(), directory / "state") as (_, listener):
         await listener.wait_until(lambda: listener.ready("iris") or listener.fields_of("replica cannot start"))
         assert not listener.fields_of("replica cannot start")
         response = send_request(listener.ready("iris")[0].port, "/score", b"{}")
@@ -79,7 +79,7 @@ async def test_entry_script_imports_no_module_of_the_router(tmp_path: Path) -> N
 async def test_description_of_an_entry_script_has_the_path_of_its_service(tmp_path: Path) -> None:
     (tmp_path / "score.py").write_text("def init(): pass\ndef run(data): return 1")
     (tmp_path / "local.yaml").write_text("services: {iris: {entry_script: score.py, num_replicas: 1}}")
-    config = load_local_config(tmp_path / "local.yaml")
+    config = ServiceFiles([tmp_path / "local.yaml"]).load()
     async with running_cluster(config, tmp_path / "state", scoring_prefix="/models/") as (_, listener):
         await listener.wait_until(lambda: listener.ready("iris"))
         port = listener.ready("iris")[0].port

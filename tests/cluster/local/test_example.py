@@ -6,7 +6,7 @@ from pathlib import Path
 
 from router.cli.trial import SAMPLE_REQUEST
 from router.cluster.local import example_path
-from router.cluster.local.config_file import load_local_config
+from router.cluster.local.service_files import ServiceFiles
 from router.model.services import Replica
 from tests.cluster.local.helpers import running_cluster
 from tests.processes import pids_with, send_request
@@ -48,7 +48,7 @@ async def test_example_scores_through_the_inference_server(tmp_path: Path) -> No
             assert result["message"].startswith(message)
 
     key = ("iris", "default")
-    async with running_cluster(load_local_config(example_path()), tmp_path) as (cluster, listener):
+    async with running_cluster(ServiceFiles([example_path()]).load(), tmp_path) as (cluster, listener):
         # Two start at once: one trains the model, the other waits for it.
         cluster.scale(key, 2)
         await listener.wait_until(lambda: len(listener.ready("iris")) == 2)
