@@ -2,7 +2,8 @@
 
 Theory of operation. `CollectionOutbox` gathers frames for some milliseconds, and sends them without waiting. What the
 socket does not take is kept, up to a limit. Above it pieces of bodies are dropped, and the exchange is marked as
-truncated. An exchange that begins while even its metadata has no room is not collected, and counted.
+truncated. An exchange that begins while even its metadata has no room is not collected, and counted. So is one whose
+metadata is too long for a packet.
 
 Compiled by mypyc, and imported by the gateway: it needs none of the collector's libraries.
 """
@@ -45,6 +46,7 @@ from router.telemetry.counters import VersionCounters
 _GATHER_SECONDS: Final = 0.02
 """Time in which frames gather in a packet. A system call, and a collector that wakes up, for each request would cost
 requests more than all else."""
+_MAX_CONTENT_TYPE_BYTES: Final = 1024  # of a response
 _RETRY_SECONDS: Final = 0.1  # after an error of the socket other than a full buffer
 
 
@@ -205,7 +207,7 @@ class ExchangeTap:
         self._outbox = outbox
         self._rule = rule
         self._counters = counters
-        self._number = 0  # none: BEGIN had no room
+        self._number = 0  # none: BEGIN had no room, or is too long for a packet
         self._sent = False
         self._flags = self._request_bytes = self._response_bytes = 0
         self._responding = False
@@ -228,7 +230,7 @@ class ExchangeTap:
                 content_type, *captured,
             ]  # fmt: skip
             payload = join_fields(fields)
-            if not outbox.has_room_for_metadata(len(payload)):
+            if len(payload) > MAX_PIECE_BYTES or not outbox.has_room_for_metadata(len(payload)):
                 return
             self._number = outbox.next_number()
             outbox.put(frame(BEGIN, self._number, payload))
@@ -254,7 +256,7 @@ class ExchangeTap:
         self._responding = True
         if self._number and self._rule.responses:
             _, content_type = _captured(lines, frozenset())
-            fields = [b"%.3f" % time, b"%d" % status, content_type]
+            fields = [b"%.3f" % time, b"%d" % status, content_type[:_MAX_CONTENT_TYPE_BYTES]]
             self._outbox.put(frame(RESPONSE, self._number, join_fields(fields)))
         self.on_response_body(pieces)
 

@@ -142,6 +142,23 @@ async def test_full_buffer_truncates_bodies_and_then_drops_exchanges_without_wai
             assert len(body(received, REQUEST_DATA, exchange)) == 40_000
 
 
+async def test_heads_that_are_too_long_for_a_packet_do_not_stop_others() -> None:
+    with sockets() as pair:
+        counters = VersionCounters()
+        outbox, rule = pair.outbox(), CollectionRule(KEY, PAYLOADS)
+        long_path, long_type = ExchangeTap(outbox, rule, counters), ExchangeTap(outbox, rule, counters)
+        for tap, path, value in ((long_path, b"/" + b"p" * 300_000, b"a/b"), (long_type, b"/score", b"a" * 300_000)):
+            tap.on_request(12.5, b"id", b"POST", path, LINES, [b"1"])
+            tap.on_response(13.0, 200, [b"", b"Content-Type: " + value], [b"2"])
+            tap.on_end(True)
+        score(ExchangeTap(outbox, rule, counters), b"request", b"response")
+        received = pair.read()
+    assert counters.collection_dropped == 2  # those of the long path
+    assert [frame.kind for frame in received if frame.number == 1][-1] == END
+    assert (body(received, RESPONSE_DATA, 1), body(received, RESPONSE_DATA, 2)) == (b"2", b"response")
+    assert outbox.size == 0
+
+
 async def test_events_that_were_not_sent_are_counted_at_the_end() -> None:
     with sockets() as pair:
         counters = VersionCounters()
