@@ -41,7 +41,10 @@ _IMAGE_KEYS: dict[KeyPath, str] = {
     ("environment", "docker", "baseImageRegistry"): "the cluster needs the registry's credentials as a pull Secret",
     ("enableGpu",): "GPUs are gpuCores of the deployment configuration",
     ("cudaVersion",): "CUDA is part of the image",
-    ("environment", "spark"): "the router runs no Spark",
+    ("environment", "docker", "buildContext"): "build the image with the Dockerfile of this context",
+    ("environment", "r"): "R and its packages are part of the image",
+    ("environment", "spark", "packages"): "the router runs no Spark",
+    ("environment", "spark", "repositories"): "the router runs no Spark",
     (
         "environment",
         "docker",
@@ -49,6 +52,14 @@ _IMAGE_KEYS: dict[KeyPath, str] = {
     ): "an emptyDir of the pod with medium: Memory, at /dev/shm, has a size",
     ("environment", "docker", "arguments"): "arguments of docker have no effect in a pod",
 }
+
+_WITHOUT_EFFECT: tuple[KeyPath, ...] = (
+    ("environment", "assetId"),
+    ("environment", "databricks"),
+    ("environment", "docker", "platform"),
+    ("environment", "spark", "precachePackages"),
+)
+"""Parts of each environment that the SDK saves. A web service does not use them."""
 
 
 def read_deployment_config(
@@ -113,6 +124,7 @@ def _read_program(reader: KeyReader, directory: Path, settings: dict[str, Key]) 
     reader.ignore(("runtime",), ("environment", "name"), ("environment", "version"))
     reader.ignore(("environment", "inferencingStackVersion"), ("environment", "python", "interpreterPath"))
     reader.ignore(("environment", "docker", "enabled"), ("environment", "docker", "sharedVolumes"))
+    reader.ignore(*_WITHOUT_EFFECT)
     reader.lose(("schemaFile",), "the entry script declares the schema of its data (inference-schema)")
     if (description := reader.text(("description",))) is not None:
         settings.setdefault("description", description)

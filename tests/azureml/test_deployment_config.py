@@ -181,3 +181,45 @@ def test_packages_of_the_image_are_no_packages_to_install(directory: Path) -> No
 
 def test_deployment_config_alone_has_no_program(directory: Path) -> None:
     assert converted({}).services[0].versions[0].program.kind is ProgramKind.UNKNOWN
+
+
+def test_environment_that_the_sdk_has_saved_has_no_losses(directory: Path) -> None:
+    """`Environment.save_to_directory` of azureml-core writes all parts, used or not."""
+    environment: dict[str, Any] = {
+        "assetId": None,
+        "databricks": {name: [] for name in ("eggLibraries", "jarLibraries", "mavenLibraries", "pypiLibraries")},
+        "docker": {
+            "arguments": [],
+            "baseDockerfile": None,
+            "baseImage": "a/b:1",
+            "baseImageRegistry": {"address": None, "password": None, "registryIdentity": None, "username": None},
+            "buildContext": None,
+            "enabled": False,
+            "platform": {"architecture": "amd64", "os": "Linux"},
+            "sharedVolumes": True,
+            "shmSize": None,
+        },
+        "environmentVariables": {"A": "b"},
+        "inferencingStackVersion": None,
+        "name": "a",
+        "python": {"interpreterPath": "python", "userManagedDependencies": True},
+        "r": None,
+        "spark": {"packages": [], "precachePackages": True, "repositories": []},
+        "version": "1",
+    }
+    assert converted({}, {"entryScript": "score.py", "environment": environment}).losses == ()
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ({"spark": {"packages": [{"artifact": "a"}]}}, "environment.spark.packages: the router runs no Spark"),
+        ({"r": {"rVersion": "3.6"}}, "environment.r: R and its packages"),
+        ({"docker": {"buildContext": {"location": "a"}}}, "environment.docker.buildContext: build the image"),
+    ],
+)
+def test_parts_of_an_environment_that_the_image_needs_are_losses(
+    directory: Path, part: dict[str, Any], reason: str
+) -> None:
+    (loss,) = converted({}, {"entryScript": "score.py", "environment": part}).losses
+    assert reason in str(loss)
