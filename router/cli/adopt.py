@@ -27,7 +27,7 @@ from router.cluster.kubernetes.adoption.record import RECORD_ANNOTATION
 from router.cluster.kubernetes.adoption.wanted import AdoptionOptions, DeclaredAnnotations, GivenSetting
 from router.cluster.kubernetes.manifests import version_annotations
 from router.cluster.kubernetes.objects import name_of
-from router.config.schema import ArgumentError, ErrorCollector
+from router.config.schema import ArgumentError, ErrorCollector, SettingsError
 
 if TYPE_CHECKING:
     from router.cluster.kubernetes.commands import ClusterArguments
@@ -55,7 +55,7 @@ def run_adopt(
         facts = read_facts(cluster)
         write(json.dumps(_list_document(facts)) if as_json else "\n".join(_list_lines(facts)))
         return
-    facts = read_facts(cluster)
+    facts = _read_facts(cluster, errors)
     plans = _plans(arguments, options, facts, errors)
     errors.raise_errors()
     if as_json:
@@ -73,6 +73,17 @@ def run_adopt(
     perform_plans(plans, cluster, lambda plan: write(f"{plan.service}: {plan.stage}"))
     for line in _next_steps(plans):
         write(line)
+
+
+def _read_facts(cluster: ClusterArguments, errors: ErrorCollector) -> ClusterFacts:
+    """Return the facts of the cluster. If it cannot be read, the faults of the arguments are raised nevertheless."""
+    try:
+        return read_facts(cluster)
+    except (SettingsError, OSError) as error:
+        if isinstance(error, SettingsError):
+            errors.add(error)
+        errors.raise_errors()
+        raise
 
 
 # Arguments.
