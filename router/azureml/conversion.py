@@ -23,7 +23,8 @@ def convert_files(paths: Sequence[Path], name: str | None = None) -> Conversion:
 
     `name` replaces the name of the service if there is only one. Without it, a service of v1 has the name of the
     directory of its first file. Raises `SettingsError` for all faults: unreadable and unknown files, values of a wrong
-    type, and files that contradict each other. Values of settings are not checked: `config.service` does that.
+    type, and files that contradict each other. If there are any, also for invalid values of settings. Otherwise the
+    caller passes the settings to `config.service`, as `check_settings` does.
     """
     errors = ErrorCollector()
     documents: dict[FileKind, list[YamlDocument]] = {kind: [] for kind in FileKind}
@@ -46,9 +47,13 @@ def convert_files(paths: Sequence[Path], name: str | None = None) -> Conversion:
             problem = f"allowed for one service only; the files declare {', '.join(each.name for each in services)}"
             errors.add(SettingsError("--name", name, problem))
         services = [_renamed(each, name) for each in services]
+    services = [_with_valid_names(each, losses, str(paths[0])) for each in services if each.versions or not errors]
+    conversion = Conversion(services=tuple(services), losses=tuple(losses), directory=paths[0].absolute().parent)
+    if errors:
+        with errors.collect():
+            check_settings(conversion)
     errors.raise_errors()
-    services = [_with_valid_names(each, losses, str(paths[0])) for each in services]
-    return Conversion(services=tuple(services), losses=tuple(losses), directory=paths[0].absolute().parent)
+    return conversion
 
 
 def _only(documents: Sequence[YamlDocument], errors: ErrorCollector) -> YamlDocument | None:

@@ -89,7 +89,7 @@ class Endpoint:
         for path, reason in _ENDPOINT_LOSSES.items():
             reader.lose(path, reason)
         reader.lose_others("v2")
-        self._check_traffic(errors)
+        self.has_valid_traffic = self._check_traffic(errors)
 
     def _read_authentication(self, errors: ErrorCollector) -> None:
         mode = self.reader.text(("auth_mode",))
@@ -108,12 +108,16 @@ class Endpoint:
                 problem = "must be key, aml_token or aad_token"
                 errors.add(SettingsError("auth_mode", mode.value, problem, mode.where))
 
-    def _check_traffic(self, errors: ErrorCollector) -> None:
+    def _check_traffic(self, errors: ErrorCollector) -> bool:
         shares = [_percent(key, errors) for key in self.traffic.values()]
         total = sum(share for share in shares if share is not None)
-        if self.traffic and None not in shares and total not in (0, 100):
+        if None in shares:
+            return False
+        if self.traffic and total not in (0, 100):
             where = next(iter(self.traffic.values())).where
-            errors.add(SettingsError("traffic", total, "the shares must sum up to 100, or to 0", where))
+            errors.add(SettingsError("traffic", total, "the shares must add up to 100, or to 0", where))
+            return False
+        return True
 
 
 def read_endpoint(
@@ -140,6 +144,8 @@ def read_endpoint(
         if not versions:
             problem = "no file has a deployment of this endpoint (endpoint_name)"
             errors.add(SettingsError("name", endpoint.name, problem, endpoint.where))
+        if not endpoint.has_valid_traffic:
+            traffic = {}  # so that the settings of the versions have no second error
     shared = endpoint.shared if endpoint is not None else {}
     service = DeclaredService(
         name=name,

@@ -78,6 +78,20 @@ def test_missing_and_special_files_are_rejected(directory: Path) -> None:
     ]
 
 
+def test_values_are_checked_although_the_files_have_other_faults(directory: Path) -> None:
+    config = {"computeType": "AKS", "autoScaler": 5, "authEnabled": "maybe", "scoringTimeoutMs": 999999}
+    keys = [line.split(": ")[1] for line in errors_of({"a.json": config}, "a")]
+    assert sorted(keys) == ["authEnabled", "autoScaler", "scoringTimeoutMs"]
+
+
+def test_fault_of_the_traffic_is_reported_once(directory: Path) -> None:
+    versions = {name: BLUE | {"name": name} for name in ("blue", "green", "red")}
+    files = {f"{name}.yml": version for name, version in versions.items()}
+    endpoint = ENDPOINT | {"traffic": dict.fromkeys(versions, 90)}
+    (line,) = errors_of(files | {"e.yml": endpoint})
+    assert "traffic = 270: the shares must add up to 100, or to 0" in line
+
+
 @pytest.mark.parametrize(
     ("config", "error"),
     [
@@ -118,7 +132,7 @@ def test_contradictory_deployment_config(directory: Path, config: dict[str, Any]
         ),
         (
             {"e.yml": ENDPOINT | {"traffic": {"blue": 90}}, "b.yml": BLUE},
-            "e.yml, line 4: traffic = 90: the shares must sum up to 100, or to 0",
+            "e.yml, line 4: traffic = 90: the shares must add up to 100, or to 0",
         ),
         (
             {"e.yml": ENDPOINT | {"traffic": {"blue": "all"}}, "b.yml": BLUE},

@@ -278,7 +278,7 @@ def test_files_of_azure_ml_give_settings_and_traffic(
     assert of_blue["azureml-fe/port"] == str(model_port)
     errors = operator.adopt("iris", "--from", str(tmp_path / "missing.yml"), "--traffic", "blue=1", code=2)
     assert "missing.yml" in errors
-    assert "the percentages must sum up to 100" in errors
+    assert "the percentages must add up to 100" in errors
 
 
 def test_keys_of_an_existing_secret_are_used_and_stay(
@@ -340,7 +340,7 @@ def test_all_faults_are_reported_at_once_and_nothing_is_changed(
         "NAME = 'dogs': must be a service that azureml-fe adopt lists",
         "/iris: keys: are missing",
         "--traffic = 'red': must be versions of the service: blue, green",
-        "--traffic = 90: the percentages must sum up to 100",
+        "--traffic = 90: the percentages must add up to 100",
         "azureml-fe/scoring-timout-ms: no such setting; did you mean azureml-fe/scoring-timeout-ms?",
         "--set = 'mode': is what --take-over and --undo change",
         "azureml-fe/num-replicas = 'many': must be a whole number",

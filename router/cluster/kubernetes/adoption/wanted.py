@@ -158,7 +158,7 @@ def _add_traffic(
     if unknown:
         faults.add("--traffic", ", ".join(unknown), f"must be versions of the service: {', '.join(names)}")
     if sum(traffic.values()) != 100:
-        faults.add("--traffic", sum(traffic.values()), "the percentages must sum up to 100")
+        faults.add("--traffic", sum(traffic.values()), "the percentages must add up to 100")
     largest = max(traffic, key=lambda name: (traffic[name], name))
     for name, version in versions.items():
         wanted[name][default] = "true" if version == largest else "false"
