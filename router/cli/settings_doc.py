@@ -62,8 +62,8 @@ In a service with `versions`, a version setting of the service is a default for 
 _LAUNCH_RULES = """\
 Each version in a local file has exactly one of `entry_script`, `command` and `addresses`, which may be set in its
 service. Relative paths are relative to the directory of the file. With `addresses`, `num_replicas` and `autoscale_*`
-are not allowed. Every scalar of the file is read as text, so `0123` and `no` are not converted. A repeated name, a YAML
-tag, or a file above 1 MiB is an error.
+are not allowed. Every scalar of the file is read as text, so `0123` and `no` are not converted. Anchors, aliases and
+merge keys (`<<: *defaults`) work. A repeated name, a YAML tag, or a file above 1 MiB is an error.
 """
 
 _ANNOTATION_RULES = f"""\

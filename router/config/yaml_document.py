@@ -4,11 +4,12 @@ Contains: which YAML is accepted, and the errors about it. Does not contain: wha
 
 Every scalar stays text, except empty ones and `null`. Settings have a grammar of their own (`config.schema`). YAML's
 grammar would make `0123` a number, `on` a bool, and the version name `no` a false. Tags are rejected, so no objects are
-constructed. The size, the depth, and the number of values after the expansion of aliases are bounded.
+constructed. A merge key (`<<: *defaults`) adds the entries that its mapping lacks. The size, the depth, and the number
+of values after the expansion of aliases and merge keys are bounded.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -146,14 +147,7 @@ class _Converter:
     values_left: int
 
     def convert(self, node: yaml.Node, path: SettingPath) -> object:
-        self.values_left -= 1
-        if self.values_left < 0:
-            raise self._error(node, f"must not contain more than {MAX_VALUES} values")
-        # This also stops at an alias that contains itself.
-        if len(path) > MAX_DEPTH:
-            raise self._error(node, f"must not be nested deeper than {MAX_DEPTH}")
-        if node.tag not in _PLAIN_TAGS:
-            raise self._error(node, f"must not use the tag {node.tag}")
+        self._check(node, len(path), 1)
         if isinstance(node, yaml.MappingNode):
             return self._convert_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -163,13 +157,40 @@ class _Converter:
 
     def _convert_mapping(self, node: yaml.MappingNode, path: SettingPath) -> dict[str, object]:
         values: dict[str, object] = {}
+        for key, value in self._entries(node, len(path)):
+            if key.value not in values:
+                values[key.value] = self._convert_at(value, (*path, key.value), key)
+        return values
+
+    def _entries(self, node: yaml.MappingNode, depth: int) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+        """Yield the entries of a mapping, then those of the mappings that its merge key names."""
+        keys: dict[str, yaml.Node] = {}
+        sources: list[yaml.MappingNode] = []
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise self._error(key, "must have text for every name")
-            if key.value in values:
-                raise self._error(key, f"has {key.value} twice, also on line {self.lines[(*path, key.value)]}")
-            values[key.value] = self._convert_at(value, (*path, key.value), key)
-        return values
+            if key.value in keys:
+                line = keys[key.value].start_mark.line + 1
+                raise self._error(key, f"has {key.value} twice, also on line {line}")
+            keys[key.value] = key
+            if merged := _merge_sources(key, value):
+                sources += merged
+            else:
+                yield key, value
+        for source in sources:
+            self._check(source, depth + 1, 1 + len(source.value))
+            yield from self._entries(source, depth + 1)
+
+    def _check(self, node: yaml.Node, depth: int, values: int) -> None:
+        """Count `values`. Raises `SettingsError` above a limit, and for a tag."""
+        self.values_left -= values
+        if self.values_left < 0:
+            raise self._error(node, f"must not contain more than {MAX_VALUES} values")
+        # This also stops at an alias that contains itself.
+        if depth > MAX_DEPTH:
+            raise self._error(node, f"must not be nested deeper than {MAX_DEPTH}")
+        if node.tag not in _PLAIN_TAGS:
+            raise self._error(node, f"must not use the tag {node.tag}")
 
     def _convert_at(self, node: yaml.Node, path: SettingPath, line_node: yaml.Node) -> object:
         self.lines[path] = line_node.start_mark.line + 1
@@ -177,6 +198,15 @@ class _Converter:
 
     def _error(self, node: yaml.Node, problem: str) -> SettingsError:
         return SettingsError("file", None, problem, _location(self.file, node.start_mark.line + 1))
+
+
+def _merge_sources(key: yaml.ScalarNode, value: yaml.Node) -> list[yaml.MappingNode]:
+    """Return the mappings that a merge key names: one, or a list of them. Empty for another key."""
+    if key.value != "<<" or key.style is not None:
+        return []
+    given = value.value if isinstance(value, yaml.SequenceNode) else [value]
+    sources = [source for source in given if isinstance(source, yaml.MappingNode)]
+    return sources if len(sources) == len(given) else []
 
 
 def _without_surrogates(text: str) -> str:

@@ -78,9 +78,35 @@ def test_aliases_are_expanded(file: Path) -> None:
     assert read(file, "a: &x {b: '1'}\nc: *x\n").values == {"a": {"b": "1"}, "c": {"b": "1"}}
 
 
+def test_merge_key_adds_missing_entries_with_their_lines(file: Path) -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b\n  y: 3\n  z: 4\nc:\n  <<: *a\n  x: 5\nd: {<<: [*b, *a]}\ne: {'<<': *a}\n"
+    document = read(file, text)
+    assert document.values == {
+        "a": {"x": "1", "y": "2"},
+        "b": {"y": "3", "z": "4"},
+        "c": {"x": "5", "y": "2"},
+        "d": {"y": "3", "z": "4", "x": "1"},
+        "e": {"<<": {"x": "1", "y": "2"}},
+    }
+    assert document.locate(("c", "x")) == f"{file}, line 7"
+    assert document.locate(("c", "y")) == f"{file}, line 1"
+    assert document.locate(("d", "z")) == f"{file}, line 4"
+
+
+def test_merge_keys_are_bounded(file: Path) -> None:
+    assert "must not be nested deeper than" in error_text(file, "a: &a {<<: *a}")
+    lines = ["a0: &a0 {x: y}"] + [f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 19)]
+    assert "must not contain more than" in error_text(file, "\n".join(lines))
+    many = "{" + ", ".join(f"x{n}: y" for n in range(400)) + "}"
+    text = f"a: &a {many}\nb: {{<<: [{', '.join(['*a'] * 400)}]}}"
+    assert "must not contain more than" in error_text(file, text)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a: b\n<<: {c: 1,\n c: 2}\n", "m.yaml, line 3: file: has c twice, also on line 2"),
+        ("a: b\n<<: !secret {c: 1}\n", "m.yaml, line 2: file: must not use the tag !secret"),
         ("a: 1\nb: 2\na: 3\n", "m.yaml, line 3: file: has a twice, also on line 1"),
         ("a:\n  b: 1\n  'b': 2\n", "m.yaml, line 3: file: has b twice, also on line 2"),
         ("a: b\n? [x]\n: y\n", "m.yaml, line 2: file: must have text for every name"),
