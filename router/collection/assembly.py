@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from router.collection.event_log import Body, EventLog
 from router.collection.events import Event, EventKey, request_extra
-from router.collection.frame_reader import Frame, parse_end, split_fields
+from router.collection.frame_reader import Frame, parse_end, response_version, split_fields
 from router.collection.frames import (
     BEGIN,
     END,
@@ -69,8 +69,11 @@ class Assembly:
             self._exchanges[identity] = self._begin(split_fields(frame.payload))
             return
         exchange = self._exchanges.get(identity)
-        if exchange is None:
-            return  # its beginning was lost with another collector, which counts it
+        if exchange is None:  # its beginning was lost with another collector, which counts the request
+            if frame.kind == RESPONSE:
+                key = EventKey(*response_version(frame.payload), data_collection.RESPONSE)
+                self._log.counts.drop(key, "collector-ended")
+            return
         if frame.kind == REQUEST_DATA:
             if exchange.request is not None:
                 exchange.request.body.add(bytes(frame.payload))
@@ -99,7 +102,7 @@ class Assembly:
         return exchange
 
     def _response(self, exchange: _Exchange, fields: Sequence[bytes]) -> _Side:
-        time, status, content_type = [field.decode("latin-1") for field in fields]
+        _, _, time, status, content_type = [field.decode("latin-1") for field in fields]
         extra = {"statuscode": int(status)}
         return self._side(exchange, data_collection.RESPONSE, float(time), content_type, extra)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from router.collection.frames import END_LAYOUT, FRAME, PACKET, SEPARATOR
+from router.collection.frames import BEGIN, END_LAYOUT, FRAME, PACKET, RESPONSE, SEPARATOR
+from router.model.services import VersionKey
 
 
 class Frame(NamedTuple):
@@ -45,3 +46,20 @@ def frames(packet: memoryview) -> Iterator[Frame]:
         position += FRAME.size
         yield Frame(sender, number, kind, packet[position : position + length])
         position += length
+
+
+def begun_events(packet: memoryview) -> Iterator[VersionKey]:
+    """Yield the version of each event that begins in a packet."""
+    for frame in frames(packet):
+        if frame.kind == RESPONSE:
+            yield response_version(frame.payload)
+        elif frame.kind == BEGIN:
+            service, version, _request_id, _time, logs_request, *_ = split_fields(frame.payload)
+            if logs_request == b"1":
+                yield service.decode(), version.decode()
+
+
+def response_version(payload: memoryview) -> VersionKey:
+    """Return the version in the payload of RESPONSE."""
+    service, version, *_ = split_fields(payload)
+    return service.decode(), version.decode()

@@ -22,7 +22,7 @@ REQUEST_DATA: Final = 2
 RESTART: Final = 3
 """The request is sent to another replica: its body follows again."""
 RESPONSE: Final = 4
-"""The response begins. Payload: `join_fields` of time, status, Content-Type."""
+"""The response begins. Payload: `join_fields` of service, version, time, status, Content-Type."""
 RESPONSE_DATA: Final = 5
 """A piece of the body of the response."""
 END: Final = 6

@@ -256,7 +256,11 @@ class ExchangeTap:
         self._responding = True
         if self._number and self._rule.responses:
             _, content_type = _captured(lines, frozenset())
-            fields = [b"%.3f" % time, b"%d" % status, content_type[:_MAX_CONTENT_TYPE_BYTES]]
+            service, version = self._rule.key
+            fields = [
+                service.encode(), version.encode(), b"%.3f" % time, b"%d" % status,
+                content_type[:_MAX_CONTENT_TYPE_BYTES],
+            ]  # fmt: skip
             self._outbox.put(frame(RESPONSE, self._number, join_fields(fields)))
         self.on_response_body(pieces)
 

@@ -1,12 +1,14 @@
 """The supervisor's side of data collection: the socket of the workers, and the collector process.
 
 The collector is started when the first version collects data. One that ends unexpectedly is replaced after a delay. It
-leaves what it has not read in the socket, and what it had read is counted by its last report.
+leaves what it has not read in the socket, and what it had read is counted by its last report. What no collector will
+read, because the router stops, is counted here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -16,6 +18,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+from router.collection.frame_reader import begun_events
+from router.collection.frames import MAX_PACKET_BYTES
 from router.collection.messages import (
     CollectorReport,
     CollectorsUpdate,
@@ -201,10 +205,10 @@ class CollectorProcess:
         """Keep the counts of a collector that has ended. What it had not stored is lost."""
         last, self._report = self._report, _EMPTY
         dropped = last.dropped.copy()
-        if lost := sum(count for (_, _, reason), count in dropped.items() if reason == "shutdown"):
-            event(_log, logging.WARNING, "collected data was dropped", events=lost, reason="shutdown")
+        _warn_of_loss(sum(count for (_, _, reason), count in dropped.items() if reason == "shutdown"), "shutdown")
         for key, count in last.unstored.items():
             dropped[key.service, key.version, "collector-ended"] += count
+        _warn_of_loss(last.unstored.total(), "collector-ended")
         ended = self._ended
         self._ended = ended._replace(
             events=ended.events + last.events,
@@ -213,6 +217,16 @@ class CollectorProcess:
             dropped=ended.dropped + dropped,
             failures=ended.failures + last.failures,
         )
+
+    def _drop_unread(self, packets: socket.socket) -> None:
+        """Count the events in the socket that no collector will read. All workers, and the collector, have ended."""
+        buffer = memoryview(bytearray(2 * MAX_PACKET_BYTES))
+        dropped: Counter[tuple[str, str, str]] = Counter()
+        with contextlib.suppress(BlockingIOError):  # only if a process still has the other end
+            while size := packets.recv_into(buffer):
+                dropped.update((*key, "collector-ended") for key in begun_events(buffer[:size]))
+        self._ended = self._ended._replace(dropped=self._ended.dropped + dropped)
+        _warn_of_loss(dropped.total(), "collector-ended")
 
     async def stop(self, seconds: float) -> None:
         """Store what is left within this time. All workers must have ended. Does nothing if there is no collector."""
@@ -230,6 +244,7 @@ class CollectorProcess:
                 self.kill()
                 await asyncio.wait((self._running,))
         if self._sockets is not None:
+            self._drop_unread(self._sockets[0])
             self._sockets[0].close()
             self._sockets = None
         if self._log_socket is not None:
@@ -270,6 +285,11 @@ class CollectorProcess:
         """Yield the problem of the storage, if there is one."""
         if self._report.problem:
             yield self._report.problem
+
+
+def _warn_of_loss(events: int, reason: str) -> None:
+    if events:
+        event(_log, logging.WARNING, "collected data was dropped", events=events, reason=reason)
 
 
 def _collectors(services: Mapping[str, Service]) -> dict[VersionKey, DataCollector]:

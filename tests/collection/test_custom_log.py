@@ -169,14 +169,10 @@ def test_entry_script_logs_its_collections_beside_requests(start: StartRouter, t
         ]
         for number in range(10)
     ]
-    folder = router.state_dir / "collected"
-
-    def events() -> list[StoredEvent]:
-        return read_folder(folder)
-
-    wait_until(lambda: len(events()) >= 30, "10 events in each of three collections")
+    wait_until(lambda: router.metric("collection_events_total") >= 30, "10 events in each of three collections")
+    events = read_folder(router.state_dir / "collected")
     by_collection = {
-        name: {e.attributes["correlationid"]: e.attributes["data"] for e in events() if e.collection == name}
+        name: {e.attributes["correlationid"]: e.attributes["data"] for e in events if e.collection == name}
         for name in collections
     }
     assert by_collection["model_inputs"] == {each: [{"x": number}] for number, each in enumerate(ids)}

@@ -58,10 +58,14 @@ class Simulation:
 
     def exchange(self, service: str, request: bytes, response: bytes, *, complete: bool = True) -> str:
         request_id = self.begin(service, request)
-        self.feed(RESPONSE, join_fields([f"{START + self.now:.3f}".encode(), b"200", b""]))
-        self.feed(RESPONSE_DATA, response)
+        self.respond(service, response)
         self.end(len(request), len(response), complete=complete)
         return request_id
+
+    def respond(self, service: str, response: bytes) -> None:
+        fields = (service, "default", f"{START + self.now:.3f}", "200", "")
+        self.feed(RESPONSE, join_fields([field.encode() for field in fields]))
+        self.feed(RESPONSE_DATA, response)
 
     def end(self, request_size: int, response_size: int, *, complete: bool = True) -> None:
         flags = REQUEST_COMPLETE | (RESPONSE_COMPLETE if complete else 0)
@@ -224,6 +228,17 @@ def test_exchanges_of_a_worker_that_ended_are_counted(tmp_path: Path) -> None:
     assert simulation.log.is_empty
     assert simulation.log.counts.dropped == {("iris", "default", "worker-ended"): 1}
     assert simulation.log.budget.used == 0
+
+
+def test_response_to_a_request_that_ended_with_another_collector_is_counted(tmp_path: Path) -> None:
+    previous, simulation = Simulation(FolderStore(tmp_path, 2**30)), Simulation(FolderStore(tmp_path, 2**30))
+    previous.begin("iris", b"[1]")
+    simulation.number = previous.number
+    simulation.respond("iris", b"[2]")
+    simulation.end(3, 3)
+    assert previous.assembly.unstored() == {EventKey("iris", "default", "request"): 1}
+    assert simulation.log.counts.dropped == {("iris", "default", "collector-ended"): 1}
+    assert simulation.log.is_empty
 
 
 def test_rest_is_counted_at_the_end(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from router.collection.frame_reader import Frame, frames, parse_end, split_fields
+from router.collection.frame_reader import Frame, begun_events, frames, parse_end, split_fields
 from router.collection.frames import (
     BEGIN,
     END,
@@ -25,6 +25,7 @@ from router.model.data_collection import PAYLOADS, Collection, DataCollector
 from router.telemetry.counters import VersionCounters
 
 KEY = ("iris", "blue")
+RESPONSES = DataCollector((Collection("response", True),))
 LINES = [b"", b"Content-Type: application/json", b"X-Tenant: a", b"Authorization: Bearer secret"]
 
 
@@ -46,6 +47,10 @@ class Sockets:
         """Send what the socket takes, read it, and return all frames so far."""
         for outbox in self._outboxes:
             outbox.flush()
+        return self.receive()
+
+    def receive(self) -> list[Frame]:
+        """Read the socket, and return all frames so far."""
         while True:
             try:
                 packet = self.reader.recv(2 * MAX_PACKET_BYTES)
@@ -77,6 +82,20 @@ def body(received: list[Frame], kind: int, number: int = 1) -> bytes:
     return b"".join(bytes(frame.payload) for frame in received if (frame.kind, frame.number) == (kind, number))
 
 
+async def test_events_of_packets_that_nobody_will_read_are_known_by_their_beginnings() -> None:
+    with sockets() as pair:
+        outbox = pair.outbox()
+        both, responses = CollectionRule(KEY, PAYLOADS), CollectionRule(("iris", "green"), RESPONSES)
+        for rule in (both, responses):
+            score(ExchangeTap(outbox, rule, VersionCounters()), b"[1]", b"[2]")
+        no_response = ExchangeTap(outbox, both, VersionCounters())
+        no_response.on_request(12.5, b"id", b"POST", b"/score", LINES, [b"[1]"])
+        no_response.on_end(True)
+        outbox.flush()
+        packet = memoryview(pair.reader.recv(2 * MAX_PACKET_BYTES))
+    assert Counter(begun_events(packet)) == {KEY: 3, ("iris", "green"): 1}
+
+
 async def test_exchange_arrives_with_its_head_and_bodies() -> None:
     with sockets() as pair:
         collector = DataCollector(PAYLOADS.collections, capture_headers=("x-tenant",))
@@ -89,7 +108,7 @@ async def test_exchange_arrives_with_its_head_and_bodies() -> None:
         b"iris", b"blue", b"id", b"12.500", b"1", b"POST", b"/score", b"application/json", b"x-tenant", b"a"
     ]  # fmt: skip
     assert (bytes(request.payload), bytes(data.payload)) == (b"[1]", b"[2]")
-    assert split_fields(response.payload) == [b"13.000", b"200", b"application/json"]
+    assert split_fields(response.payload) == [b"iris", b"blue", b"13.000", b"200", b"application/json"]
     assert parse_end(end.payload) == (REQUEST_COMPLETE | RESPONSE_COMPLETE, 3, 3)
     assert {frame.sender for frame in pair.received} == {os.getpid()}
 
@@ -186,7 +205,7 @@ async def test_drain_waits_for_the_collector() -> None:
 
         def read_all() -> None:
             while outbox.size:
-                pair.read()
+                pair.receive()  # an outbox belongs to one thread
 
         reading = asyncio.get_running_loop().run_in_executor(None, read_all)
         outbox.drain(60.0)

@@ -21,7 +21,8 @@ def collected(router: Router) -> list[StoredEvent]:
 
 
 def wait_for_events(router: Router, count: int) -> list[StoredEvent]:
-    wait_until(lambda: len(collected(router)) >= count, f"{count} events")
+    """Return the events when `count` are stored: until then the end of a file may be half a line."""
+    wait_until(lambda: router.metric("collection_events_total") >= count, f"{count} events")
     return collected(router)
 
 
@@ -85,9 +86,12 @@ def test_collection_begins_and_ends_with_a_changed_file(start: StartRouter) -> N
     router = start({"echo": open_echo_service()}, collection_flush_seconds=0.1)
     router.score("echo", b"[0]")
     router.apply_services({"echo": open_echo_service(collect_model_data=True)})
-    wait_until(lambda: bool(router.score("echo", b"[1]")) and len(collected(router)) > 0, "collected events")
+    wait_until(
+        lambda: bool(router.score("echo", b"[1]")) and router.metric("collection_events_total") > 0, "collected events"
+    )
     router.apply_services({"echo": open_echo_service()})
     router.score("echo", b"[2]")
+    assert router.stop() == 0
     assert {str(event.attributes["data"]) for event in collected(router)} == {"[1]"}
 
 
@@ -195,6 +199,21 @@ def test_stopped_collector_blocks_no_request_and_what_has_no_room_is_counted(sta
     assert len(events) == router.metric("collection_events_total")
     truncated = [event for event in events if "truncated" in event.attributes]
     assert len(truncated) == router.metric("collection_truncated_total") > 0
+
+
+def test_what_a_collector_killed_at_a_stop_has_not_read_is_counted(start: StartRouter) -> None:
+    services = {"echo": open_echo_service(collect_model_data=True)}
+    router = start(services, collection_flush_seconds=0.1, drain_seconds=1)
+    router.score("echo")
+    assert len(wait_for_events(router, 2)) == 2
+    os.kill(collector_pid(router), signal.SIGSTOP)
+    for _ in range(30):
+        router.score("echo")
+    assert router.stop() == 0
+    assert router.log("the collector did not exit in time, killing it")
+    (lost,) = router.log("collected data was dropped")
+    assert (lost["events"], lost["reason"]) == (60, "collector-ended")
+    assert len(collected(router)) == 2
 
 
 def test_folder_that_cannot_be_written_is_a_problem_and_everything_is_stored_later(start: StartRouter) -> None:
