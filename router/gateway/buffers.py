@@ -34,9 +34,9 @@ class BufferBudget:
         self.max_response_bytes: int = min(max_response_bytes, limit)
 
     def reserve(self, size: int) -> bool:
-        """Reserve bytes. Return False, and count it, if the budget is spent."""
+        """Reserve bytes. Return False, and count it, if the budget is spent. A negative size gives bytes back."""
         counters = self._counters
-        if counters.buffered_bytes + size > self._limit:
+        if size > 0 and counters.buffered_bytes + size > self._limit:
             counters.buffer_budget_exceeded += 1
             return False
         counters.buffered_bytes += size

@@ -20,6 +20,17 @@ def test_reservations_of_all_messages_count() -> None:
     assert counters.buffered_bytes == 81
 
 
+def test_bytes_are_given_back_beyond_the_limit() -> None:
+    """The limit was lowered, or bytes were held that could not be refused."""
+    counters = GatewayCounters()
+    budget = BufferBudget(counters, limit=100, max_request_bytes=80, max_response_bytes=80)
+    assert budget.reserve(60)
+    budget.hold(150)
+    assert budget.reserve(-60)
+    assert not budget.reserve(1)
+    assert (counters.buffered_bytes, counters.buffer_budget_exceeded) == (150, 1)
+
+
 @pytest.mark.parametrize("limit", [0, 50])
 def test_message_size_limits_do_not_exceed_the_budget(limit: int) -> None:
     budget = BufferBudget(GatewayCounters(), limit=limit, max_request_bytes=80, max_response_bytes=80)
