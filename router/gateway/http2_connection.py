@@ -55,8 +55,9 @@ _WRITE_BUFFER_BYTES: Final = 262144
 # What may wait for windows on all streams together before it counts against the budget of buffered bytes.
 _UNCOUNTED_OUTPUT_BYTES: Final = 262144
 _UNCOUNTED_INPUT_BYTES: Final = 4096
-# A client may respond to each DATA frame with a WINDOW_UPDATE for the stream and one for the connection.
-_CREDIT_PER_WRITE: Final = 4
+# A client may respond to each DATA frame with a WINDOW_UPDATE for the stream, one for the connection, and a PING. What
+# is sent without new data, as the acknowledgement of a PING or a byte for which a window was opened, earns nothing.
+_CREDIT_PER_PUSH: Final = 4
 _CREDIT_SHIFT: Final = 12  # one credit for each 4 KiB
 # A client acknowledges the first GOAWAY by its acknowledgement of a PING, or it is assumed to have heard of it.
 _GOAWAY_SECONDS: Final = 1.0
@@ -404,6 +405,8 @@ class Http2Connection(StreamOwner):
         if self._state >= CLOSING:
             return
         pushed, self._pushed = self._pushed, {}
+        if pushed:
+            self._frames.earn(_CREDIT_PER_PUSH * len(pushed))
         for stream in pushed.values():
             stream.push()
         try:
@@ -411,7 +414,7 @@ class Http2Connection(StreamOwner):
                 output = self._codec.take_output()
                 if not output:
                     break
-                self._frames.earn(_CREDIT_PER_WRITE + (len(output) >> _CREDIT_SHIFT))
+                self._frames.earn(len(output) >> _CREDIT_SHIFT)
                 self.transport.write(output)
             self._codec.report()
         except Http2Error as error:

@@ -165,6 +165,25 @@ async def test_padded_data(harness: GatewayHarness, payload: bytes) -> None:
     await _assert_disconnected(harness, client)
 
 
+@pytest.mark.parametrize("unit", [frame(PING, payload=bytes(8)), window_update(1, 1)], ids=["ping", "window of a byte"])
+async def test_flood_one_by_one(harness: GatewayHarness, unit: bytes) -> None:
+    """CVE-2019-9511: what the client provokes earns no credit, also if it waits for each acknowledgement or byte."""
+    (await harness.add_replica()).auto_respond(ok(b"x" * 4 * MAX_CREDIT))
+    client = await _client(harness, (INITIAL_WINDOW_SIZE, 0))
+    stream = client.get()
+    await client.head_of(stream)
+    received = client.streams[stream]
+    for number in range(3 * MAX_CREDIT):
+        client.send(unit)
+        await client.wait_until(
+            lambda count=number: len(client.pings) + len(received.data) > count or client.goaways,  # type: ignore[misc]
+            "an effect",
+        )
+        if client.goaways:
+            break
+    await _assert_disconnected(harness, client)
+
+
 async def test_usual_control_frames_are_no_flood(harness: GatewayHarness) -> None:
     """A client that opens windows by a few bytes, and measures the time of each response."""
     (await harness.add_replica()).auto_respond(ok(b"x" * 2000))
