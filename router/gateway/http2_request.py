@@ -82,12 +82,12 @@ def read_request(
                 elif name == b":authority":
                     authority = value
                 continue
-            if name == _COOKIE:
-                cookies.append(value)
-                continue
             action = rules.classify(name)
         if action == FORWARD:
-            lines.append(name + b": " + value)
+            if name == _COOKIE:
+                cookies.append(value)
+            else:
+                lines.append(name + b": " + value)
         elif action == UNDERSCORE:
             underscore_lines.append(name + b": " + value)
         elif action != DROP:

@@ -232,6 +232,21 @@ async def test_cookies_are_joined(harness: GatewayHarness) -> None:
     await client.response(stream)
 
 
+async def test_cookies_are_joined_after_http1_has_sent_one(harness: GatewayHarness) -> None:
+    """Both protocols remember the actions for names of fields in one place."""
+    replica = await harness.add_replica()
+    (await harness.client()).send(get("cookie: a=1"))
+    connection = await replica.accept()
+    await connection.read_message()
+    connection.send(ok())
+    await harness.wait_idle()
+    client = await http2_client(harness)
+    stream = client.get(("cookie", "a=1"), ("cookie", "b=2"))
+    assert (await connection.read_message()).values("cookie") == ["a=1; b=2"]
+    connection.send(ok())
+    await client.response(stream)
+
+
 async def test_body_without_length(harness: GatewayHarness) -> None:
     """A body that arrives with its head has a length at the replica; a longer one is chunked, with trailers."""
     replica = await harness.add_replica()
