@@ -41,7 +41,7 @@ from router.http.http2.frames import (
     goaway,
 )
 from router.http.responses import LocalResponse
-from router.net.tcp import ESTABLISHED, tcp_state
+from router.net.tcp import CLOSE_WAIT, ESTABLISHED, tcp_state
 
 OPEN: Final = 0
 RETIRING: Final = 1
@@ -241,6 +241,7 @@ class Http2Connection(StreamOwner):
         if self._state >= CLOSING:
             return
         self._in_turn = True
+        piece = b""
         try:
             piece = self._frames.next_slice(WORK_PER_TURN)
             if piece:
@@ -252,6 +253,8 @@ class Http2Connection(StreamOwner):
         finally:
             self._in_turn = False
         if self._state < CLOSING:
+            if piece:
+                self._unfinished_since = 0.0  # what is incomplete now is another frame
             self._hold_input()
         if self._state < CLOSING and self._frames.is_cut:
             self._backlog.wait_for_turn(self._continue)
@@ -569,8 +572,8 @@ class Http2Connection(StreamOwner):
         if self.write_paused_at and now - self.write_paused_at > settings.client_body_timeout_seconds:
             self.transport.abort()  # the client does not read
             return
-        if not self._reading and tcp_state(self.transport) != ESTABLISHED:
-            self.transport.abort()  # the event loop does not detect it while reading is paused
+        if not (self._reading or self._backlog.waiting) and self._has_left():
+            self.transport.abort()
             return
         unfinished = now - self._unfinished_since if self._unfinished_since and self._reading else 0.0
         if unfinished > settings.client_head_timeout_seconds:
@@ -580,13 +583,26 @@ class Http2Connection(StreamOwner):
             self.retire()
         if self._state == RETIRING and now - self._retiring_since > _GOAWAY_SECONDS:
             self._shut_down()
-        if not self._streams and not self._unfinished_since:
+        if not self._streams:
             is_new = not self._codec.last_stream_id
             timeout = settings.client_head_timeout_seconds if is_new else settings.client_idle_timeout_seconds
+            if self._unfinished_since:  # perhaps a request, which has its own timeout
+                timeout += settings.client_head_timeout_seconds
             if now - self._idle_since > timeout:
                 self._shut_down()
         for stream in tuple(self._streams.values()):
             self._enforce_stream_timeouts(stream, now)
+
+    def _has_left(self) -> bool:
+        """Return True if the client has closed the connection, or cancels all requests by FIN.
+
+        The event loop does not detect this while reading is paused, but the state of the socket shows it.
+        """
+        state = tcp_state(self.transport)
+        if state != CLOSE_WAIT or not self.transport.can_write_eof():
+            return state != ESTABLISHED
+        streams = self._streams.values()
+        return bool(streams) and all(stream.exchange.is_cancelled_by_fin for stream in streams)
 
     def _enforce_stream_timeouts(self, stream: Http2Stream, now: float) -> None:
         if stream.closed:

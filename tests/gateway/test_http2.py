@@ -1,11 +1,13 @@
 """HTTP/2 clients: each stream is an exchange like a request of HTTP/1.1."""
 
 import asyncio
+import time
 
 import pytest
 
-from router.gateway.http2_connection import Http2Connection
+from router.gateway.http2_connection import OPEN, Http2Connection
 from router.http.http2.codec import STREAM_WINDOW_BYTES
+from router.net.tcp import CLOSE_WAIT, tcp_state
 from tests.gateway.harness import GatewayHarness
 from tests.gateway.http2_client import (
     ACK,
@@ -408,6 +410,29 @@ async def test_half_closed_client_gets_its_responses(harness: GatewayHarness) ->
     await client.connection.wait_closed()
 
 
+async def test_half_closed_client_that_does_not_read_gets_its_responses(harness: GatewayHarness) -> None:
+    """Its FIN is not read while it does not read either, but the socket shows it."""
+    harness.set_service(half_close=None, replica_max_concurrent_requests=0)
+    (await harness.add_replica()).auto_respond(ok(b"x" * 10_000))
+    client = Http2Client(await harness.client(receive_buffer=4096)).start((INITIAL_WINDOW_SIZE, 2**31 - 1))
+    client.send(window_update(0, 2**31 - 1 - 65535))
+    client.connection.pause_reading()
+    await harness.wait_until(lambda: any(isinstance(c, Http2Connection) for c in harness.gateway.clients))
+    connection = connection_of(harness)
+    streams = []
+    while connection._reading:
+        streams.append(client.get())
+        await run_loop()
+        assert len(streams) < 10_000
+    client.connection.half_close()
+    await harness.wait_until(lambda: tcp_state(connection.transport) == CLOSE_WAIT)
+    connection.enforce_timeouts(time.monotonic())
+    client.connection.resume_reading()
+    for stream in streams:
+        assert len((await client.response(stream)).data) == 10_000
+    await client.connection.wait_closed()
+
+
 async def test_replica_that_closes_within_a_response(harness: GatewayHarness) -> None:
     replica = await harness.add_replica()
     client = await http2_client(harness)
@@ -621,6 +646,42 @@ async def test_incomplete_head(harness: GatewayHarness, sent: str) -> None:
         client.send(head[:4] + bytes((END_STREAM,)) + head[5:])
     _, code, _ = await client.goaway()
     assert code == (NO_ERROR if sent == "nothing" else 11)
+
+
+async def test_each_frame_has_its_own_timeout(harness: GatewayHarness) -> None:
+    """A client that sends much has always sent a part of the next frame."""
+    (await harness.add_replica()).auto_respond()
+    client = await http2_client(harness)
+    connection = connection_of(harness)
+    first, second = client.head(request_fields(method="GET"), end=True), client.head(request_fields(), end=True)
+    client.send(first[:20])
+    await harness.wait_until(lambda: connection._unfinished_since)
+    since = connection._unfinished_since
+    client.send(first[20:], second[:5])
+    assert (await client.response(1)).status == 200
+    after = connection._unfinished_since - since
+    assert after > 0
+    timeout = harness.gateway.context.settings.client_head_timeout_seconds
+    connection.enforce_timeouts(since + timeout + after / 2)
+    client.send(second[5:])
+    assert (await client.response(3)).status == 200
+
+
+async def test_idle_connection_with_parts_of_frames(harness: GatewayHarness) -> None:
+    """A part of a frame delays the timeout of an idle connection, but not without end."""
+    client = await http2_client(harness)
+    connection = connection_of(harness)
+    assert (await client.response(client.get(path="/", key=None))).status == 200
+    client.send(frame(PING, payload=bytes(8))[:10])
+    await harness.wait_until(lambda: connection._unfinished_since)
+    settings_ = harness.gateway.context.settings
+    connection._idle_since -= settings_.client_idle_timeout_seconds
+    connection.enforce_timeouts(time.monotonic())
+    assert connection._state == OPEN
+    connection._idle_since -= settings_.client_head_timeout_seconds
+    connection.enforce_timeouts(time.monotonic())
+    last, code, _ = await client.goaway()
+    assert (last, code) == (1, NO_ERROR)
 
 
 @pytest.mark.gateway(http2="on", client_idle_timeout_seconds=0.1)
