@@ -9,9 +9,11 @@ import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from router.collection.store import FileLostError, StoreError
 from router.config.router import RouterSettings
+from router.config.schema import SettingsError
 from router.net.azure_login import AzureFailure, failure_of, open_container, read_login
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ class AzureBlobStore:
         self._settings = settings
         self._lock = threading.Lock()
         self._container: ContainerClient | None = None
+        self._address = ""  # of the container, without credentials
 
     def _client(self) -> ContainerClient:
         with self._lock:
             if self._container is None:
                 self._container = open_container(self._name, read_login(self._settings, os.environ))
+                self._address = self._container.url.partition("?")[0]
             return self._container
 
     def _log_in_again(self) -> None:
@@ -59,8 +63,8 @@ class AzureBlobStore:
         """See `Store.discard`. The storage itself removes blocks that are not committed within a week."""
 
     def url(self, name: str) -> str:
-        """See `Store.url`."""
-        return self._client().get_blob_client(name).url.partition("?")[0]
+        """See `Store.url`. Called in the event loop, so it does not log in: the blob has been stored before."""
+        return f"{self._address}/{quote(name, safe='/~')}"
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -74,6 +78,10 @@ class AzureBlobStore:
             operation(self._client().get_blob_client(name))
         except AzureError as error:
             failure = failure_of(error)
+        except SettingsError as error:  # a file with credentials that cannot be read now
+            raise StoreError("denied", str(error)) from None
+        except ValueError:  # about a connection string, of which it has parts
+            raise StoreError("denied", "the login cannot be used") from None
         else:
             return
         if failure.kind == "denied":

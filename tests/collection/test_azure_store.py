@@ -83,3 +83,23 @@ def test_refused_login_is_repeated_with_the_credentials_of_then(azurite: Azurite
     settings_file(tmp_path, "sas", azurite.sas_token(add=True, create=True, write=True))
     blobs.append("denied.jsonl", 0, b"x\n")
     assert azurite.blobs()["denied.jsonl"] == b"x\n"
+
+
+@pytest.mark.parametrize("content", [None, "AccountKey=secret", "not a connection string"])
+def test_unusable_login_is_named_and_the_address_of_a_stored_blob_stays_known(
+    azurite: Azurite, tmp_path: Path, content: str | None
+) -> None:
+    blobs = store(azurite, tmp_path)
+    blobs.stage("a b/blob", 0, 0, b"x")
+    blobs.commit("a b/blob", 1, "")
+    # Another operation is refused meanwhile, and the file is replaced at this moment.
+    blobs._log_in_again()
+    (tmp_path / "connection").unlink()
+    if content is not None:
+        settings_file(tmp_path, "connection", content)
+    with pytest.raises(StoreError) as caught:
+        blobs.append("lines.jsonl", 0, b"x\n")
+    assert caught.value.reason == "denied"
+    assert ("azure_connection_string_file" if content is None else "login cannot be used") in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert blobs.url("a b/blob") == azurite.client.get_blob_client("a b/blob").url
