@@ -85,7 +85,8 @@ class Writer:
         now = time.monotonic()
         if error is None:
             self._backoff.reset()
-            self._retry_at, self.problem = 0.0, ""
+            if now >= self._retry_at:  # else it began before the failure that is waited for
+                self.problem = ""
             self._log.on_done(work, now)
         elif isinstance(error, FileLostError):
             self._report("missing", f"{error} was removed")
