@@ -82,6 +82,7 @@ class CollectorProcess:
         self._services: Mapping[str, Service] = {}
         self._collectors: Mapping[VersionKey, DataCollector] = {}
         self._workers: frozenset[int] = frozenset()
+        self._ended_workers: frozenset[int] = frozenset()
         self._channel = Channel(self._on_report, lambda: None)
         self._ended = _EMPTY  # the sum of the last reports of ended collectors
         self._report = _EMPTY  # the last one of the running collector
@@ -125,8 +126,9 @@ class CollectorProcess:
             self._next_sources_at = now + _SOURCES_SECONDS
             self._update_log_sources()
         if workers != self._workers:
-            self._channel.send(WorkersEnded(self._workers - workers))
-            self._workers = workers
+            ended, self._workers = self._workers - workers, workers
+            self._ended_workers = (self._ended_workers | ended) - workers
+            self._channel.send(WorkersEnded(ended))
         if self._collectors and self._running is None and self._sockets is not None:
             self._running = asyncio.ensure_future(self._keep_running(self._sockets[0]))
 
@@ -194,6 +196,7 @@ class CollectorProcess:
         self._channel.send(ConfigureCollector(self._settings, instance, self._human_log))
         self._channel.send(CollectorsUpdate(self._collectors))
         self._channel.send(self._log_sources)
+        self._channel.send(WorkersEnded(self._ended_workers))  # their packets may be in the socket
         exit_code = await process.wait()
         await closed.wait()  # after the last report
         return exit_code

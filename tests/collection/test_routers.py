@@ -1,5 +1,6 @@
 """Data collection of whole routers: from clients to the files."""
 
+import http.client
 import json
 import os
 import signal
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 from tests.collection.reader import StoredEvent, read_folder
-from tests.processes import descendants, send_request, wait_until
+from tests.processes import PendingRequest, descendants, send_request, wait_until
 from tests.routers import Router, StartRouter, joined_router, open_echo_service
 
 PAYLOADS = {"collections": {"request": {"enabled": True}, "response": {"enabled": True}}}
@@ -170,6 +173,21 @@ def test_killed_collector_is_replaced_and_its_loss_counted(start: StartRouter) -
     assert collector_pid(router) != first
     assert router.stop() == 0
     assert len(collected(router)) == 40
+
+
+def test_exchanges_of_a_worker_that_ended_while_there_was_no_collector_are_counted(start: StartRouter) -> None:
+    router = start({"echo": open_echo_service(collect_model_data=True, delay=60.0, scoring_timeout_ms=300_000)})
+    collector, worker = collector_pid(router), router.workers[0]
+    os.kill(collector, signal.SIGSTOP)
+    # Its beginning is sent before its end, as it is longer than a packet.
+    pending = PendingRequest(router.port, "/api/v1/service/echo/score", b"x" * 130_000)
+    wait_until(lambda: router.metric("requests_in_flight") == 1, "a request in flight")
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: len(router.workers) == 1 and router.workers != [worker], "another worker")
+    os.kill(collector, signal.SIGKILL)
+    with pytest.raises((OSError, http.client.HTTPException)):
+        pending.response()
+    wait_until(lambda: dropped(router) == {"worker-ended": 1}, "the counted request")
 
 
 def test_stopped_collector_blocks_no_request_and_what_has_no_room_is_counted(start: StartRouter) -> None:
