@@ -144,5 +144,5 @@ def _read_program(reader: KeyReader, directory: Path, settings: dict[str, Key]) 
         source_directory=source_directory.resolve() if source else None,
         image=image,
         packages=packages,
-        environment=reader.mapping(("environment", "environmentVariables")) or {},
+        environment=reader.variables(("environment", "environmentVariables")),
     )

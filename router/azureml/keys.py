@@ -3,6 +3,7 @@
 A key that its reader does not ask for is unknown, which is a loss. So no key can be forgotten.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from router.config.yaml_document import YamlDocument
 
 _OFF = frozenset(("false", "none", "0", "", "disabled"))
 """Values with which a key has no effect, in lower case."""
+
+_VARIABLE = re.compile(r"[A-Za-z_.-][A-Za-z0-9_.-]*", re.ASCII)
+"""The names of environment variables that each release of Kubernetes accepts."""
 
 
 class KeyReader:
@@ -71,6 +75,16 @@ class KeyReader:
             else:
                 where = self._document.locate((*path, name))
                 values[name] = Key("" if value is None else value, f"{key.name}.{name}", where)
+        return values
+
+    def variables(self, path: KeyPath) -> dict[str, Key]:
+        """Return environment variables. Collects an error for names that Kubernetes rejects, and for NUL in values."""
+        values = self.mapping(path) or {}
+        for name, key in values.items():
+            if not _VARIABLE.fullmatch(name):
+                self._reject((*path, name), "must have a name of letters, digits, '_', '-' and '.', and no digit first")
+            elif "\0" in key.value:
+                self._reject((*path, name), "must not contain the character NUL")
         return values
 
     def texts(self, path: KeyPath) -> Key | None:

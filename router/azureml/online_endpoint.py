@@ -322,7 +322,7 @@ def _read_program(
         model_directory=model.directory,
         model_path=model.path,
         model_mount_path=reader.text(("model_mount_path",)),
-        environment=reader.mapping(("environment_variables",)) or {},
+        environment=reader.variables(("environment_variables",)),
         routes=routes,
         resources=resources,
     )

@@ -56,6 +56,16 @@ def convert_to_kubernetes(paths: list[Path], name: str | None) -> None:
         ("a.json", {"computeType": "AKS", "autoScaler": 5}, "a.json, line 1: autoScaler: must be a mapping of keys"),
         ("a.json", {"computeType": "AKS", "numReplicas": [1]}, "a.json, line 1: numReplicas: must be a single value"),
         ("a.json", {"computeType": "AKS", "tags": ["a"]}, "a.json, line 1: tags: must be a mapping of keys"),
+        (
+            "a.yml",
+            'name: a\nendpoint_name: b\nenvironment_variables:\n  A: "a"\n  "B C": secret\n',
+            "a.yml, line 5: environment_variables.B C: must have a name of letters, digits, '_', '-' and '.', and no",
+        ),
+        (
+            "a.yml",
+            'name: a\nendpoint_name: b\nenvironment_variables: {A: "secret\\0"}\n',
+            "a.yml, line 3: environment_variables.A: must not contain the character NUL",
+        ),
         ("a.json", {"computeType": "AKS", "tags": {"a": {}}}, "a.json, line 1: tags.a: must be a single value"),
         ("a.yml", {"auth_mode": "key"}, "a.yml: name: is missing"),
         ("a.yml", BLUE | {"endpoint_name": None}, "a.yml: endpoint_name: is missing; --name gives the endpoint"),

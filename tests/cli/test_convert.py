@@ -134,3 +134,18 @@ def test_several_files_must_be_of_azureml(files: list[str], capsys: pytest.Captu
     Path("m.yaml").write_text("services: {a: {addresses: ['127.0.0.1:1']}}")
     assert main(["check", "m.yaml", *files]) == 2
     assert "m.yaml: file: must be a file of Azure ML" in capsys.readouterr().err
+
+
+def test_variable_that_only_kubernetes_allows_has_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("score.py").write_text("def init(): ...\ndef run(data): ...\n")
+    Path("blue.yml").write_text(
+        "name: blue\nendpoint_name: iris\ncode_configuration: {code: ., scoring_script: score.py}\n"
+        "environment_variables:\n  A: b\n  my.setting: c\n"
+    )
+    assert main(["convert", "--to", "local", "blue.yml"]) == 2
+    assert "blue.yml, line 6: environment_variables.my.setting: service iris" in capsys.readouterr().err
+    main(["convert", "--to", "kubernetes", "blue.yml"])
+    assert "name: my.setting" in Path("manifests.yaml").read_text()

@@ -92,6 +92,9 @@ class _Writer:
         if program.source is not None:
             self.locations |= dict.fromkeys(((*path, name) for name in launch), program.source.location)
         self.locations |= {(*path, "environment", name): key.location for name, key in program.environment.items()}
+        # Kubernetes allows more names than a local file, whose errors about `environment` are about its names.
+        rejected = [key for name, key in program.environment.items() if not (name.isascii() and name.isidentifier())]
+        self.locations |= {(*path, "environment"): key.location for key in rejected[:1]}
         if program.kind is ProgramKind.ENTRY_SCRIPT:
             settings.pop("cancellation")  # entry_script implies it
         return self._settings(settings, path) | launch
