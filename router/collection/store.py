@@ -6,12 +6,18 @@ a failure that leaves open whether it took effect.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 _PARTIAL = ".partial"
+_MEASURE_SECONDS = 30.0
+"""Minimum time between two measurements of a full folder."""
 
 
 class StoreError(Exception):
@@ -63,12 +69,14 @@ class Store(Protocol):
 class FolderStore:
     """A folder of the file system. Only its owner can read the files, which have what clients and models send."""
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
-        """`max_bytes`: of all files in the folder. It is created when something is stored."""
+    def __init__(self, root: Path, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`max_bytes`: of all files in the folder. It is created when something is stored. `clock` returns seconds."""
         self._root = root.absolute()
         self._lock = threading.Lock()  # of the size
         self._max_bytes = max_bytes
-        self._size = sum(path.stat().st_size for path in self._root.rglob("*") if path.is_file())
+        self._clock = clock
+        self._size = _folder_size(self._root)
+        self._measured_at = clock()
 
     def append(self, name: str, offset: int, data: bytes) -> None:
         """See `Store.append`."""
@@ -79,6 +87,8 @@ class FolderStore:
         self._write(self._root / (name + _PARTIAL), offset, data)
 
     def _write(self, path: Path, offset: int, data: bytes) -> None:
+        if self._size + len(data) > self._max_bytes:
+            self._measure()
         if self._size + len(data) > self._max_bytes:
             raise RefusedError("folder-full", f"{self._root} has collection_folder_max_bytes")
         try:
@@ -96,6 +106,13 @@ class FolderStore:
         except OSError as error:
             raise StoreError("failed", error.strerror or str(error)) from None
         self._add_size(offset + len(data) - size)
+
+    def _measure(self) -> None:
+        """Measure the full folder again, as files may have been removed."""
+        with self._lock:
+            if self._clock() - self._measured_at >= _MEASURE_SECONDS:
+                self._size = _folder_size(self._root)
+                self._measured_at = self._clock()
 
     def commit(self, name: str, count: int, content_type: str) -> None:
         """See `Store.commit`."""
@@ -128,6 +145,15 @@ class FolderStore:
 
     def close(self) -> None:
         """See `Store.close`."""
+
+
+def _folder_size(root: Path) -> int:
+    size = 0
+    for path in root.rglob("*"):
+        with contextlib.suppress(OSError):  # it was removed meanwhile
+            status = path.lstat()
+            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return size
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -23,7 +23,7 @@ class CollectionSettings:
         default_text="`collected` in state_dir; none with collection_container",
     )
     collection_folder_max_bytes: int = setting(
-        "Maximum size of collection_folder. Further data is dropped and counted.",
+        "Maximum size of collection_folder. Further data is dropped and counted, until files are removed.",
         unit="bytes",
         default=10 * 2**30,
         minimum=2**20,

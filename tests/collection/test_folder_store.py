@@ -58,6 +58,19 @@ def test_limit_includes_what_is_there_already(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"y" * 10
 
 
+def test_full_folder_is_used_again_after_files_were_removed(tmp_path: Path) -> None:
+    now = 0.0
+    store = FolderStore(tmp_path, 100, lambda: now)
+    store.append("old/f", 0, b"x" * 100)
+    (tmp_path / "old/f").unlink()
+    with pytest.raises(RefusedError):  # it is not measured for each append
+        store.append("f", 0, b"y" * 60)
+    now = 60.0
+    store.append("f", 0, b"y" * 60)
+    with pytest.raises(RefusedError):
+        store.append("f", 60, b"y" * 60)
+
+
 def test_only_the_owner_can_read(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "new", 1000)
     store.append("a/f", 0, b"x")
