@@ -273,8 +273,9 @@ GROUPS: dict[str, tuple[MetricSpec, ...]] = {
         MetricSpec("collection_bytes", _COUNTER, "Bytes that were stored, with bodies of their own.",
                    (*_VERSION, "collection")),
         MetricSpec("collection_dropped", _COUNTER, "Events that were not stored. Reasons: `worker-buffer` (the "
-                   "collector took them too slowly), `buffer` (`collection_buffer_bytes`), `folder-full`, `refused` "
-                   "(by the storage), `shutdown`, `worker-ended` or `collector-ended` (they ended unexpectedly).",
+                   "collector took them too slowly, or the path and captured headers are longer than 60 kB), `buffer` "
+                   "(`collection_buffer_bytes`), `folder-full`, `shutdown`, `worker-ended` or "
+                   "`collector-ended` (they ended unexpectedly).",
                    (*_VERSION, "reason")),
         MetricSpec("collection_truncated", _COUNTER, "Events that were stored without their body, as there was no room "
                    "for it.", (*_VERSION, "collection")),
