@@ -29,10 +29,12 @@ _HEADERS = Setting(
     pattern_text="names of request headers of letters, digits and '-'",
 )
 
-_CREDENTIALS = frozenset(
-    ("authorization", "proxy-authorization", "cookie", "api-key", "x-api-key", "x-ms-authorization-auxiliary")
+_CREDENTIALS = re.compile(
+    r"(?:.*-)?(?:authorization|authorization-auxiliary|cookie|token|secret|password|credential"
+    r"|(?:access|api|auth|functions|subscription)-?key)"
 )
-"""Headers that have keys or tokens, and are never stored."""
+"""Names of headers that have keys or tokens, and are never stored: `x-ms-token-aad-access-token`,
+`ocp-apim-subscription-key`, `x-functions-key`."""
 
 _RESERVED = frozenset(
     (
@@ -149,7 +151,7 @@ def _headers(raw: object, where: str) -> tuple[str, ...]:
     if not isinstance(raw, Mapping) or not raw.keys() <= {"capture_headers"}:
         raise _error(None, "request_logging must be a mapping with capture_headers", where)
     headers = tuple(name.lower() for name in _nested(_HEADERS, raw.get("capture_headers", ()), where))
-    credentials = sorted(_CREDENTIALS.intersection(headers))
+    credentials = sorted(filter(_CREDENTIALS.fullmatch, headers))
     if credentials:
         raise _error(", ".join(credentials), "request_logging.capture_headers must not have credentials", where)
     attributes = [attribute_name(name) for name in headers]

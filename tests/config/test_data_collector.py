@@ -79,10 +79,23 @@ def test_what_is_no_data_collector_is_refused(raw: object) -> None:
         parse_data_collector(raw)
 
 
-@pytest.mark.parametrize("header", ["Cookie", "x-api-key", "x-request-id", "Path", "type", "-", "a b"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Cookie", "x-api-key", "api-key", "Proxy-Authorization", "x-ms-authorization-auxiliary", "X-Auth-Token",
+        "Ocp-Apim-Subscription-Key", "x-functions-key", "X-MS-TOKEN-AAD-ACCESS-TOKEN", "x-apikey",
+        "x-request-id", "Path", "type", "-", "a b",
+    ],
+)  # fmt: skip
 def test_headers_with_credentials_or_the_name_of_an_attribute_are_refused(header: str) -> None:
     with pytest.raises(SettingsError, match="capture_headers"):
         parse_data_collector({"collections": {"request": {}}, "request_logging": {"capture_headers": [header]}})
+
+
+def test_headers_with_similar_names_are_captured() -> None:
+    headers = ["idempotency-key", "x-token-count", "x-tokens", "x-tenant"]
+    raw = {"collections": {"request": {}}, "request_logging": {"capture_headers": headers}}
+    assert parse_data_collector(raw).capture_headers == tuple(headers)
 
 
 @pytest.mark.parametrize("path", ["a/../b", "/a", "a//b", "a b", "azureml://datastores/x/paths/", 1])
