@@ -134,9 +134,10 @@ class KeyReader:
                 paths = row.v1 if dialect == "v1" else row.v2
                 if paths:
                     return ".".join(paths[0])
-        by_leaf = {path[-1]: ".".join(path) for path in self._known}
-        similar = most_similar(name, by_leaf)
-        return by_leaf[similar] if similar else None
+        known = sorted(self._known, key=lambda path: (-len(path), path))  # of equal names, the shortest path wins
+        by_name = {part: ".".join(path[: depth + 1]) for path in known for depth, part in enumerate(path)}
+        similar = most_similar(name, by_name)
+        return by_name[similar] if similar else None
 
     def _reject(self, path: KeyPath, problem: str) -> None:
         self._errors.add(SettingsError(".".join(path) or "file", None, problem, self._document.locate(path)))

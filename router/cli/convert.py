@@ -46,8 +46,10 @@ class ConversionReport:
 def run_convert(
     paths: Sequence[Path], target: str, *, out: Path | None, name: str | None, image: str | None, overwrite: bool
 ) -> ConversionReport:
-    """Convert the files and write the result. Raises `SettingsError` for all faults of the files, and OSError."""
+    """Convert the files and write the result. Raises `SettingsError` for all faults of the files."""
     out = out or Path(_DEFAULT_FILES[target])
+    if str(out) == "-" or (out.exists() and not out.is_file()):  # a device would be replaced
+        raise ArgumentError("--out", str(out), "must be a file; it may have keys, which are never printed")
     if out.exists() and not overwrite:
         raise ArgumentError("--out", str(out), "exists; --force replaces it")
     if image is not None and target != "kubernetes":
@@ -79,13 +81,16 @@ def _comment(losses: Sequence[Loss]) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read. A previous one is replaced as a whole."""
+    """Write a file that only its owner can read. A previous one is replaced as a whole. Raises `ArgumentError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(fd, "w") as file:
-            file.write(text)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "w") as file:
+                file.write(text)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:  # which names the temporary file
+        raise ArgumentError("--out", str(path), f"cannot be written: {error.strerror}") from error

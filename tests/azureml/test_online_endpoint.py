@@ -176,6 +176,7 @@ def test_losses(endpoint: dict[str, Any], fields: dict[str, Any], losses: set[st
         ("num_replicas", "instance_count"),
         ("entry_script", "code_configuration.scoring_script"),
         ("enviroment_variables", "environment_variables"),
+        ("request_setting", "request_settings"),
     ],
 )
 def test_names_of_other_dialects_are_suggested(key: str, suggestion: str) -> None:

@@ -1,6 +1,7 @@
 """`azureml-fe convert`: exit codes, the written file, and that secrets are in it only."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -149,3 +150,22 @@ def test_variable_that_only_kubernetes_allows_has_its_line(
     assert "blue.yml, line 6: environment_variables.my.setting: service iris" in capsys.readouterr().err
     main(["convert", "--to", "kubernetes", "blue.yml"])
     assert "name: my.setting" in Path("manifests.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("out", "problem"),
+    [
+        ("missing/a.yaml", "cannot be written: No such file or directory"),
+        ("iris.yaml/a.yaml", "cannot be written: Not a directory"),
+        ("..", "must be a file; it may have keys"),
+        ("pipe", "must be a file; it may have keys"),
+        ("-", "must be a file; it may have keys"),
+    ],
+)
+def test_unusable_output_is_named(files: list[str], capsys: pytest.CaptureFixture[str], out: str, problem: str) -> None:
+    os.mkfifo("pipe")
+    Path("iris.yaml").touch()
+    assert main(["convert", "--to", "local", *files, "--force", "--out", out]) == 2
+    assert f"--out = '{out}': {problem}" in capsys.readouterr().err
+    assert not Path("-").exists()
+    assert Path("pipe").is_fifo()
