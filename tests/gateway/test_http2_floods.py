@@ -7,11 +7,15 @@ from router.http.http2.frames import MAX_CREDIT
 from tests.gateway.harness import GatewayHarness
 from tests.gateway.http2_client import (
     ACK,
+    COMPRESSION_ERROR,
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
     ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    GOAWAY,
     HEADERS,
     INITIAL_WINDOW_SIZE,
     PADDED,
@@ -25,7 +29,7 @@ from tests.gateway.http2_client import (
     settings,
     window_update,
 )
-from tests.gateway.http_connection import ok, post, run_loop
+from tests.gateway.http_connection import KEY, ok, post, run_loop
 
 pytestmark = pytest.mark.gateway(http2="on")
 
@@ -123,6 +127,30 @@ async def test_provoked_reset_ends_the_connection(harness: GatewayHarness, provo
     assert code != 0
     await connection.wait_closed()
     await harness.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("violation", "code"),
+    [
+        pytest.param(window_update(0, 0), PROTOCOL_ERROR, id="zero window update"),
+        pytest.param(frame(DATA, 0, 1, b"x" * 16384) * 5, FLOW_CONTROL_ERROR, id="more than the window"),
+        pytest.param(window_update(1, 2**31 - 1), FLOW_CONTROL_ERROR, id="window overflow"),
+        pytest.param(settings((INITIAL_WINDOW_SIZE, 2**31)), FLOW_CONTROL_ERROR, id="window in the settings"),
+        pytest.param(frame(GOAWAY, payload=b"x"), FRAME_SIZE_ERROR, id="length of a frame"),
+        pytest.param(frame(HEADERS, END_HEADERS, 5, b"\xff"), COMPRESSION_ERROR, id="compression"),
+        pytest.param(frame(DATA, 0, 7, b"x"), PROTOCOL_ERROR, id="idle stream"),
+    ],
+)
+async def test_violation_beside_requests_is_no_fault(
+    harness: GatewayHarness, caplog: pytest.LogCaptureFixture, violation: bytes, code: int
+) -> None:
+    """The connection ends, and takes no responses to the requests of the same slice."""
+    (await harness.add_replica()).auto_respond()
+    client = await _client(harness)
+    sent = [client.head(request_fields(key=key), end=False) for key in (KEY, "wrong")]
+    client.send(*sent, frame(DATA, 0, 1, b"x" * 5000), frame(DATA, 0, 3, b"x" * 5000), violation)
+    await _assert_disconnected(harness, client, code)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
