@@ -346,7 +346,9 @@ class Http2Connection(StreamOwner):
     def on_trailers(self, stream_id: int, fields: tuple[tuple[bytes, bytes], ...]) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.closed:
-            stream.complete_body(fields)
+            refusal = stream.on_trailers(fields)
+            if refusal is not None:
+                self._refused.append((stream, refusal))
             self._touched[stream_id] = stream
 
     def on_stream_closed(self, stream_id: int) -> None:

@@ -131,6 +131,13 @@ def read_request(
     return request
 
 
+def are_trailers_too_large(fields: tuple[tuple[bytes, bytes], ...], settings: RouterSettings) -> bool:
+    """Return True if trailers exceed a limit of heads. The codec's own limits are some times higher."""
+    if len(fields) > settings.max_headers:
+        return True
+    return sum(len(name) + len(value) for name, value in fields) > settings.max_head_bytes
+
+
 def read_trailers(fields: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, ...]:
     """Return the trailers that may be passed on, as header lines."""
     return tuple(name + b": " + value for name, value in fields if may_be_trailer(name))

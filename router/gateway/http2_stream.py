@@ -16,7 +16,13 @@ from typing import Final
 
 from router.gateway.context import GatewayContext
 from router.gateway.exchange import DONE, NEW, Exchange
-from router.gateway.http2_request import Http2Request, read_trailers, response_fields, trailer_fields
+from router.gateway.http2_request import (
+    Http2Request,
+    are_trailers_too_large,
+    read_trailers,
+    response_fields,
+    trailer_fields,
+)
 from router.http import http1, responses
 from router.http.http2.codec import Http2Codec, StreamEvents
 from router.http.http2.frames import CANCEL, INTERNAL_ERROR, NO_ERROR
@@ -121,6 +127,15 @@ class Http2Stream(ClientStream):
             request.body.append(data)
         if request.body_bytes > self._context.settings.max_payload_bytes:
             return responses.payload_too_large(self._context.settings.max_payload_bytes)
+        return None
+
+    def on_trailers(self, fields: tuple[tuple[bytes, bytes], ...]) -> LocalResponse | None:
+        """Complete the request with trailers. Return the response if there is a reason to refuse it."""
+        settings = self._context.settings
+        if are_trailers_too_large(fields, settings):
+            self.complete_body(())
+            return responses.head_too_large(settings.max_head_bytes, settings.max_headers)
+        self.complete_body(fields)
         return None
 
     def complete_body(self, fields: tuple[tuple[bytes, bytes], ...]) -> None:

@@ -273,6 +273,28 @@ async def test_body_without_length(harness: GatewayHarness) -> None:
     await client.response(stream)
 
 
+@pytest.mark.gateway(http2="on", max_headers=10, max_head_bytes=8192)
+@pytest.mark.parametrize("trailers", [[("x", "y")] * 11, [("x", "y" * 8192)]], ids=["number", "size"])
+@pytest.mark.parametrize("begun", [True, False])
+async def test_trailers_over_a_limit(harness: GatewayHarness, trailers: list[tuple[str, str]], begun: bool) -> None:
+    harness.set_service(request_buffering=False)
+    replica = await harness.add_replica()
+    client = await http2_client(harness)
+    stream = client.next_stream()
+    head = client.head(request_fields(), end=False, stream=stream) + frame(DATA, 0, stream, b"x")
+    end = frame(HEADERS, END_HEADERS | END_STREAM, stream, client.encoder.encode(trailers))
+    if begun:
+        client.send(head)
+        await replica.accept()
+        client.send(end)
+    else:
+        client.send(head, end)
+    response = await client.response(stream)
+    assert (response.status, response.response["azureml-fe-error"]) == (431, "headers-too-large")
+    await harness.wait_idle()
+    assert len(replica.connections) == begun
+
+
 async def test_response_trailers_and_chunks(harness: GatewayHarness) -> None:
     replica = await harness.add_replica()
     client = await http2_client(harness)
