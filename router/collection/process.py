@@ -1,8 +1,8 @@
 """The supervisor's side of data collection: the socket of the workers, and the collector process.
 
 The collector is started when the first version collects data. One that ends unexpectedly is replaced after a delay. It
-leaves what it has not read in the socket, and what it had read is counted by its last report. What no collector will
-read, because the router stops, is counted here.
+leaves what it has not read in the socket, and what it had read is counted by its last report. When the router stops
+before there is another one, a last one is started. What no collector will read is counted here.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class CollectorProcess:
         self._ended = _EMPTY  # the sum of the last reports of ended collectors
         self._report = _EMPTY  # the last one of the running collector
         self._running: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._stop_seconds = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._restarts = 0
 
@@ -160,7 +161,7 @@ class CollectorProcess:
 
     async def _keep_running(self, packets: socket.socket) -> None:
         backoff = Backoff(_FIRST_RESTART_DELAY_SECONDS, _MAX_RESTART_DELAY_SECONDS)
-        while not self._stopping:
+        while True:
             started_at = time.monotonic()
             try:
                 exit_code = await self._run(packets)
@@ -168,13 +169,15 @@ class CollectorProcess:
                 event(_log, logging.ERROR, "the collector cannot be started", error=str(error))
                 exit_code = -1
             self._on_ended()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             self._restarts += 1
             event(_log, logging.ERROR, "the collector ended unexpectedly", exit_code=exit_code)
             if time.monotonic() - started_at >= _MIN_LIFETIME_SECONDS:
                 backoff.reset()
-            await asyncio.sleep(backoff.next_delay())
+            with contextlib.suppress(TimeoutError):  # when the router stops, a last one stores what is in the socket
+                async with asyncio.timeout(backoff.next_delay()):
+                    await self._stopping.wait()
 
     async def _run(self, packets: socket.socket) -> int:
         """Run one collector until its end. Return its exit code."""
@@ -197,6 +200,8 @@ class CollectorProcess:
         self._channel.send(CollectorsUpdate(self._collectors))
         self._channel.send(self._log_sources)
         self._channel.send(WorkersEnded(self._ended_workers))  # their packets may be in the socket
+        if self._stopping.is_set():
+            self._channel.send(StopCollector(self._stop_seconds))
         exit_code = await process.wait()
         await closed.wait()  # after the last report
         return exit_code
@@ -233,13 +238,11 @@ class CollectorProcess:
 
     async def stop(self, seconds: float) -> None:
         """Store what is left within this time. All workers must have ended. Does nothing if there is no collector."""
-        self._stopping = True
+        seconds = self._stop_seconds = max(seconds, _MIN_STOP_SECONDS)
+        self._stopping.set()
         if self._sockets is not None:
             self._sockets[1].close()  # the collector reads the end
         if self._running is not None:
-            seconds = max(seconds, _MIN_STOP_SECONDS)
-            if self._channel.is_closed:  # there is none now
-                self._running.cancel()
             self._channel.send(StopCollector(seconds))
             done, _ = await asyncio.wait((self._running,), timeout=seconds + _KILL_MARGIN_SECONDS)
             if not done:
@@ -256,7 +259,8 @@ class CollectorProcess:
 
     def stop_soon(self) -> None:
         """While stopping: store what is left within a second."""
-        if self._stopping:
+        if self._stopping.is_set():
+            self._stop_seconds = _MIN_STOP_SECONDS
             self._channel.send(StopCollector(_MIN_STOP_SECONDS))
 
     def kill(self) -> None:

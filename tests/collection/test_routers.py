@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -171,6 +172,21 @@ def test_killed_collector_is_replaced_and_its_loss_counted(start: StartRouter) -
     for _ in range(20):  # waits in the socket for the next collector
         router.score("echo")
     assert collector_pid(router) != first
+    assert router.stop() == 0
+    assert len(collected(router)) == 40
+
+
+def test_router_that_stops_before_the_next_collector_starts_stores_everything(start: StartRouter) -> None:
+    router = start({"echo": open_echo_service(collect_model_data=True)}, collection_flush_seconds=600)
+
+    def has_restarted(count: int) -> bool:
+        return router.metric("collector_restarts_total") == count
+
+    for count in range(1, 5):  # the next one starts after 4 s
+        os.kill(collector_pid(router), signal.SIGKILL)
+        wait_until(partial(has_restarted, count), "the end of the collector")
+    for _ in range(20):
+        router.score("echo")
     assert router.stop() == 0
     assert len(collected(router)) == 40
 
