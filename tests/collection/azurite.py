@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -102,9 +102,10 @@ class Azurite:
         client = self.client
         return {blob.name: client.download_blob(blob.name).readall() for blob in client.list_blobs()}
 
-    def events(self) -> list[StoredEvent]:
-        """Return the events in all blobs of lines."""
-        return read_files((name, content) for name, content in self.blobs().items() if name.endswith(".jsonl"))
+    def events(self, rolling: Mapping[str, str] | None = None) -> list[StoredEvent]:
+        """Return the events in all blobs of lines. `rolling`: see `read_files`."""
+        lines = ((name, content) for name, content in self.blobs().items() if name.endswith(".jsonl"))
+        return read_files(lines, rolling)
 
 
 @contextlib.contextmanager

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _FILE = re.compile(
     r"modelDataCollector/(?P<endpoint>[^/]+)/(?P<deployment>[^/]+)/(?P<collection>[^/]+)/"
-    r"(?P<time>[0-9]{4}/[0-9]{2}/[0-9]{2}/[0-9]{2})/(?P<instance>[^/]+)\.jsonl"
+    r"(?P<time>[0-9]{4}(/[0-9]{2}){0,4})/(?P<instance>[^/]+)\.jsonl"
 )
+_TIME_PARTS = ("year", "month", "day", "hour", "minute")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{3})?Z")
 _RANGE = re.compile(r"bytes (0-[0-9]+/([0-9]+|\*)|\*/([0-9]+|\*))")
@@ -36,17 +37,19 @@ def read_folder(root: Path) -> list[StoredEvent]:
     return read_files((str(path.relative_to(root)), path.read_bytes()) for path in root.rglob("*.jsonl"))
 
 
-def read_files(files: Iterable[tuple[str, bytes]]) -> list[StoredEvent]:
-    """Return the events of files, given their paths and contents. Each must match the documented layout and format."""
+def read_files(files: Iterable[tuple[str, bytes]], rolling: Mapping[str, str] | None = None) -> list[StoredEvent]:
+    """Return the events of files, given their paths and contents. Each must match the documented layout and format.
+    `rolling`: rolling rates of endpoints other than `hour`."""
     events = []
     for path, content in files:
         match = _FILE.fullmatch(path)
         assert match is not None, path
         assert content.endswith(b"\n"), path
+        depth = _TIME_PARTS.index((rolling or {}).get(match["endpoint"], "hour")) + 1
         for line in content.splitlines():
             attributes = json.loads(line)
             check_event(attributes, match["collection"])
-            assert attributes["time"][:13].replace("-", "/").replace("T", "/") == match["time"], path
+            assert re.split("[-T:]", attributes["time"])[:depth] == match["time"].split("/"), path
             source = f"/onlineEndpoints/{match['endpoint']}/deployments/{match['deployment']}"
             assert attributes["source"].endswith(source)
             events.append(

@@ -1,92 +1,17 @@
 """From frames to stored lines, without processes and without waiting: each event is stored once, or counted."""
 
-import json
 import random
-import uuid
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from router.collection.assembly import Assembly
-from router.collection.buffer import Budget
-from router.collection.event_log import EventLog
-from router.collection.events import MAX_INLINE_BYTES, EventKey, Layout
-from router.collection.frame_reader import Frame
-from router.collection.frames import (
-    BEGIN,
-    END,
-    REQUEST_COMPLETE,
-    REQUEST_DATA,
-    RESPONSE,
-    RESPONSE_COMPLETE,
-    RESPONSE_DATA,
-    RESTART,
-    end_payload,
-    join_fields,
-)
-from router.collection.store import FileLostError, FolderStore, RefusedError, Store, StoreError
-from router.collection.writer import carry_out
+from router.collection.events import MAX_INLINE_BYTES, EventKey
+from router.collection.frames import REQUEST_DATA, RESTART
+from router.collection.store import FolderStore
 from router.model.data_collection import PAYLOADS
 from tests.collection.faulty_store import FaultyStore
 from tests.collection.reader import StoredEvent, read_folder
-
-DAY = 86_400
-START = 1_700_006_400.0  # midnight, UTC
-
-
-class Simulation:
-    """An assembly and its log, with the time of the test."""
-
-    def __init__(self, store: Store, *, limit: int = 2**26) -> None:
-        self.store = store
-        self.now = 0.0
-        self.log = EventLog(Layout("pod-1"), Budget(limit), flush_seconds=5.0, url=store.url)
-        self.assembly = Assembly(self.log, lambda: str(uuid.uuid4()))
-        self.number = 0
-
-    def feed(self, kind: int, payload: bytes = b"", sender: int = 1) -> None:
-        self.assembly.feed(Frame(sender, self.number, kind, memoryview(payload)), self.now)
-
-    def begin(self, service: str, request: bytes) -> str:
-        self.number += 1
-        request_id = str(uuid.uuid4())
-        fields = (service, "default", request_id, f"{START + self.now:.3f}", "1", "POST", "/score", "application/json")
-        self.feed(BEGIN, join_fields([field.encode() for field in fields]))
-        self.feed(REQUEST_DATA, request)
-        return request_id
-
-    def exchange(self, service: str, request: bytes, response: bytes, *, complete: bool = True) -> str:
-        request_id = self.begin(service, request)
-        self.respond(service, response)
-        self.end(len(request), len(response), complete=complete)
-        return request_id
-
-    def respond(self, service: str, response: bytes) -> None:
-        fields = (service, "default", f"{START + self.now:.3f}", "200", "")
-        self.feed(RESPONSE, join_fields([field.encode() for field in fields]))
-        self.feed(RESPONSE_DATA, response)
-
-    def end(self, request_size: int, response_size: int, *, complete: bool = True) -> None:
-        flags = REQUEST_COMPLETE | (RESPONSE_COMPLETE if complete else 0)
-        self.feed(END, end_payload(flags, request_size, response_size))
-
-    def write(self, *, everything: bool = False) -> None:
-        for work in list(self.log.take_work(self.now, everything=everything)):
-            try:
-                carry_out(self.store, work)
-            except StoreError:
-                self.log.on_failed(work)
-            except FileLostError:
-                self.log.on_lost(work, self.now)
-            except RefusedError as error:
-                self.log.on_refused(work, error.reason, self.now)
-            else:
-                self.log.on_done(work, self.now)
-
-    def write_all(self) -> None:
-        while not self.log.is_empty:
-            self.write(everything=True)
+from tests.collection.simulation import Simulation, check_stored
 
 
 def requests_of(events: list[StoredEvent]) -> dict[str, dict[str, object]]:
@@ -97,23 +22,9 @@ def requests_of(events: list[StoredEvent]) -> dict[str, dict[str, object]]:
 def test_each_line_of_a_day_is_stored_once_in_its_file(tmp_path: Path, rate: float) -> None:
     rng = random.Random(1)
     simulation = Simulation(FaultyStore(tmp_path, rng, rate))
-    sent: dict[str, tuple[str, int]] = {}
-    number = 0
-    while simulation.now < DAY:
-        simulation.now += rng.expovariate(1 / 20)
-        for _ in range(rng.randrange(5)):
-            number += 1
-            service = rng.choice(["iris", "team-a/resnet"])
-            body = json.dumps({"number": number}).encode()
-            sent[simulation.exchange(service, body, body)] = (service, number)
-        simulation.write()
-    simulation.write_all()
+    sent = simulation.pass_day(rng, ["iris", "team-a/resnet"], 20.0)
     events = read_folder(tmp_path)  # checks files, times and formats
-    stored = [(e.collection, e.attributes["correlationid"]) for e in events]
-    assert Counter(stored) == Counter((c, each) for c in ("request", "response") for each in sent)
-    for event in events:
-        service, number = sent[event.attributes["correlationid"]]
-        assert (event.endpoint, event.attributes["data"]) == (service.replace("/", "."), {"number": number})
+    check_stored(events, sent)
     assert sum(simulation.log.counts.events.values()) == 2 * len(sent) > 15_000
     assert not simulation.log.counts.dropped
     assert simulation.log.budget.used == 0
