@@ -58,7 +58,7 @@ _UNCOUNTED_INPUT_BYTES: Final = 4096
 # A client may respond to each DATA frame with a WINDOW_UPDATE for the stream, one for the connection, and a PING. What
 # is sent without new data, as the acknowledgement of a PING or a byte for which a window was opened, earns nothing.
 _CREDIT_PER_PUSH: Final = 4
-_CREDIT_SHIFT: Final = 12  # one credit for each 4 KiB
+_CREDIT_SHIFT: Final = 10  # one credit for each KiB: some clients send two WINDOW_UPDATEs for 4 KiB
 # A client acknowledges the first GOAWAY by its acknowledgement of a PING, or it is assumed to have heard of it.
 _GOAWAY_SECONDS: Final = 1.0
 _MAX_CLOSE_SECONDS: Final = 30.0

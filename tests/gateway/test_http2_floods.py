@@ -223,6 +223,23 @@ async def test_usual_control_frames_are_no_flood(harness: GatewayHarness) -> Non
     assert not client.goaways
 
 
+async def test_download_by_small_reads_is_no_flood(harness: GatewayHarness) -> None:
+    """A client that opens both windows after each 4 KiB, as Go's does for small reads."""
+    size = 8_000_000
+    (await harness.add_replica()).auto_respond(ok(b"x" * size))
+    client = await _client(harness)
+    stream = client.get()
+    await client.head_of(stream)
+    received, taken = client.streams[stream], 0
+    while taken < size:
+        await client.wait_until(lambda count=taken: len(received.data) > count or received.done, "more data")  # type: ignore[misc]
+        assert not received.done or len(received.data) == size
+        pieces = max((len(received.data) - taken) // 4096, 1)
+        client.send(*[window_update(number, 4096) for number in (stream, 0)] * pieces)
+        taken += pieces * 4096
+    assert not client.goaways
+
+
 @pytest.mark.parametrize("size", [0, 1, 16384])
 async def test_continuation_flood(harness: GatewayHarness, size: int) -> None:
     """CVE-2024-27316: a header block without end."""
