@@ -101,7 +101,9 @@ def _read_endpoints(
             problem = f"no file has this endpoint; given: {', '.join(endpoints)}"
             errors.add(SettingsError("endpoint_name", endpoint_name, problem, where))
         if deployments or not has_unread:
-            service, lost = read_endpoint(endpoints.get(endpoint_name), endpoint_name, deployments, errors)
+            service, lost = read_endpoint(
+                endpoints.get(endpoint_name), endpoint_name, deployments, errors, has_unread=has_unread
+            )
             services.append(service)
             losses += lost
     return services

@@ -61,9 +61,15 @@ _DATA_ASSET = "data assets are in the workspace; give the folder as data.path"
 _ONLY_IN_AZURE = "only Azure ML uses it"
 _ROUTES: KeyPath = ("environment", "inference_config")
 _MEANINGLESS: tuple[KeyPath, ...] = tuple(
-    (name,) for name in ("$schema", "type", "kind", "id", "provisioning_state", "location")
-)
+    (name,)
+    for name in (
+        "$schema", "type", "kind", "id", "provisioning_state", "location",
+        "scoring_uri", "openapi_uri", "resourceGroup", "creation_context",
+    )
+)  # fmt: skip
+"""Keys that name a resource of Azure, or that `az ml online-endpoint show` adds."""
 
+_REFERENCE = re.compile(r"azureml:|/subscriptions/|https?:", re.IGNORECASE)
 _MODEL_REFERENCE = re.compile(r"azureml:([A-Za-z0-9._-]+)[:@]([A-Za-z0-9._-]+)")
 _CPU = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(m?)", re.ASCII)
 _MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kKMGT]i?|)", re.ASCII)
@@ -121,10 +127,15 @@ class Endpoint:
 
 
 def read_endpoint(
-    endpoint: Endpoint | None, name: str, deployments: Iterable[YamlDocument], errors: ErrorCollector
+    endpoint: Endpoint | None,
+    name: str,
+    deployments: Iterable[YamlDocument],
+    errors: ErrorCollector,
+    *,
+    has_unread: bool = False,
 ) -> tuple[DeclaredService, list[Loss]]:
     """Return the service of an endpoint and its deployments, and the losses of the deployments. The endpoint's file may
-    be missing. Collects errors."""
+    be missing. With `has_unread`, a deployment of the traffic may be missing, too. Collects errors."""
     versions: dict[str, DeclaredVersion] = {}
     losses: list[Loss] = []
     for document in deployments:
@@ -138,7 +149,7 @@ def read_endpoint(
     traffic = endpoint.traffic if endpoint is not None else {}
     if endpoint is not None:
         for each, key in traffic.items():
-            if each not in versions and key.value != "0":
+            if each not in versions and key.value != "0" and not has_unread:
                 problem = f"no file has this deployment; given: {', '.join(versions) or 'none'}"
                 errors.add(SettingsError(key.name, key.value, problem, key.where))
         if not versions:
@@ -292,6 +303,10 @@ def _read_program(
 ) -> Program:
     code = reader.text(("code_configuration", "code"))
     script = reader.text(("code_configuration", "scoring_script"))
+    if code is not None and _REFERENCE.match(code.value):
+        problem = "is in the workspace; download the code, and give its directory"
+        errors.add(SettingsError(code.name, code.value, problem, code.where))
+        code = script = None
     environment = _read_environment(reader, errors)
     model = _read_model(reader, directory)
     source_directory = (directory / code.value).resolve() if code else None

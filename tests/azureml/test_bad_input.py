@@ -58,6 +58,11 @@ def convert_to_kubernetes(paths: list[Path], name: str | None) -> None:
         ("a.json", {"computeType": "AKS", "tags": ["a"]}, "a.json, line 1: tags: must be a mapping of keys"),
         (
             "a.yml",
+            BLUE | {"code_configuration": {"code": "/subscriptions/a/codes/b", "scoring_script": "score.py"}},
+            "a.yml, line 2: code_configuration.code = '/subscriptions/a/codes/b': is in the workspace; download the",
+        ),
+        (
+            "a.yml",
             'name: a\nendpoint_name: b\nenvironment_variables:\n  A: "a"\n  "B C": secret\n',
             "a.yml, line 5: environment_variables.B C: must have a name of letters, digits, '_', '-' and '.', and no",
         ),
@@ -92,6 +97,12 @@ def test_values_are_checked_although_the_files_have_other_faults(directory: Path
     config = {"computeType": "AKS", "autoScaler": 5, "authEnabled": "maybe", "scoringTimeoutMs": 999999}
     keys = [line.split(": ")[1] for line in errors_of({"a.json": config}, "a")]
     assert sorted(keys) == ["authEnabled", "autoScaler", "scoringTimeoutMs"]
+
+
+def test_deployment_that_may_be_in_an_unreadable_file_is_not_missing(directory: Path) -> None:
+    endpoint = ENDPOINT | {"traffic": {"blue": 90, "green": 10}}
+    (line,) = errors_of({"e.yml": endpoint, "b.yml": BLUE, "green.yml": "name: ["})
+    assert line.startswith("green.yml, line 1: file: is not YAML")
 
 
 def test_fault_of_the_traffic_is_reported_once(directory: Path) -> None:

@@ -168,6 +168,13 @@ def test_losses(endpoint: dict[str, Any], fields: dict[str, Any], losses: set[st
     service_of(*documents)
 
 
+def test_keys_that_azure_ml_shows_without_a_file_are_no_losses() -> None:
+    """`az ml online-endpoint show` and `online-deployment show` print them."""
+    shown = {"id": "/subscriptions/a", "provisioning_state": "Succeeded", "location": "a", "resourceGroup": "a"}
+    addresses = {"scoring_uri": "http://a/score", "openapi_uri": "http://a/swagger.json"}
+    assert lost(ENDPOINT | shown | addresses, deployment(**shown)) == set()
+
+
 @pytest.mark.parametrize(
     ("key", "suggestion"),
     [
