@@ -8,6 +8,7 @@ it, and nothing of them is printed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from router.config.schema import ArgumentError
 from router.config.yaml_document import dump_yaml
 
 _DEFAULT_FILES = {"local": "services.yaml", "kubernetes": "manifests.yaml"}
+_IMAGE = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:/@\[\]-]*", re.ASCII)
+"""The characters of a reference to an image, with brackets for an IPv6 address of a registry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ def run_convert(
         raise ArgumentError("--out", str(out), "exists; --force replaces it")
     if image is not None and target != "kubernetes":
         raise ArgumentError("--image", image, "allowed only with --to kubernetes")
+    if image is not None and not _IMAGE.fullmatch(image):
+        raise ArgumentError("--image", image, "must be the name of an image: REGISTRY/NAME:TAG")
     conversion = convert_files(paths, name)
     text, losses = _to_local(conversion, out) if target == "local" else _to_kubernetes(conversion, image)
     _write_private(out, _comment(losses) + text)

@@ -169,3 +169,10 @@ def test_unusable_output_is_named(files: list[str], capsys: pytest.CaptureFixtur
     assert f"--out = '{out}': {problem}" in capsys.readouterr().err
     assert not Path("-").exists()
     assert Path("pipe").is_fifo()
+
+
+@pytest.mark.parametrize("image", ["", "two words", "-a", "a\nb"])
+def test_impossible_image_is_rejected(files: list[str], capsys: pytest.CaptureFixture[str], image: str) -> None:
+    assert main(["convert", "--to", "kubernetes", *files, f"--image={image}"]) == 2
+    assert "must be the name of an image" in capsys.readouterr().err
+    assert not Path("manifests.yaml").exists()
