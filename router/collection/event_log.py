@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from router.collection.buffer import Batch, Budget, LineBuffer
 from router.collection.events import MAX_INLINE_BYTES, BlobAddress, Event, EventKey, Layout, embedded, line
-from router.collection.uploads import Block, Commit, Discard, Upload
+from router.collection.uploads import BLOCK_BYTES, Block, Commit, Discard, Upload
 from router.model.data_collection import DataCollector
 
 Work = Batch | Block | Commit | Discard
@@ -42,7 +42,7 @@ class Body:
         self.upload: Upload | None = None
         self._budget = budget
         self._open_upload = open_upload
-        self._pieces: list[bytes] = []
+        self._data = bytearray()  # a list of small pieces would need many times their size
 
     def add(self, piece: bytes) -> None:
         """Add a piece. The body is truncated if there is no room."""
@@ -55,7 +55,7 @@ class Body:
         elif self.upload is not None:
             self.upload.append(piece)
         else:
-            self._pieces.append(piece)
+            self._data += piece
             if self.size > MAX_INLINE_BYTES:
                 self.move_to_upload()
 
@@ -68,16 +68,17 @@ class Body:
     def move_to_upload(self) -> Upload:
         """Make the body a blob of its own."""
         self.upload = upload = self._open_upload()
-        for piece in self._pieces:
-            upload.append(piece)
-        self._pieces = []
+        view = memoryview(self._data)
+        for start in range(0, len(view), BLOCK_BYTES):
+            upload.append(view[start : start + BLOCK_BYTES])
+        self._data = bytearray()
         return upload
 
     def truncate(self) -> None:
         """Give the body up, and its memory back."""
         self.truncated = True
-        self._budget.release(sum(map(len, self._pieces)))
-        self._pieces = []
+        self._budget.release(len(self._data))
+        self._data = bytearray()
         if self.upload is not None:
             self.upload.abort()
             self.upload = None
@@ -90,12 +91,12 @@ class Body:
 
     def join(self) -> bytes:
         """Return the body in memory."""
-        return b"".join(self._pieces)
+        return bytes(self._data)
 
     def release(self) -> None:
         """Give the memory back after `join`."""
-        self._budget.release(sum(map(len, self._pieces)))
-        self._pieces = []
+        self._budget.release(len(self._data))
+        self._data = bytearray()
 
 
 @dataclass(slots=True, eq=False)

@@ -46,8 +46,7 @@ class Upload:
         self.ended = False
         """True once it is committed or discarded."""
         self._budget = budget
-        self._pieces: list[bytes] = []
-        self._pending = 0  # bytes in `_pieces`
+        self._pending = bytearray()  # of the next block
         self._blocks: deque[Block] = deque()
         self._count = 0
         self._offset = 0
@@ -58,32 +57,31 @@ class Upload:
         """True if the body was given up."""
         return self._aborted
 
-    def append(self, piece: bytes) -> None:
+    def append(self, piece: bytes | memoryview) -> None:
         """Add a piece of the body, whose bytes are reserved."""
-        self._pieces.append(piece)
-        self._pending += len(piece)
+        self._pending += piece
         self.size += len(piece)
-        if self._pending >= BLOCK_BYTES:
+        if len(self._pending) >= BLOCK_BYTES:
             self._cut()
 
     def _cut(self) -> None:
-        data = b"".join(self._pieces)
+        data = bytes(self._pending)
         self._blocks.append(Block(self, self._count, self._offset, data))
         self._count += 1
         self._offset += len(data)
-        self._pieces, self._pending = [], 0
+        self._pending = bytearray()
 
     def finish(self) -> None:
         """The body is complete."""
-        if self._pieces:
+        if self._pending:
             self._cut()
         self._finished = True
 
     def abort(self) -> None:
         """Give the body up, and its memory back."""
         in_flight = len(self._blocks[0].data) if self._busy and self._blocks else 0
-        self._budget.release(self._pending + sum(len(block.data) for block in self._blocks) - in_flight)
-        self._pieces, self._pending = [], 0
+        self._budget.release(len(self._pending) + sum(len(block.data) for block in self._blocks) - in_flight)
+        self._pending = bytearray()
         self._blocks = deque([self._blocks[0]] if in_flight else [])
         self._aborted = True
 

@@ -1,6 +1,7 @@
 """From frames to stored lines, without processes and without waiting: each event is stored once, or counted."""
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_body_beyond_the_budget_leaves_metadata(tmp_path: Path) -> None:
     assert "data" not in attributes
     assert not list(tmp_path.rglob("*.partial"))
     assert simulation.log.budget.used == 0
+
+
+@pytest.mark.parametrize("size", [2 * 2**20, 6 * 2**20])
+def test_body_of_small_pieces_needs_little_more_memory_than_its_bytes(tmp_path: Path, size: int) -> None:
+    log = Simulation(FolderStore(tmp_path, 2**30)).log
+    body = log.new_body("id", EventKey("iris", "default", "request"), PAYLOADS, 0.0, "")
+    tracemalloc.start()
+    try:
+        for start in range(0, size, 4):
+            body.add(start.to_bytes(4))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size == log.budget.used <= used < 1.5 * size
 
 
 def test_incomplete_bodies_leave_metadata(tmp_path: Path) -> None:
