@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.collection.azurite import Azurite, running_azurite, settings_file
+from tests.collection.azurite import Azurite, needs_azurite, running_azurite, settings_file
 from tests.processes import wait_until
 from tests.routers import Router, StartRouter, open_echo_service
+
+pytestmark = needs_azurite
 
 BLOB = "dynamic.yaml"
 

@@ -19,7 +19,9 @@ from router.config.router import RouterSettings, load_settings
 from router.config.schema import SettingsError
 from router.dynamic.blob import BlobSource
 from router.dynamic.source import MAX_DOCUMENT_BYTES, Document, SourceUnavailable
-from tests.collection.azurite import Azurite, running_azurite, settings_file
+from tests.collection.azurite import Azurite, needs_azurite, running_azurite, settings_file
+
+pytestmark = needs_azurite
 
 BLOB = "settings/dynamic.yaml"
 

@@ -11,7 +11,7 @@ import pytest
 
 from router.dynamic.config_map import DOCUMENT_KEY
 from tests.cluster.kubernetes.router_processes import RouterProcess, RouterStarter, deploy_model
-from tests.collection.azurite import running_azurite, settings_file
+from tests.collection.azurite import needs_azurite, running_azurite, settings_file
 from tests.kube_standin.cluster import ROUTER, Cluster, wait_for_event
 from tests.processes import send_request, wait_until
 
@@ -154,6 +154,8 @@ def test_missing_permission_and_missing_config_map_do_not_keep_a_router_from_ser
     wait_until(partial(has_slots, router, 5), "the dynamic configuration")
 
 
+@needs_azurite[0]
+@needs_azurite[1]
 def test_two_pods_apply_the_same_blob_and_keep_it_while_storage_is_away(
     cluster: Cluster, routers: RouterStarter, model_port: int, tmp_path: Path
 ) -> None:
