@@ -57,7 +57,7 @@ def test_command_has_the_credential_of_the_service(
 ) -> None:
     command = curl_command(parse_service("iris", settings), URL, Trial("score", "{}"), secrets(**options))
     body = ["-H", "Content-Type: application/json", "-d", "{}"]
-    assert shlex.split(command) == ["curl", "-s", URL, *(["-H", header] if header else []), *body]
+    assert shlex.split(command) == ["curl", "-sS", URL, *(["-H", header] if header else []), *body]
 
 
 def test_own_command_is_a_name_only_if_that_is_this_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
