@@ -182,8 +182,11 @@ class ControlLoop:
         """Stop scaling a version, or resume scaling it as a new version."""
         scaled = self._scaled.get(key)
         if scaled is not None and scaled.scaling_suspended is not suspended:
-            self._restart(key, scaled, now)
-            self._scaled[key].scaling_suspended = suspended
+            restarted = self._restart(key, scaled, now)
+            restarted.scaling_suspended = suspended
+            # More replicas may be present now, for example during a rolling update.
+            if (requested := scaled.reconciler.requested_replicas) is not None:
+                restarted.reconciler.record_external_request(requested)
 
     def restart(self, now: float, requested: Mapping[VersionKey, int]) -> None:
         """Begin to scale all versions at `now`. Earlier usage is discarded, cordons are kept.

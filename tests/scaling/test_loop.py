@@ -380,6 +380,18 @@ def test_suspended_version_is_not_scaled_and_restarts_when_resumed() -> None:
     assert harness.desired == 4, "time without observation may have been busy: the requested number is held"
 
 
+def test_additional_replica_of_a_rolling_update_is_not_cordoned_when_scaling_resumes() -> None:
+    harness = Harness("a")
+    harness.loop.replicas_changed_externally(IRIS, 1)
+    harness.run(1)
+    harness.loop.set_scaling_suspended(IRIS, harness.now, suspended=True)
+    harness.set_replicas("a", "b")
+    harness.loop.set_scaling_suspended(IRIS, harness.now, suspended=False)
+    harness.report("w0", 1, 1.0)
+    step = harness.step(1.0)
+    assert step is None or not any(isinstance(action, Cordon) for action in step.actions)
+
+
 def test_new_leader_holds_the_requested_number_and_keeps_cordons() -> None:
     harness = Harness("a", "b", "c", autoscale_scale_down_seconds=10.0)
     harness.report("w0", 50, 1.0)  # reported before it led: ignored

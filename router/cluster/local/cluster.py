@@ -162,7 +162,10 @@ class LocalCluster:
             self._versions[key] = _LocalVersion(
                 key, version, launch, self._context, on_replicas=self._report, on_retired=self._forget
             )
-        self._versions[key].update(version, launch)
+        local = self._versions[key]
+        local.update(version, launch)
+        if local.is_scaled and self._listener is not None:
+            self._listener.replicas_changed_externally(key, local.wanted)
 
     def scale(self, key: VersionKey, replicas: int, remove: Collection[str] = ()) -> None:
         """See `Cluster`. Does nothing for a version with fixed addresses, for a version that the configuration no
@@ -264,25 +267,31 @@ class _LocalVersion:
         self._on_replicas = on_replicas
         self._on_retired = on_retired
         self._reported: tuple[Replica, ...] | None = None
-        self._is_scaled = True
+        self.is_scaled = True
+        """False if the version has fixed addresses."""
         self._is_retired = False
         self._processes = ProcessReplicas(key, version, launch, context, self._on_change)
         self._static = StaticReplicas(key, version, launch, context, self._on_change)
 
+    @property
+    def wanted(self) -> int:
+        """The wanted number of processes. During a replacement there is one more."""
+        return self._processes.wanted
+
     def update(self, version: Version, launch: LaunchSettings) -> None:
         """Apply changed settings, and start replicas until there is the minimum number."""
         self._is_retired = False
-        self._is_scaled = not launch.addresses
+        self.is_scaled = not launch.addresses
         self._processes.update(version, launch)
         self._static.update(version, launch)
         # Surplus replicas are removed by `scale`, whose caller knows which ones are idle.
         fewest = version.autoscale_min_replicas if version.num_replicas is None else version.num_replicas
-        self._processes.set_wanted(max(fewest, self._processes.wanted) if self._is_scaled else 0)
+        self._processes.set_wanted(max(fewest, self._processes.wanted) if self.is_scaled else 0)
         self._on_change()
 
     def scale(self, replicas: int, remove: Collection[str]) -> None:
         """Set the wanted number of processes."""
-        if self._is_scaled and not self._is_retired:
+        if self.is_scaled and not self._is_retired:
             self._processes.set_wanted(replicas, remove)
             self._on_change()
 

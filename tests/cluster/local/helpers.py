@@ -64,6 +64,7 @@ class RecordingListener:
         self.services: dict[str, Service] = {}
         self.replicas: dict[VersionKey, tuple[Replica, ...]] = {}
         self.history: list[tuple[VersionKey, tuple[Replica, ...]]] = []
+        self.wanted: dict[VersionKey, int] = {}
         self.notices: list[Notice] = []
         self.texts: list[str] = []
         self._reported = asyncio.Event()
@@ -79,7 +80,7 @@ class RecordingListener:
         self._reported.set()
 
     def replicas_changed_externally(self, key: VersionKey, replicas: int) -> None:
-        raise AssertionError("no other controller scales local versions")
+        self.wanted[key] = replicas
 
     def scaling_suspended(self, key: VersionKey, why: str | None) -> None:
         raise AssertionError("local versions are always scaled")

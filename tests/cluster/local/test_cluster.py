@@ -478,6 +478,20 @@ async def test_changed_launch_replaces_replicas_without_reducing_ready_ones(
             assert len(states) - states.count(ReplicaState.DRAINING) <= 3
 
 
+async def test_wanted_number_is_reported_without_the_replica_of_a_replacement(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Otherwise the control loop would take the additional replica for surplus, and give it no requests."""
+    async with running_cluster(make_config(), tmp_path) as (cluster, listener):
+        assert listener.wanted == {KEY: 1}
+        await listener.wait_until(lambda: listener.ready("echo"))
+        await cluster.apply(make_config(print="second edition"))
+        await listener.wait_until(lambda: len(listener.replicas[KEY]) == 2)
+        assert listener.wanted == {KEY: 1}
+        await cluster.apply(make_config("num_replicas: 3", print="second edition"))
+        assert listener.wanted == {KEY: 3}
+
+
 async def test_launch_that_fails_leaves_the_previous_replicas_in_service(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
