@@ -14,14 +14,20 @@ from urllib.request import Request, urlopen
 
 from tests.collection.azurite import Azurite
 
+_MAX_REFUSALS = 3
+
 
 class Throttle:
-    """A proxy in front of Azurite that refuses some requests, before or after they took effect."""
+    """A proxy in front of Azurite that refuses some requests, before or after they took effect.
+
+    It refuses at most three for each blob: the pauses between failed attempts become longer.
+    """
 
     def __init__(self, azurite: Azurite) -> None:
         self.refused: Counter[int] = Counter()
         self.retry_after = "0"
         self._rng = random.Random(1)
+        self._refused_by_blob: Counter[str] = Counter()
         self._upstream = f"http://127.0.0.1:{azurite.port}"
         throttle = self
 
@@ -42,7 +48,8 @@ class Throttle:
 
     def handle(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        fate = self._rng.random()
+        blob = handler.path.partition("?")[0]
+        fate = self._rng.random() if self._refused_by_blob[blob] < _MAX_REFUSALS else 1.0
         status, headers, content = 503, {}, b""
         if fate > 0.3:
             headers = {name: value for name, value in handler.headers.items() if name != "Host"}
@@ -53,6 +60,7 @@ class Throttle:
             status = 429 if fate < 0.15 else 503
             headers, content = {"Retry-After": self.retry_after}, b""
             self.refused[status] += 1
+            self._refused_by_blob[blob] += 1
         handler.send_response(status)
         for name, value in headers.items():
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
