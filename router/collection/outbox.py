@@ -115,11 +115,11 @@ class CollectionOutbox:
         return self._size
 
     def has_room(self, size: int) -> bool:
-        """Return True if so many bytes of bodies have room."""
+        """Return True if there is room for `size` bytes of bodies."""
         return self._size + size <= self._limit
 
     def has_room_for_metadata(self, size: int) -> bool:
-        """Return True if so many bytes of metadata have room."""
+        """Return True if there is room for `size` bytes of metadata."""
         return self._size + size <= self._metadata_limit
 
     def next_number(self) -> int:

@@ -1,7 +1,7 @@
 """The dynamic configuration: settings of the router and of services that change while the router runs. No I/O.
 
 Its settings override those of the router's file, of the file of services and of annotations, but neither flags nor the
-environment. Whoever can write it must not become the owner of the traffic. So it may only have settings with the mark
+environment. A writer of it must not become the owner of the traffic. So it may only have settings with the mark
 `Setting.dynamic`, and those that `dynamic_config_allow` names.
 
 Contains: the parser, which checks names, values and permissions, and reports all errors. Does not contain: rules

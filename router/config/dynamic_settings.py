@@ -70,7 +70,7 @@ class DynamicConfigSettings:
     )
     dynamic_config_allow: tuple[str, ...] = setting(
         "Settings that the dynamic configuration may have in addition to those that the column Dynamic marks with yes. "
-        "Whoever can write it can then change them.",
+        "Its writers can then change them.",
         default=(),
         default_text="none",
         pattern="|".join(POSSIBLE),

@@ -1,6 +1,6 @@
 """What one worker knows of one replica: its state, its failures, and its ejections. Data only.
 
-Does not contain: what follows from that (`outliers`, `suspensions`). Compiled by mypyc. Times are seconds of one
+Does not contain: the effects of that (`outliers`, `suspensions`). Compiled by mypyc. Times are seconds of one
 monotonic clock.
 """
 

@@ -5,7 +5,7 @@
                             -> EJECTED --time, connect succeeds--> HALF_OPEN --next request--> ON_TRIAL
     ON_TRIAL -> in use, or EJECTED again
 
-Lives here: what follows from the decisions of `outliers`: leases, timers, probes, log. A probe only opens a connection
+Lives here: the effects of the decisions of `outliers`: leases, timers, probes, log. A probe only opens a connection
 and closes it: a server that is starting or gone fails it, and it costs no request. A server that hangs passes it,
 because its kernel accepts the connection; that is why an ejected replica has its trial.
 """
